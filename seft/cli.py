@@ -1,13 +1,12 @@
 """The commands that use the library on this machine: `seft prune`, `repair`, `compress`, `evaluate` and others.
 
 They need no service. Results go to stdout as text, or as one JSON object with `--json`. Progress goes to stderr. An
-error ends with exit code 2 and one line that says what must hold, what was given, and how to fix it. `seft reproduce`
-ends with 1 if the bits differ. Torch is imported only when a command needs it.
+error ends with an exit code of `seft.endings` and one line that says what must hold, what was given, and how to fix it.
+`seft reproduce` ends with 1 if the bits differ. Torch is imported only when a command needs it.
 """
 
 import argparse
 import difflib
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,6 +21,7 @@ from seft import file_commands as files
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, default_batch, default_steps
 from seft.console import describe_checkpoint, progress_reporter
 from seft.data.records import require_file
+from seft.endings import report_error, stoppable, write_json
 from seft.errors import SeftError
 from seft.options import Config, add_options, read_options
 from seft.report import Phase, Progress, Reporter
@@ -30,9 +30,7 @@ from seft.runtime import commands as runtime
 if TYPE_CHECKING:
     from seft.checkpoint.facts import Record
 
-BAD_INPUT, INTERRUPTED = 2, 130
 LOADING = Progress(Phase.LOADING, 0, 1)
-EXTRA = "Run pip install '.[torch]' in the folder of the repository."
 REPAIR = "repair "
 """Prefix of the parsed settings of the repair in `seft compress`."""
 LENGTHS = {"tokens", "sequence_tokens"}
@@ -57,31 +55,19 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
     """Run one command line and return its exit code. `program` is the command name in the usage text."""
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
-    try:
-        options = make_parser(program).parse_args(arguments)
-        _require_texts(options)
-        with progress_reporter() as report:
-            data, text = options.run(options, report)
-    except SeftError as error:
-        return _report(error.code, str(error), as_json, error.exit_code)
-    except ModuleNotFoundError as error:
-        message = f"`{program} {arguments[0]}` works on this machine and needs the package {error.name}. {EXTRA}"
-        return _report("package_missing", message, as_json)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    with stoppable() as codes:
+        try:
+            options = make_parser(program).parse_args(arguments)
+            _require_texts(options)
+            with progress_reporter() as report:
+                data, text = options.run(options, report)
+        except BaseException as error:
+            return codes[0] if codes else report_error(error, " ".join([program, *arguments[:1]]), as_json=as_json)
     if as_json:
-        _write_json(data)
+        write_json(data)
     else:
         sys.stdout.write(text + "\n")
     return 0
-
-
-def _report(code: str, message: str, as_json: bool, exit_code: int = BAD_INPUT) -> int:
-    """Write an error to stderr, with `--json` also as an object to stdout. Returns the exit code."""
-    sys.stderr.write(f"error: {message}\n")
-    if as_json:
-        _write_json({"error": {"code": code, "message": message}})
-    return exit_code
 
 
 def _require_texts(options: argparse.Namespace) -> None:
@@ -384,7 +370,3 @@ def _add_place(command: argparse.ArgumentParser) -> None:
 def _checkpoint(out: Path, record: "Record") -> Result:
     data = {"out": str(out), "sparsity": record.sparsity.data(), "grown_zeros": record.facts.grown_zeros}
     return data, describe_checkpoint(out, record)
-
-
-def _write_json(data: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,175 @@
+"""New files and folders get their names when they are complete, replace nothing, and leave nothing if they fail."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from seft.checkpoint.compact import writer
+from seft.checkpoint.compact.reader import open_container
+from seft.checkpoint.compact.writer import pack
+from seft.checkpoint.outputs import new_file, new_folder, require_empty
+from seft.cli import main
+from seft.errors import ConfigError
+from tests.seft.checkpoint.test_compact_format import EXPECTED, content_of, fill
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    fill(folder := tmp_path / "model", EXPECTED)
+    return folder
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Let the system refuse to write more than so many bytes to a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("parts", [("file",), ("full",), ("link",), ("file", "new"), ("locked", "new"), ("x" * 300,)])
+def test_a_folder_that_cannot_become_a_checkpoint_is_refused(
+    parts: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "link").symlink_to("nothing")
+    require_empty(tmp_path / "new" / "deep")
+    monkeypatch.setattr("os.access", lambda path, _: path != tmp_path / "locked")  # root may write everywhere
+    with pytest.raises(ConfigError, match="out must be"):
+        require_empty(tmp_path.joinpath(*parts))
+
+
+@pytest.mark.parametrize("name", ["file", "link", "none/file", "x" * 300])
+def test_a_path_that_cannot_become_a_file_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"own")
+    (tmp_path / "link").symlink_to("nothing")
+    with pytest.raises(ConfigError, match="out must be"):
+        pack(folder, tmp_path / name)
+    assert content_of(tmp_path) == {f"model/{name}": content for name, content in EXPECTED.items()} | {"file": b"own"}
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(folder: Path, tmp_path: Path) -> None:
+    pack(folder, tmp_path / ("x" * 255))
+    assert (tmp_path / ("x" * 255)).exists()
+
+
+def test_files_with_similar_names_are_not_touched(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.seft.partial").write_bytes(b"own")
+    pack(folder, tmp_path / "a.seft")
+    assert (tmp_path / "a.seft.partial").read_bytes() == b"own"
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "a.seft", "a.seft.partial"}
+
+
+def test_one_of_two_writers_of_a_file_is_refused_and_the_file_of_the_other_is_intact(tmp_path: Path) -> None:
+    def write(out: Path, text: str, meanwhile: Callable[[], None]) -> None:
+        with new_file(out) as unfinished:
+            unfinished.write_text(text)
+            meanwhile()
+
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match="does not exist yet"):
+        write(out, "first", lambda: write(out, "second", lambda: None))
+    assert content_of(tmp_path) == {"out": b"second"}
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_one_of_two_writers_of_a_folder_is_refused_and_the_folder_of_the_other_is_intact(
+    existed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    if existed:
+        out.mkdir()
+    with new_folder(out) as first:
+        (first / "file").write_bytes(b"first")
+        with pytest.raises(ConfigError, match="new or an empty folder"), new_folder(out):
+            pass
+        monkeypatch.setattr("seft.checkpoint.outputs.require_empty", lambda _: None)  # as if both began at once
+        with pytest.raises(ConfigError, match="new or an empty folder"), new_folder(out):
+            pass
+    assert content_of(tmp_path) == {"out/file": b"first"}
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_folder_that_fails_is_as_before(existed: bool, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    if existed:
+        out.mkdir()
+    with suppress(KeyboardInterrupt), new_folder(out) as unfinished:
+        (unfinished / "sub").mkdir()
+        (unfinished / "sub" / "file").touch()
+        raise KeyboardInterrupt
+    assert out.exists() == existed
+    assert not list(tmp_path.rglob("*/*"))
+
+
+def test_the_files_have_the_permissions_of_new_files(folder: Path, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        pack(folder, file := tmp_path / "a.seft")
+        with open_container(file) as container:
+            container.expand(tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (file, tmp_path / "out", *(tmp_path / "out").iterdir())}
+    assert modes == {"a.seft": 0o644, "out": 0o755, "a": 0o755, "config.json": 0o644, "empty": 0o644}
+
+
+def test_a_full_disk_ends_every_command_with_1_and_leaves_nothing(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack(tiny_folder, file := tmp_path / "tiny.seft")
+    before = content_of(tmp_path)
+    for command in (
+        ["pack", tiny_folder, tmp_path / "new.seft"],
+        ["expand", file, tmp_path / "new"],
+        ["export", tiny_folder, "--format", "compact", tmp_path / "new.seft"],
+        ["prune", tiny_folder, "--sparsity", "0.5", "--method", "magnitude", "--out", tmp_path / "new"],
+    ):
+        with full_disk(9000):
+            assert main([str(word) for word in command]) == 1, command
+        assert "files must be readable and writable: [Errno 27] File too large" in capsys.readouterr().err
+        assert content_of(tmp_path) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_command_and_leaves_nothing(
+    number: signal.Signals, code: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt as error:
+            raise ImportError("as libraries in C convert it") from error
+
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    monkeypatch.setattr(writer, "write", interrupted)
+    assert main(["pack", str(folder), str(tmp_path / "new.seft")]) == code
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_an_export_that_is_terminated_while_it_is_verified_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new.seft"
+    command = [sys.executable, "-m", "seft", "export", str(tiny_folder), "--format", "compact", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list(tmp_path.glob("*/new.seft")):
+            time.sleep(0.01)
+        assert not out.exists()
+        process.terminate()
+    assert process.returncode == 143
+    assert not list(tmp_path.iterdir())
