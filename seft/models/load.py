@@ -6,7 +6,7 @@ with random weights and only warn.
 
 import errno
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,7 +16,7 @@ from typing import Any, cast
 import gguf
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -100,7 +100,22 @@ def _source_errors(reference: str) -> Iterator[None]:
         ) from error
 
 
+def require_floats(reference: str, name: str, dtype: str, shape: Sequence[int]) -> None:
+    """Raise SourceError if a tensor is a matrix of integers. Transformers would use them as weights without scales."""
+    if name.endswith(".weight") and len(shape) > 1 and not dtype.startswith(("F", "BF")):
+        raise SourceError(
+            "model_refused",
+            f"a matrix of a model must have a floating-point dtype; {name!r} in {reference!r} has {dtype}. Save the"
+            " model in bfloat16, or use a compact file that `seft export` wrote.",
+        )
+
+
 def _load_model(reference: str, folder: Path, options: dict[str, str], dtype: torch.dtype = torch.float32) -> Any:
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                tensor = file.get_slice(name)
+                require_floats(reference, name, tensor.get_dtype(), tensor.get_shape())
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,

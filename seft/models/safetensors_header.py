@@ -8,6 +8,7 @@ github.com/huggingface/safetensors#format.
 import json
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from seft.models.limits import (
@@ -47,10 +48,11 @@ class Tensor(NamedTuple):
 
 
 class Header(NamedTuple):
-    """The tensors of one file by name, and the bytes of the header."""
+    """The tensors of one file by name, the bytes of the header, and the metadata."""
 
     tensors: dict[str, Tensor]
     bytes: int
+    metadata: Mapping[str, str] = MappingProxyType({})
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -73,13 +75,13 @@ def read_header(read: Callable[[int, int], bytes], file_bytes: int) -> Header:
     content = first[PREFIX_BYTES:end] if end <= len(first) else read(PREFIX_BYTES, size)
     if len(content) != size:
         raise ValueError(f"the header must have {size} bytes; only {len(content)} could be read")
-    return Header(_parse(content, end, file_bytes - end), size)
+    tensors, metadata = _parse(content, end, file_bytes - end)
+    return Header(tensors, size, metadata)
 
 
 def read_metadata(header: bytes) -> dict[str, Any]:
     """Return the metadata of a file from the bytes of its valid header, with the size in front. Empty if none."""
-    metadata = json.loads(header[PREFIX_BYTES:]).get(_METADATA)
-    return metadata if isinstance(metadata, dict) else {}
+    return json.loads(header[PREFIX_BYTES:]).get(_METADATA) or {}
 
 
 def make_header(
@@ -121,21 +123,25 @@ def merge(headers: Iterable[Header]) -> dict[str, Shape]:
     return merged
 
 
-def _parse(content: bytes, start: int, data_bytes: int) -> dict[str, Tensor]:
-    """Return the tensors of a header. The data begin at the byte `start` of the file."""
+def _parse(content: bytes, start: int, data_bytes: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a header. The data begin at the byte `start` of the file."""
     header = parse_json(content)
     if not isinstance(header, dict):
         raise ValueError("a safetensors header must be a JSON object")
-    header.pop(_METADATA, None)
+    if (metadata := header.pop(_METADATA, None)) is None:
+        metadata = {}
+    if not isinstance(metadata, dict) or not all(isinstance(each, str) for each in metadata.values()):
+        raise ValueError("the metadata of a safetensors file must be an object of texts")
     if len(header) > MAX_TENSORS:
         raise ValueError(f"a model may have at most {MAX_TENSORS} tensors; this file has {len(header)}")
     shapes = {name: checked_shape(name, entry["shape"]) for name, entry in header.items()}
     spans = {name: _span(name, shapes[name], entry) for name, entry in header.items()}
     _require_cover(list(spans.values()), data_bytes)
-    return {
+    tensors = {
         name: Tensor(str(header[name]["dtype"]), shapes[name], start + begin, start + end)
         for name, (begin, end) in spans.items()
     }
+    return tensors, metadata
 
 
 def _span(name: str, shape: Shape, entry: dict[str, Any]) -> tuple[int, int]:

@@ -168,6 +168,9 @@ def _tensors(container: Container) -> Mapping[str, LazyTensor]:
             message = f"{name} in {container.name} must be a safetensors file with tensors. Create the model again."
             raise ContainerError(message)
         integers = integer_matrices(container, file)
+        for each in file.tensors:
+            if each.name not in integers:
+                dense.require_floats(container.name, each.name, each.dtype, each.shape)
         hidden = {matrix.scales.name for matrix in integers.values()}
         tensors |= {
             each.name: LazyTensor(container, each, integers.get(each.name))

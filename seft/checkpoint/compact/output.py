@@ -19,6 +19,7 @@ from seft.checkpoint.outputs import UNFINISHED
 from seft.config import OutputFormat, format_of
 from seft.errors import ContainerError, SourceError, VerifyError
 from seft.models.model_files import CONFIG
+from seft.models.shapes import file_header
 from seft.models.tensors import expert_count
 
 THREADS = 4
@@ -49,7 +50,8 @@ def verify_compact(folder: Path, file: Path, format_: OutputFormat) -> None:
                 raise VerifyError(f"{file.name} must have the files of the model; {min(names)} differs. {_AGAIN}")
             for each in container.files:
                 if kind and each.tensors:
-                    made = QuantisedFile(folder / each.name, kind, experts)
+                    path = folder / each.name
+                    made = QuantisedFile(path, file_header(path), kind, experts)
                     wrong = _wrong_tensor(made, container, each)
                 else:
                     wrong = _wrong_file(folder, container, each)

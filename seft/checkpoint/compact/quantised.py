@@ -25,8 +25,7 @@ import numpy as np
 from seft.checkpoint.bfloat16 import Bits, Floats, to_bfloat16, to_float32
 from seft.errors import ContainerError
 from seft.models.limits import MAX_NAME
-from seft.models.safetensors_header import PREFIX_BYTES, Tensor, make_header, read_metadata
-from seft.models.shapes import file_header
+from seft.models.safetensors_header import Header, Tensor, make_header
 from seft.models.tensors import is_pruned, place_in_blocks
 
 IntegerKind = Literal["int8", "nf4"]
@@ -126,7 +125,7 @@ def weight_parts(matrix: Rows | Blocks) -> Iterator[Floats]:
         raise ValueError(f"{len(matrix.values)} values in rows of {cols} do not have {len(scales)} scales")
     if not lowest <= matrix.values.min() <= matrix.values.max() <= highest:
         raise ValueError(f"an integer must be from {lowest} to {highest}")
-    _finite(scales)
+    _require_scales(scales, np.float32(127 if is_int8 else 1))
     step = max(1, _CHUNK // cols)
     for first in range(0, len(scales) // blocks, step):
         integers = matrix.values[first * cols : (first + step) * cols]
@@ -141,9 +140,9 @@ class QuantisedFile:
     `experts` is the number of experts in a block, or 0.
     """
 
-    def __init__(self, path: Path, kind: IntegerKind, experts: int) -> None:
-        """Read the header. Raises ValueError as `file_header` does."""
-        self._content, header = np.memmap(path, np.uint8, "r"), file_header(path)
+    def __init__(self, path: Path, header: Header, kind: IntegerKind, experts: int) -> None:
+        """Make the header. `header` is that of the file."""
+        self._content = np.memmap(path, np.uint8, "r")
         self._sources = dict(sorted(header.tensors.items(), key=lambda item: item[1].begin))
         if odd := [name for name, each in self._sources.items() if each.dtype == "I8" and len(each.shape) > 1]:
             raise ContainerError(f"{odd[0]!r} in {path.name} has integers already. Use the format `compact`.")
@@ -161,7 +160,7 @@ class QuantisedFile:
                     f"{name!r} in {path.name} must be a new name of a tensor of at most {MAX_NAME} characters."
                 )
         mark = {MARK: kind} if self._kinds else {}
-        metadata = {**read_metadata(bytes(self._content[: PREFIX_BYTES + header.bytes])), **mark}
+        metadata = {**header.metadata, **mark}
         self.own, self.tensors = make_header({name: (dtype, shape) for name, _, dtype, shape in shapes}, metadata)
         self._begins = [each.begin for each in self.tensors.values()]
         self.size = max((each.end for each in self.tensors.values()), default=len(self.own))
@@ -231,6 +230,14 @@ def _finite(values: Floats) -> Floats:
     if not np.isfinite(values).all():
         raise ValueError("weights must be finite; some are not")
     return values
+
+
+def _require_scales(scales: Floats, largest: np.float32) -> None:
+    """Raise ValueError unless all weights are finite in bfloat16. `largest` is the largest factor of a scale."""
+    with np.errstate(over="ignore"):
+        most = scales * largest
+    if not np.isfinite(most).all() or not np.isfinite(to_float32(to_bfloat16(most))).all() or (scales < 0).any():
+        raise ValueError("scales must be 0 or more, and the weights must be finite; some are not")
 
 
 def _nonzero(scales: Floats) -> Floats:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from seft.checkpoint.compact.quantised import MARK, IntegerKind, QuantisedFile
 from seft.checkpoint.outputs import new_file
 from seft.errors import ConfigError, ContainerError
 from seft.models.model_files import CONFIG
-from seft.models.safetensors_header import Tensor
+from seft.models.safetensors_header import Header, Tensor
 from seft.models.shapes import file_header
 from seft.models.tensors import expert_count
 
@@ -128,8 +128,8 @@ def write(
 
     With `integers`, the matrices of the model are stored as `seft.checkpoint.compact.quantised` describes. Otherwise
     every byte is kept. Empty folders and the modes and times of files are not kept. Raises ConfigError if the folder is
-    missing, empty or has something that is no file, and ContainerError if it exceeds a limit of the format, or if a
-    weight is not finite and becomes an integer.
+    missing, empty or has something that cannot be stored, and ContainerError if it exceeds a limit of the format, or if
+    a weight is not finite and becomes an integer.
     """
     parts = list(_parts(folder, names, integers))
     out, entries = _Counter(file), _Entries()
@@ -183,19 +183,33 @@ def _parts(folder: Path, names: Collection[str] | None, integers: IntegerKind | 
             index.require_path(name)
         except ValueError as error:
             raise ConfigError("folder", "must have files with plain names", name, f"Rename it: {error}.") from error
-        if integers and name.endswith(_SUFFIX):
-            quantised = QuantisedFile(path, integers, experts)
+        header = _header(path)
+        if integers and header:
+            quantised = QuantisedFile(path, header, integers, experts)
             found |= quantised.has_integers
             yield from _parts_of_file(name, quantised.read, quantised.size, quantised.tensors)
             continue
-        tensors = dict[str, Tensor]()
-        if name.endswith(_SUFFIX):
-            with suppress(*_MALFORMED):  # a damaged file is stored like a text
-                tensors = file_header(path).tensors
-        yield from _parts_of_file(name, partial(_read, path), path.stat().st_size, tensors)
+        yield from _parts_of_file(name, partial(_read, path), path.stat().st_size, header.tensors if header else {})
     if integers and not found:
         rule = "must have matrices in bfloat16, so that they can become integers"
         raise ConfigError("folder", rule, str(folder), "Convert it, or use the format compact.")
+
+
+def _header(path: Path) -> Header | None:
+    """Return the header of a safetensors file, or None for another file. A damaged file is stored like a text.
+
+    Raises ConfigError if the file has the mark of integers, because a reader would not restore its bytes.
+    """
+    if not path.name.endswith(_SUFFIX):
+        return None
+    try:
+        header = file_header(path)
+    except _MALFORMED:
+        return None
+    if MARK in header.metadata:
+        rule = f"must have no safetensors file with {MARK} in its metadata, which only containers have"
+        raise ConfigError("folder", rule, path.name, "Remove this key from the file.", lead="one is")
+    return header
 
 
 def _read(path: Path, begin: int, size: int) -> bytes:

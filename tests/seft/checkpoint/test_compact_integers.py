@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import seft
 from seft.checkpoint.bfloat16 import to_bfloat16, to_float32
+from seft.checkpoint.compact import writer
 from seft.checkpoint.compact.quantised import (
     BLOCK,
     NF4,
@@ -169,6 +170,11 @@ DAMAGED = (
     {"a": ("I8", [2, 4], bytes([9] * 8)), "a.block_scale": ("BF16", [2, 1], bytes(4))},
     {"a": ("I8", [2, 4], bytes(8)), "a.row_scale": ("F32", [2], bytes([0, 0, 128, 127] * 2))},
     {"a": ("I8", [2, 4], bytes(8)), "a.block_scale": ("BF16", [2, 1], bytes([192, 127] * 2))},
+    *(
+        {"a": ("I8", [2, 4], bytes(8)), "a.row_scale": ("F32", [2], np.array([1, scale], np.float32).tobytes())}
+        for scale in (3e38, 3.4028e38 / 127, -1e-40)
+    ),
+    {"a": ("I8", [2, 4], bytes(8)), "a.block_scale": ("BF16", [2, 1], bytes([0, 63, 0, 191]))},
 )
 
 
@@ -177,21 +183,29 @@ DAMAGED = (
     [
         *((tensors, "int8", "'a' in .* must have one scale per row or per 64 columns") for tensors in WRONG),
         *(
-            (tensors, "nf4", "'a' in .* is damaged: (an integer must be from|weights must be finite)")
+            (tensors, "nf4", "'a' in .* is damaged: (an integer must be from|scales must be 0 or more)")
             for tensors in DAMAGED
         ),
         ({"a": ("I8", [], bytes(1))}, "foo", "integers of the unknown kind 'foo'"),
     ],
 )
 def test_integers_and_scales_that_do_not_fit_are_refused(
-    tmp_path: Path, tensors: dict[str, tuple[str, list[int], bytes]], kind: str, message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tensors: dict[str, tuple[str, list[int], bytes]],
+    kind: str,
+    message: str,
 ) -> None:
     (folder := tmp_path / "folder").mkdir()
     content = safetensors(tensors)
     (size,) = struct.unpack_from("<Q", content)
     header = json.dumps({**json.loads(content[8 : 8 + size]), "__metadata__": {"seft.integers": kind}}).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + content[8 + size :])
-    pack(folder, file := tmp_path / "small.seft")
+    file = tmp_path / "small.seft"
+    with pytest.raises(ConfigError, match=r"must have no safetensors file with seft\.integers in its metadata"):
+        pack(folder, file)
+    monkeypatch.setattr(writer, "MARK", "another mark")
+    pack(folder, file)
     with open_container(file) as container, pytest.raises(ContainerError, match=message):
         container.expand(tmp_path / "out")
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 
 from seft.errors import SourceError
 from seft.models import limits, safetensors_header
@@ -82,6 +83,18 @@ def test_a_header_of_another_form_is_rejected(header: Any) -> None:
     content = json.dumps(header).encode()
     with pytest.raises((ValueError, TypeError, KeyError)):
         parse(struct.pack("<Q", len(content)) + content + bytes(24))
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}, [], "", 0, {"x": {}}, {"x": None}, {"x": 1}])
+def test_the_metadata_are_texts_as_in_the_library(metadata: Any) -> None:
+    content = safetensors({"__metadata__": metadata, "a": ONE}, 24)
+    try:
+        load(content)
+    except SafetensorError:
+        with pytest.raises(ValueError, match="must be an object of texts"):
+            parse(content)
+    else:
+        assert parse(content).metadata == (metadata or {})
 
 
 @pytest.mark.parametrize("size", [0, limits.MAX_FILE_BYTES + 1, 1 << 63])
