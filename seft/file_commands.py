@@ -45,7 +45,7 @@ def add_export(command: argparse.ArgumentParser) -> None:
 def _format(name: str) -> OutputFormat:
     """Return the format of this name. Raises ConfigError about the option, not about the setting of a job."""
     try:
-        return parse_format(name)
+        return parse_format(name, EXPORTED)
     except ConfigError as error:
         raise ConfigError("--format", error.rule, error.value, error.way_out) from None
 

@@ -16,7 +16,7 @@ from seft.models.hub_files import REFUSED
 from seft.models.model_files import weight_files
 from seft.models.safetensors_header import BITS, Tensor
 from seft.models.shapes import file_header
-from seft.models.source import ModelSource, find, folder_sizes, read_small
+from seft.models.source import COMPACT, ModelSource, find, folder_sizes, read_small
 from seft.models.tensors import HEAD, TIED, expert_count, is_pruned, place_in_blocks
 
 CHUNK = 1 << 22
@@ -52,7 +52,7 @@ def inspect(folder: Path) -> tuple[Sparsity, Record | None]:
 def find_folder(path: Path) -> ModelSource:
     """Return the model in a folder. Raises ConfigError if the folder does not exist."""
     if not path.is_dir():
-        compact = path.is_file() and path.suffix == ".seft"
+        compact = path.is_file() and path.suffix == COMPACT
         way_out = f"Restore the folder with `seft expand {path} FOLDER`." if compact else "Check the path."
         raise ConfigError("folder", "must be a folder with a model", str(path), way_out)
     return find(str(path.resolve()))

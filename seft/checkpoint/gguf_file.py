@@ -84,6 +84,9 @@ def write(folder: Path, format_: OutputFormat, sink: BinaryIO) -> None:
         sink.write(_padded(factors.tobytes()))
     for tensor in stored:
         for chunk in tensor.chunks():
+            if not np.isfinite(chunk).all():
+                rule, way_out = "must have finite weights", "Create the model again."
+                raise ConfigError("folder", rule, tensor.source, way_out, lead="some are not in")
             sink.write(quantize(chunk, tensor.kind).tobytes())
         sink.write(bytes(-tensor.bytes % GGUF_DEFAULT_ALIGNMENT))
 

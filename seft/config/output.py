@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 from seft.errors import ConfigError
@@ -81,23 +81,22 @@ _REFUSED = {
     "q5_1": "Q5_1 has a minimum per block, so most zeros become small numbers",
 }
 _K_QUANTS = "most K-quants have a minimum per block, so zeros become small numbers, and the package gguf writes none"
-SUPPORTED = ", ".join(OutputFormat)
 
 
-def parse_format(name: str) -> OutputFormat:
+def parse_format(name: str, allowed: Sequence[OutputFormat] = tuple(OutputFormat)) -> OutputFormat:
     """Return the format of this name. Raises ConfigError with the reason if the format would not keep the model."""
-    if name in set(OutputFormat):
+    if name in allowed:
         return OutputFormat(name)
     quantisation = name.lower().removeprefix("gguf_")
     reason = _K_QUANTS if quantisation[2:4] == "_k" else _REFUSED.get(quantisation)
-    rule = f"must be one of {SUPPORTED}" + (f"; {reason}" if reason else "")
-    raise ConfigError(FORMATS, rule, name, _way_out(name, refused=reason is not None))
+    rule = f"must be one of {', '.join(allowed)}" + (f"; {reason}" if reason else "")
+    raise ConfigError(FORMATS, rule, name, _way_out(name, allowed, refused=reason is not None))
 
 
-def _way_out(name: str, *, refused: bool) -> str:
+def _way_out(name: str, allowed: Sequence[OutputFormat], *, refused: bool) -> str:
     if refused:
         return "Use gguf_q8_0 for a small file that nearly keeps the model."
-    if alike := difflib.get_close_matches(name.lower(), list(OutputFormat), n=1):
+    if alike := difflib.get_close_matches(name.lower(), allowed, n=1):
         return f"Did you mean {alike[0]}?"
     return "Use compact for a small file with the same values, or gguf_q8_0 for llama.cpp."
 

@@ -48,6 +48,8 @@ from seft.models.model_files import (
 )
 from seft.models.terms import terms_files
 
+COMPACT = ".seft"
+"""Ending of the name of a compact container."""
 DEPTH = 3
 """Maximum number of parts in the path of a model in a folder with models, relative to that folder."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -121,7 +123,7 @@ def find(
 
 
 def _way_out(reference: str) -> str:
-    if reference.endswith((".gguf", ".seft")):
+    if reference.endswith((".gguf", COMPACT)):
         return f"There is no file {reference}. Check the path."
     return "Give a folder, a GGUF file or `owner/name`."
 
@@ -196,6 +198,9 @@ def _path_under(reference: str, roots: Sequence[Path]) -> Path | None:
 
 
 def _find_local(reference: str, path: Path) -> ModelSource:
+    if path.is_file() and path.suffix == COMPACT:
+        message = f"{reference!r} is a compact file. Restore its folder with `seft expand {reference} FOLDER`, and give"
+        raise SourceError(REFUSED, f"{message} the folder.")
     if path.is_file():
         return _find_gguf(reference, path)
     config = read_config(reference, folder_sizes(path), lambda name: read_small(path / name))

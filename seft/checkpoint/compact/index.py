@@ -190,8 +190,10 @@ def _span(name: str, data: dict[str, Any]) -> Span:
 
 def require_path(name: Any) -> None:
     """Raise ValueError unless a name is a plain path inside a folder, with slashes between its parts."""
-    if type(name) is not str or not 0 < len(name) <= MAX_PATH or "\\" in name or "\0" in name:
+    if type(name) is not str or not 0 < len(name) <= MAX_PATH:
         raise ValueError(f"the name of a file must be a text of 1 to {MAX_PATH} characters; one is {str(name)[:80]!r}")
+    if "\\" in name or "\0" in name:
+        raise ValueError(f"the name of a file must have no backslash and no NUL; one is {name[:80]!r}")
     parts = name.split("/")
     if not {"", ".", ".."}.isdisjoint(parts):
         raise ValueError(f"the name of a file must be a path inside the folder; one is {name[:80]!r}")

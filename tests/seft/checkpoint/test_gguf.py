@@ -196,6 +196,17 @@ def test_a_failed_export_leaves_no_file(copy: Path, tmp_path: Path, change: dict
     assert not (tmp_path / "new.gguf").exists()
 
 
+@pytest.mark.parametrize("format_", GGUF)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named(copy: Path, tmp_path: Path, format_: OutputFormat, value: float) -> None:
+    weights = load_file(copy / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name][0, 0] = value
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=f"folder must have finite weights; some are not in '{name}'"):
+        write_format(copy, format_, tmp_path / "new.gguf")
+
+
 def damage(file: Path, tensor: str, change: Callable[[Any], None]) -> None:
     """Change the stored bytes of one tensor of a file."""
     (found,) = (each for each in GGUFReader(file, "r+").tensors if each.name == tensor)
