@@ -22,7 +22,9 @@ PAUSES = (0.5, 2.0, 5.0)
 """Seconds between the attempts of a request."""
 _WEB, _S3 = ("http://", "https://"), "s3://"
 _MISSING = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE, HTTPStatus.FORBIDDEN, HTTPStatus.UNAUTHORIZED)
-_READ_BYTES = 1 << 16
+_SIZE_DIGITS = 18
+_LEAST_SPEED, _PATIENCE = 10_000, 60.0
+"""A request is repeated if it needs more seconds than this, and its bytes come more slowly than this per second."""
 _TIMEOUT = httpx2.Timeout(30.0, read=60.0)
 
 
@@ -41,12 +43,12 @@ class ByteSource(Protocol):
 
 def is_address(reference: str) -> bool:
     """Return whether a reference is a web address or an object in S3."""
-    return reference.startswith((*_WEB, _S3))
+    return reference.lower().startswith((*_WEB, _S3))
 
 
 def public_name(reference: str) -> str:
     """Return a reference without the secrets of a web address: its query, and what is before an @."""
-    if not reference.startswith(_WEB):
+    if not reference.lower().startswith(_WEB):
         return reference
     return re.sub("//[^/]*@", "//", reference.partition("?")[0])
 
@@ -57,8 +59,8 @@ def open_source(reference: str | Path, *, pauses: Sequence[float] = PAUSES) -> I
     source: ByteSource
     if isinstance(reference, Path) or not is_address(reference):
         source = LocalFile(Path(reference))
-    elif reference.startswith(_S3):
-        bucket, _, key = reference.removeprefix(_S3).partition("/")
+    elif reference.lower().startswith(_S3):
+        bucket, _, key = reference[len(_S3) :].partition("/")
         source = S3Object(bucket, key, pauses)
     else:
         source = WebFile(reference, pauses)
@@ -72,6 +74,8 @@ class LocalFile:
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         try:
+            if path.exists() and not path.is_file():
+                raise OSError("it is a folder or a pipe")  # to open a pipe would wait for its writer
             self._file = path.open("rb", buffering=0)
         except OSError as error:
             message = f"a compact container must be a readable file; {self.name!r} is not: {error}. Check the path."
@@ -111,21 +115,23 @@ class WebFile:
     def _size(self) -> int:
         _, described = self._get(0, 1)
         total = described.rpartition("/")[2]
-        if not (total.isascii() and total.isdecimal()):
+        if not (total.isascii() and total.isdecimal() and len(total) <= _SIZE_DIGITS):
             raise SourceError(UNREACHABLE, f"the server of {self.name} must send the size of the file. Download it.")
         return int(total)
 
     def _get(self, begin: int, size: int) -> tuple[bytes, str]:
         """Return a range and the header Content-Range. Raises ConnectionError if another attempt may succeed."""
         headers = {"Range": f"bytes={begin}-{begin + size - 1}", "Accept-Encoding": "identity"}
-        content = bytearray()
+        content, end = bytearray(), time.monotonic() + _PATIENCE + size / _LEAST_SPEED
         try:
             with self._client.stream("GET", self._url, headers=headers) as response:
                 self._require_range(response.status_code)
-                for part in response.iter_raw(_READ_BYTES):
+                for part in response.iter_raw():
                     content += part
                     if len(content) > size:
                         break
+                    if time.monotonic() > end:
+                        raise ConnectionError(f"the server of {self.name} sends too few bytes per second")
         except httpx2.InvalidURL as error:
             raise SourceError(NOT_FOUND, f"{self.name} must be a web address: {error}. Check it.") from error
         except httpx2.HTTPError as error:
@@ -161,8 +167,9 @@ class S3Object:
         try:
             self._s3 = boto3.client("s3")
             self.size = self._s3.head_object(Bucket=bucket, Key=key)["ContentLength"]
-        except self._errors as error:
-            message = f"{self.name} must be an object that may be read: {error}. Check its name and the credentials."
+        except (*self._errors, ValueError) as error:  # ValueError: AWS_ENDPOINT_URL is no address
+            message = f"{self.name} must be an object that may be read: {error}. Check its name, the credentials and"
+            message += " AWS_ENDPOINT_URL."
             raise SourceError(NOT_FOUND if isinstance(error, ClientError) else UNREACHABLE, message) from error
 
     def read(self, begin: int, size: int) -> bytes:

@@ -20,7 +20,7 @@ from seft.config import OutputFormat
 from seft.errors import ContainerError
 from seft.models import load as dense
 from seft.models.model_files import CONFIG, is_read, is_weights, read_config, require_size, weight_files
-from seft.models.source import Kind, ModelSource, find
+from seft.models.source import COMPACT, Kind, ModelSource, find
 
 MAX_TEXTS = 128 << 20
 """Largest total size of the tokenizer and the configurations of a model, in bytes."""
@@ -108,12 +108,12 @@ def integer_kind(reference: str | Path) -> IntegerKind | None:
 
 
 def is_container(reference: str | Path) -> bool:
-    """Return whether a reference is a compact container, by its first bytes. Every address must be one."""
+    """Return whether a reference is a compact container, by its name or first bytes. Every address must be one."""
     if isinstance(reference, str) and is_address(reference):
         return True
     path = Path(reference)
-    if not path.is_file():
-        return False
+    if not path.is_file() or path.suffix == COMPACT:
+        return path.is_file()
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 

@@ -1,7 +1,9 @@
 """A model is loaded from a container on disk, at a web address and in S3: the same model as from its folder."""
 
+import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,15 +14,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import seft
 from local.servers import Servers
+from seft.checkpoint.compact import byte_sources, load
 from seft.checkpoint.compact.byte_sources import WebFile, open_source, public_name
 from seft.checkpoint.compact.load import as_torch
 from seft.checkpoint.compact.reader import open_container
 from seft.checkpoint.compact.writer import pack
 from seft.errors import ContainerError, SourceError
+from seft.models.source import find
 from tests.seft.architectures import ARCHITECTURES
 from tests.tiny import sparse_tiny, tiny_tokenizer
 
@@ -54,6 +59,10 @@ class Web:
     content: bytes
     ranges: bool = True
     failures: int = 0
+    size: str = ""
+    """What the server says as the size, instead of the true one."""
+    pause: float = 0.0
+    """Seconds before each byte."""
     sent: int = 0
     paths: list[str] = field(default_factory=list)
 
@@ -75,9 +84,12 @@ def served(web: Web) -> Iterator[str]:
                 part, status = b"", 503
             self.send_response(status)
             self.send_header("Content-Length", str(len(part)))
-            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(web.content)}")
+            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{web.size or len(web.content)}")
             self.end_headers()
-            self.wfile.write(part)
+            for at in range(len(part)) if web.pause else ():
+                time.sleep(web.pause)
+                self.wfile.write(part[at : at + 1])
+            self.wfile.write(b"" if web.pause else part)
             web.sent += len(part)
 
         def log_message(self, *_: object) -> None:
@@ -187,9 +199,65 @@ def test_a_server_that_fails_or_sends_no_ranges_is_named_without_the_query() -> 
             source.read(5, 9)
         with pytest.raises(SourceError, match="must be a web address"):
             WebFile("http://host:port/", ())
+        for web.size in ("*", "9" * 5000):
+            with pytest.raises(SourceError, match="must send the size of the file"):
+                WebFile(url, ())
         web.ranges = False
         with pytest.raises(SourceError, match="must be able to send ranges"):
             WebFile(url, ())
+
+
+def test_a_server_that_sends_too_slowly_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(byte_sources, "_PATIENCE", 0.1)
+    with served(web := Web(bytes(100))) as url, open_source(url, pauses=()) as source:
+        web.pause = 0.02
+        with pytest.raises(SourceError, match="sends too few bytes per second"):
+            source.read(0, 100)
+        web.pause = 0.001
+        assert source.read(0, 5) == bytes(5)
+
+
+def test_the_scheme_of_an_address_may_have_capitals(container: Path) -> None:
+    with served(Web(container.read_bytes())) as url:
+        address = url.replace("http", "HTTP").replace("//", "//user:secret@")
+        assert load.is_container(address)
+        assert public_name(address + "?secret") == url.replace("http", "HTTP")
+        with open_container(address) as remote, open_container(container) as local:
+            assert remote.files == local.files
+    assert load.is_container("S3://bucket/key")
+
+
+def test_an_address_of_s3_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "foo")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with pytest.raises(SourceError, match=r"Invalid endpoint: foo. Check .* AWS_ENDPOINT_URL"), open_source("S3://b/k"):
+        pass
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match=r"must be a readable file; .*pipe' is not"), open_source(tmp_path / "pipe"):
+        pass
+
+
+def test_a_matrix_of_integers_without_scales_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, other := tmp_path / "other")
+    path = next(path for path in other.glob("*.safetensors") if NAME in load_file(path))
+    tensors = load_file(path)
+    for dtype in (torch.int8, torch.uint8, torch.int64, torch.bool):
+        save_file(tensors | {NAME: torch.ones_like(tensors[NAME], dtype=dtype)}, path, {"format": "pt"})
+        pack(other, packed := tmp_path / f"{dtype}.seft")
+        for model in (other, packed):
+            with pytest.raises(SourceError, match=f"must have a floating-point dtype; '{NAME}' in "):
+                seft.load(model)
+
+
+def test_a_file_with_the_ending_seft_is_never_taken_for_another_kind(container: Path, tmp_path: Path) -> None:
+    (path := tmp_path / "model.seft").write_bytes(b"x" + container.read_bytes()[1:-1])
+    with pytest.raises(ContainerError, match="no intact compact container"):
+        seft.load(path)
+    with pytest.raises(SourceError, match="Restore its folder with `seft expand "):
+        find(str(path))
 
 
 def test_a_damaged_tensor_is_named_and_no_model_is_returned(container: Path, tmp_path: Path) -> None:
