@@ -7,7 +7,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from seft.checkpoint.compact.byte_sources import public_name
 from seft.errors import ConfigError
 from seft.report import Reporter
 
@@ -74,6 +73,7 @@ def generate(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], 
 
 def serve(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], str]:
     """Serve a model until the process is interrupted."""
+    from seft.checkpoint.compact.byte_sources import public_name
     from seft.runtime.serve import Server
 
     name = options.name or public_name(options.model)
@@ -114,6 +114,8 @@ def _level() -> str:
 
 def _load(options: argparse.Namespace) -> "TextModel":
     """Load the model. Writes a line first, because the import of torch alone takes seconds."""
+    from seft.checkpoint.compact.byte_sources import public_name
+
     sys.stderr.write(f"loading {public_name(options.model)} ...\n")
     sys.stderr.flush()
     import torch
