@@ -25,8 +25,8 @@ from unittest.mock import patch
 
 import torch
 import transformers
-from torch.multiprocessing import get_context
 
+from benchmarks.turns import answer, take_turns
 from seft.config import Allocation, CalibrationOrder, Compare, Pattern, PruneConfig, PruneMethod, Refinement
 from seft.data.records import read
 from seft.data.text import tokenize, windows
@@ -114,28 +114,17 @@ def _windows(path: Path, loaded: Loaded, length: int, count: int) -> torch.Tenso
 
 def _time(arguments: argparse.Namespace) -> None:
     """Prune the first blocks by each experiment in turn, each in a process of its own, and print a table."""
-    context = get_context("spawn")
-    pipes = {}
-    for name in arguments.cells:
-        ours, theirs = context.Pipe()
-        context.Process(target=_serve, args=(name, arguments.model, arguments.calibration, theirs), daemon=True).start()
-        ours.recv()  # one model is loaded at a time
-        pipes[name] = ours
-    rounds: dict[str, list[_Seconds]] = {name: [] for name in pipes}
-    for _ in range(arguments.rounds):
-        for name, pipe in pipes.items():
-            pipe.send("prune")
-            rounds[name].append(pipe.recv())
+    sides = {name: (name, arguments.model, arguments.calibration) for name in arguments.cells}
+    rounds, peaks = take_turns(_serve, sides, arguments.rounds)
     print(
         "| experiment | seconds | to the first | passes | statistics | solving | peak MB more |\n" + 7 * "| -- " + "|"
     )
     base = statistics.median(sum(each) for each in rounds[arguments.cells[0]])
-    for name, pipe in pipes.items():
-        pipe.send("peak")
-        parts = [statistics.median(part) for part in zip(*rounds[name], strict=True)]
-        whole = statistics.median(map(sum, rounds[name]))
+    for name, results in rounds.items():
+        parts = [statistics.median(part) for part in zip(*results, strict=True)]
+        whole = statistics.median(map(sum, results))
         columns = (whole, whole / base, *parts)
-        print(f"| {name} | " + " | ".join(f"{each:.2f}" for each in columns) + f" | {pipe.recv() / 1e6:.0f} |")
+        print(f"| {name} | " + " | ".join(f"{each:.2f}" for each in columns) + f" | {peaks[name] / 1e6:.0f} |")
 
 
 def _serve(name: str, model: str, calibration: Path, pipe: Any) -> None:
@@ -157,18 +146,18 @@ def _serve(name: str, model: str, calibration: Path, pipe: Any) -> None:
             setattr(pruner, method, _timed(getattr(pruner, method), spent, method))
         return pruner
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak memory becomes the present memory
-    before = _peak()
-    pipe.send("ready")
-    while pipe.recv() == "prune":
+    def timed() -> _Seconds:
         _restore(loaded, dense)
         spent.update(observe=0.0, prune=0.0)
         started = time.perf_counter()
         with patch.object(loop, "make_pruner", timed_pruner):
             prune_model(whole, text, config)
         seconds = time.perf_counter() - started
-        pipe.send(_Seconds(seconds - sum(spent.values()), spent["observe"], spent["prune"]))
-    pipe.send(_peak() - before)
+        return _Seconds(seconds - sum(spent.values()), spent["observe"], spent["prune"])
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak memory becomes the present memory
+    before = _peak()
+    answer(pipe, timed, lambda: _peak() - before)
 
 
 def _timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:

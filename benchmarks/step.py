@@ -5,8 +5,8 @@
 *floor* is the forward pass and the backward pass to the inputs, with nothing trained. *lora* is PEFT's LoRA without a
 mask. *spiel* does what SpIEL's published code does (github.com/AlanAnsell/peft): in both passes it copies the weight
 and adds the trained values to the copy. It computes the gradient of the whole weight and takes the trained positions
-from it. Both sides train as many values as the others, with AdamW of torch. The others are recipes of
-`benchmarks.recipes`.
+from it. *lora* and *spiel* use AdamW of torch. They train as many values as the recipes of `benchmarks.recipes`, which
+are the other sides.
 
 A run has one shape of a batch, such as 2x512 for 2 windows of 512 tokens, and one density. Each side has a process of
 its own, so that its peak memory is its own. The sides take their steps in turn, so that a noisy machine slows all of
@@ -19,7 +19,7 @@ import json
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,11 +28,11 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.multiprocessing import get_context
 from torch.nn import functional
 
 from benchmarks.plots import plot_steps
 from benchmarks.recipes import RECIPES, Recipe
+from benchmarks.turns import answer, take_turns
 from seft.config import PruneConfig, PruneMethod
 from seft.data.records import read
 from seft.data.text import tokenize
@@ -79,7 +79,9 @@ def main() -> None:
     for shape, density in itertools.product(arguments.shapes, arguments.densities):
         common = (arguments.model, arguments.data, arguments.dtype, arguments.device, arguments.checkpointing)
         settings = [Setting(side, shape, density, *common) for side in arguments.sides]
-        seconds, peaks = _measure(settings, arguments.rounds)
+        sides = {setting.side: (setting,) for setting in settings}
+        results, peaks = take_turns(_serve, sides, WARM_UP + arguments.rounds)
+        seconds = {side: times[WARM_UP:] for side, times in results.items()}
         runs.append({"shape": str(shape), "density": density, "seconds": seconds, "peak_bytes": peaks})
         first = arguments.sides[0]
         base = statistics.median(seconds[first])
@@ -91,26 +93,6 @@ def main() -> None:
         arguments.out.write_text(json.dumps({**found, "runs": runs}, indent=1) + "\n")
     if arguments.plot:
         plot_steps(runs, arguments.plot)
-
-
-def _measure(settings: Iterable[Setting], rounds: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Return the seconds of the steps and the peak memory of each side."""
-    context = get_context("spawn")
-    sides = {}
-    for setting in settings:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(setting, theirs), daemon=True)
-        process.start()
-        ours.recv()  # one model is loaded at a time
-        sides[setting.side] = ours
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(WARM_UP + rounds):
-        for side, pipe in sides.items():
-            pipe.send("step")
-            taken = pipe.recv()
-            if number >= WARM_UP:
-                seconds[side].append(taken)
-    return seconds, {side: _ask(pipe, "peak") for side, pipe in sides.items()}
 
 
 def _arguments() -> argparse.Namespace:
@@ -134,24 +116,20 @@ def _shape(text: str) -> Shape:
     return Shape(windows, length)
 
 
-def _ask(pipe: Any, question: str) -> Any:
-    pipe.send(question)
-    return pipe.recv()
-
-
 def _serve(setting: Setting, pipe: Any) -> None:
     """Run one side in its own process: load the model, take a step on each request, and at last report the peak."""
     loaded = load(find(setting.model), dtype=setting.dtype)
     tokens = tokenize(read(setting.data), loaded.tokenizer)
     step = _make(setting, loaded, tokens.to(setting.device))
-    pipe.send("ready")
-    while pipe.recv() == "step":
+
+    def timed() -> float:
         began = time.perf_counter()
         step()
         if setting.device != "cpu":
             torch.cuda.synchronize()
-        pipe.send(time.perf_counter() - began)
-    pipe.send(_peak(setting.device))
+        return time.perf_counter() - began
+
+    answer(pipe, timed, partial(_peak, setting.device))
 
 
 def _peak(device: str) -> int:

@@ -1,0 +1,41 @@
+"""Runs the sides of a comparison in turn, so that a noisy machine slows all of them.
+
+Each side has a process of its own, so that its peak memory is its own.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch.multiprocessing import get_context
+
+
+def take_turns(
+    side: Callable[..., None], sides: Mapping[str, tuple[Any, ...]], rounds: int
+) -> tuple[dict[str, list[Any]], dict[str, int]]:
+    """Return the results of all rounds and the peak memory in bytes, by the names of the sides.
+
+    `side` is called in a new process for each side, with its arguments and a pipe, and calls `answer` with that pipe.
+    """
+    context = get_context("spawn")
+    pipes = {}
+    for name, arguments in sides.items():
+        ours, theirs = context.Pipe()
+        context.Process(target=side, args=(*arguments, theirs), daemon=True).start()
+        ours.recv()  # one model is loaded at a time
+        pipes[name] = ours
+    results: dict[str, list[Any]] = {name: [] for name in pipes}
+    for _ in range(rounds):
+        for name, pipe in pipes.items():
+            pipe.send("run")
+            results[name].append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.send("end")
+    return results, {name: pipe.recv() for name, pipe in pipes.items()}
+
+
+def answer(pipe: Any, run: Callable[[], Any], peak: Callable[[], int]) -> None:
+    """Call `run` on each request and send its result, in the process of a side. At the end send the peak memory."""
+    pipe.send("ready")
+    while pipe.recv() == "run":
+        pipe.send(run())
+    pipe.send(peak())
