@@ -60,28 +60,32 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def require_empty(out: Path) -> None:
     """Raise ConfigError unless `out` is a new or empty folder that can be written."""
-    try:
-        taken = any(out.iterdir()) if out.is_dir() else out.exists() or out.is_symlink()
-        parent = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir() or path.is_file())
-        writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
-    except OSError as error:
-        raise _unusable(out, error) from error
-    if taken:
-        raise _not_empty(out)
-    if not writable:
-        raise ConfigError("out", "must be in a folder that you can write to", str(out), "Use another folder.")
+    with _usable(out):
+        if any(out.iterdir()) if out.is_dir() else out.exists() or out.is_symlink():
+            raise _not_empty(out)
+        place = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir() or path.is_file())
+        _require_writable(place, out)
 
 
 def require_new(out: Path) -> None:
     """Raise ConfigError unless `out` is the path of a file that does not exist, in a folder that can be written."""
+    with _usable(out):
+        if out.exists() or out.is_symlink():
+            raise _exists(out)
+        _require_writable(out.absolute().parent, out)
+
+
+@contextmanager
+def _usable(out: Path) -> Iterator[None]:
+    """Convert an error of the system to ConfigError."""
     try:
-        taken = out.exists() or out.is_symlink()
-        writable = os.access(out.absolute().parent, os.W_OK | os.X_OK)
+        yield
     except OSError as error:
-        raise _unusable(out, error) from error
-    if taken:
-        raise _exists(out)
-    if not writable:
+        raise ConfigError("out", f"must be a usable path ({error.strerror})", str(out), "Use another path.") from error
+
+
+def _require_writable(place: Path, out: Path) -> None:
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         raise ConfigError("out", "must be in a folder that you can write to", str(out), "Use another folder.")
 
 
@@ -91,7 +95,3 @@ def _exists(out: Path) -> ConfigError:
 
 def _not_empty(out: Path) -> ConfigError:
     return ConfigError("out", "must be a new or an empty folder", str(out), "Use another folder, or empty it.")
-
-
-def _unusable(out: Path, error: OSError) -> ConfigError:
-    return ConfigError("out", f"must be a usable path ({error.strerror})", str(out), "Use another path.")

@@ -96,8 +96,8 @@ def parse_format(name: str, allowed: Sequence[OutputFormat] = tuple(OutputFormat
 def _way_out(name: str, allowed: Sequence[OutputFormat], *, refused: bool) -> str:
     if refused:
         return "Use gguf_q8_0 for a small file that nearly keeps the model."
-    if alike := difflib.get_close_matches(name.lower(), allowed, n=1):
-        return f"Did you mean {alike[0]}?"
+    if matches := difflib.get_close_matches(name.lower(), allowed, n=1):
+        return f"Did you mean {matches[0]}?"
     return "Use compact for a small file with the same values, or gguf_q8_0 for llama.cpp."
 
 
