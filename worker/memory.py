@@ -7,6 +7,7 @@ the user asked to change the request.
 
 from pathlib import Path
 
+from core.estimate.footprint import sums_gradients
 from core.specs import JobSpec
 from core.states import Phase
 from seft.config import Retain
@@ -32,7 +33,7 @@ def smaller_micro_batch(spec: JobSpec, phase: Phase | None, *, by_kernel: bool) 
     if not by_kernel and not (phase is Phase.TRAINING and (stored or repair.micro_batch > SMALLEST)):
         return None
     # With several micro-batches, the gradients of all nonzeros would be added up, which takes more memory.
-    whole = stored and spec.trains_all and repair.batch_tokens <= repair.micro_batch * repair.sequence_tokens
+    whole = stored and spec.trains_all and not sums_gradients(spec)
     return repair.micro_batch if whole else SMALLEST
 
 

@@ -150,8 +150,9 @@ class Pipeline:
         return choose_device(self.task.device)
 
     @property
-    def _dtype(self) -> Any:
-        return getattr(torch, self.task.spec.dtype)
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.task.spec.dtype)
+        return dtype
 
     def _prune(self, loaded: Loaded, text: JobTexts) -> None:
         """Evaluate the dense model, prune and reconstruct it, evaluate the pruned model, and save the state.

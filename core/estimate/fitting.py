@@ -55,9 +55,10 @@ def suggest_change(model: Dimensions, spec: JobSpec, worker: Capability | Worker
     changed: JobSpec | None = spec
     try:
         while changed and not (result := fit(model, changed, worker)).fits:
-            half = {"dtype": Dtype.BFLOAT16}
-            single = changed.dtype is Dtype.FLOAT32
-            changed = changed.model_copy(update=half) if single else _shrink(changed, result.phase)
+            if changed.dtype is Dtype.FLOAT32:
+                changed = changed.model_copy(update={"dtype": Dtype.BFLOAT16})
+            else:
+                changed = _shrink(changed, result.phase)
     except ConfigError:  # a smaller value contradicts another setting of the request
         return None
     return None if changed is None else _merge_patch(spec.model_dump(mode="json"), changed.model_dump(mode="json"))
@@ -91,8 +92,7 @@ def _shrink(spec: JobSpec, phase: Phase) -> JobSpec | None:
 
 def _shrink_training(spec: JobSpec) -> JobSpec | None:
     repair = spec.repair
-    stored = not repair.activation_checkpointing
-    if stored and (spec.trains_all or repair.micro_batch == 1):
+    if not repair.activation_checkpointing and (spec.trains_all or repair.micro_batch == 1):
         return _with(spec, "repair", activation_checkpointing=True)
     if spec.trains_all and repair.batch_tokens > repair.sequence_tokens:
         # The gradients of several micro-batches are added up. A step of one micro-batch stores none.

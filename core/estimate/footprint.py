@@ -98,9 +98,9 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
     if spec.repair.method is not RepairMethod.NONE:
         phases[Phase.TRAINING] = _training(model, spec)
     # A copy of the process loads the written checkpoint, on the host. The loader of GGUF has each weight twice.
-    loading = (2 if any(each.is_gguf for each in spec.output.formats) else 1) * FLOAT * model.parameters
+    loading = FLOAT * model.parameters
     if any(each.is_gguf for each in spec.output.formats):
-        loading += GGUF_BYTES
+        loading = 2 * loading + GGUF_BYTES
     if any(each.is_compact for each in spec.output.formats):
         loading += COMPACT_BYTES
     if any(each.is_compact and each.rounds for each in spec.output.formats):
@@ -216,9 +216,8 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
         head, models = (5 if repair.distill_weight else 3), 2
     if repair.retains:
         head = 5
-    teacher = (
-        spec.value_bytes * tokens * model.hidden * (len(model.blocks) if repair.hidden_weight else 1) * (models - 1)
-    )
+    hidden = spec.value_bytes * tokens * model.hidden
+    teacher = hidden * (len(model.blocks) if repair.hidden_weight else 1) * (models - 1)
     whole = spec.trains_all
     step = _block_peak(model, tokens, spec) + (_step_of_nonzeros(model, spec) if whole else 0)
     peak = max(head * _logits(model, tokens), step)
@@ -227,7 +226,7 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     if repair.norms_and_biases:
         state, best_state = state + WITH_INITIAL * model.vectors, best_state + VECTOR * model.vectors
         blocks = 1 if repair.activation_checkpointing else len(model.blocks)
-        saved += spec.value_bytes * tokens * model.hidden * (2 * blocks + 1)  # the outputs of the norms before scaling
+        saved += hidden * (2 * blocks + 1)  # the outputs of the norms before scaling
     work = max(saved + peak + teacher, _outside_steps(model, spec) if whole else 0)
     device = models * spec.value_bytes * model.parameters + state + work
     host = best_state if repair.evaluate_interval else 0
@@ -270,7 +269,7 @@ def _all_nonzeros(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
     """
     sides = sum(matrix.count * (matrix.rows + matrix.cols) for matrix in _all(model))
     vectors = FLOAT * sides * (VECTORS + (MEANS if _rises(spec) else 0))
-    summed = FLOAT * _present(model, spec) if _sums_gradients(spec) else 0
+    summed = FLOAT * _present(model, spec) if sums_gradients(spec) else 0
     return vectors + summed, vectors + FLOAT * _nonzeros(model, spec) + model.targets // 8
 
 
@@ -280,7 +279,7 @@ def _step_of_nonzeros(model: Dimensions, spec: JobSpec) -> int:
     These are its gradient, and either the copies of an optimizer step, or those of adding the gradient to a sum.
     """
     largest = max(matrix.weights for matrix in _all(model))
-    if _sums_gradients(spec):
+    if sums_gradients(spec):
         return FLOAT * largest + round(INDEXED * largest * _present(model, spec) / model.targets)
     return FLOAT * (largest + COPIES * min(largest, CHUNK))
 
@@ -299,7 +298,8 @@ def _outside_steps(model: Dimensions, spec: JobSpec) -> int:
     return max(copied, calibrated if reads_text else 0, *map(_mask_selection, _all(model)))
 
 
-def _sums_gradients(spec: JobSpec) -> bool:
+def sums_gradients(spec: JobSpec) -> bool:
+    """Return whether a step has several micro-batches, so that their gradients are added up."""
     repair = spec.repair
     return repair.batch_tokens > repair.micro_batch * repair.sequence_tokens
 
