@@ -65,6 +65,7 @@ class Exit(IntEnum):
     REFUSED = 4, "The service rejected the request. The message names the field, the rule, the value and the way out."
     NOT_INTACT = 5, "A downloaded file differs from the published one."
     INTERRUPTED = 130, "Ctrl-C. A job continues. Run a download again to resume it."
+    ENDED = 143, "SIGTERM, in a command that works on this machine. Unfinished files were removed."
 
 
 @contextmanager
