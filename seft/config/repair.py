@@ -249,6 +249,20 @@ class RepairConfig:
             way_out = "Lower it, or set settle or rise to a lower value, or take more steps."
             raise ConfigError("swap_tokens", rule, self.swap_tokens, way_out)
 
+    def require_processes(self, count: int) -> None:
+        """Raise ConfigError unless each of `count` processes gets the same number of windows of each micro-batch."""
+        for field, windows in (("batch_tokens", self.windows), ("micro_batch", self.micro_batch)):
+            if windows % count:
+                whole = math.ceil(max(self.windows, self.micro_batch) / count) * count
+                raise ConfigError(
+                    field,
+                    f"must give a number of sequences that is a multiple of the number of devices, {count}",
+                    windows,
+                    "Every device trains on the same number of sequences. Use for example batch_tokens"
+                    f" {whole * self.sequence_tokens} and micro_batch {whole}.",
+                    lead="it gives",
+                )
+
     @property
     def trains_all(self) -> bool:
         """True if all nonzeros are trained in place (`density: all`)."""

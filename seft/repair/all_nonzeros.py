@@ -56,12 +56,14 @@ class AllNonzeros(InPlaceMethod):
             for linear, zero in zip(self.linears.values(), zeros.values(), strict=False)
         ]
         self._check, self._pattern = work.check, work.pattern
+        # An expert may get tokens in some of the processes only, so its backward pass cannot wait for the others.
+        self._in_turn = process_count() > 1 and any(target.expert for target in work.targets.values())
         self._first = self._gradual.rise_end(work.config.steps) if self._gradual else 0
         self._observed = Observed()
 
     def before_step(self, step: int, /) -> None:
         """Tell every linear the step, and the learning rate if its backward pass takes the optimizer step."""
-        at_once = self.config.micro_batches == 1 and process_count() == 1
+        at_once = self.config.micro_batches == 1 and not self._in_turn
         rate = schedule.learning_rate(self.config, step) if at_once else None
         collects = self._check is not None and self._first < step <= self.config.last_swap
         self._plan = Plan(step, rate, collects)

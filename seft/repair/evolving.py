@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from seft.errors import ConfigError
 from seft.repair import schedule
 from seft.repair.fixed_mask import FixedMask
 from seft.repair.method import Work
@@ -21,18 +20,19 @@ class SEFT(FixedMask):
     """Trains the active positions of each linear, and replaces some of them at topology events.
 
     The gradients of the last steps before an event (the gradient window of a linear) decide which positions to choose.
-    With several processes, all fill the same gradient windows. This is impossible in models with experts, because an
-    expert may get tokens in one process and none in another. Raises ConfigError for several processes and a model with
-    experts.
+    With several processes, all fill the same gradient windows. An expert may get tokens in one process and none in
+    another, so the windows of experts are filled after the backward pass.
     """
 
     def __init__(self, work: Work) -> None:
-        experts = any(target.expert for target in work.targets.values())
-        if process_count() > 1 and experts:
-            way_out = "Repair it in one process, or choose another method than seft."
-            rule = "must have no experts if seft runs in several processes"
-            raise ConfigError("model", rule, "a model with experts", way_out)
         super().__init__(work)
+        for name, target in work.targets.items():
+            self.linears[name].waits = target.expert and process_count() > 1
+
+    def after_micro_batch(self) -> None:
+        """Fill the gradient windows that wait for the end of the backward pass."""
+        for linear in self.linears.values():
+            linear.observe()
 
     def before_step(self, step: int, /) -> None:
         """Start to collect gradients in every linear if the step is in the gradient window of an event."""

@@ -75,6 +75,9 @@ class InPlaceMethod:
     def before_step(self, _: int) -> None:
         """Do nothing, because nothing must be prepared."""
 
+    def after_micro_batch(self) -> None:
+        """Do nothing, because nothing waits for the end of a backward pass."""
+
     def take_gradients(self) -> list[Tensor]:
         """Return the accumulated gradient of each linear, and reset it."""
         return [linear.take_gradient() for linear in self._trainers.values()]

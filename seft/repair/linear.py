@@ -17,6 +17,7 @@ from seft.prune.mask import require_pattern
 from seft.repair import evolve, optimizer
 from seft.repair.active import Active, sample_nonzeros
 from seft.repair.positions import BasePositions, entries, fields_of, named_fields, put
+from seft.repair.processes import sum_over_processes
 from seft.repair.product import trained_product
 from seft.repair.sampled import sampled_product
 from seft.repair.window import Window
@@ -51,6 +52,9 @@ class RepairedLinear:
         self.adopt(Active.start(self.weight, sample_nonzeros(self.weight, count, generator)))
         self.removed = BasePositions(self.active.indices[:0], self.active.bases[:0])
         self.window: Window | None = None
+        self.waits = False
+        """True if the window observes a micro-batch only after its backward pass, in `observe`."""
+        self._seen: list[tuple[Tensor, Tensor]] = []
         self._window_type = window_type
         self.most_zeros = max(1, round(MOST_ZEROS * self.budget))
         self._seed = int(torch.randint(1 << 62, (), generator=generator))
@@ -160,9 +164,26 @@ class RepairedLinear:
         `left` is the gradient of the linear's outputs, `right` are its inputs. If a gradient window is open, the
         micro-batch is added to it.
         """
-        if self.window is not None:
+        if self.window is not None and self.waits:
+            self._seen.append((left, right))
+        elif self.window is not None:
             self.window.observe(left, right, self.active.indices)
         return sampled_product(left, right, self.active.indices)
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        """Add the last micro-batch to an open gradient window that `waits`, if any process has tokens for this linear.
+
+        All processes must call it in the same order.
+        """
+        if self.window is None or not self.waits:
+            return
+        rows, cols = self.weight.shape
+        none = (self.weight.new_zeros(0, rows), self.weight.new_zeros(0, cols))
+        left, right = (torch.cat(parts) for parts in zip(none, *self._seen, strict=True))
+        self._seen = []
+        if int(sum_over_processes(torch.tensor(len(left), device=left.device))):
+            self.window.observe(left, right, self.active.indices)
 
     def _remove(self, removed: Int[Tensor, "removed"], kept: Active) -> None:
         kept[torch.isin(kept.indices, removed)].restore(self.weight)

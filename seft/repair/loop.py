@@ -24,7 +24,7 @@ from seft.repair import schedule, state
 from seft.repair.best import Best, Judge
 from seft.repair.method import Work
 from seft.repair.methods import make_method
-from seft.repair.processes import own_windows, process_count, require_same_config, sum_over_processes
+from seft.repair.processes import own_windows, process_count, sum_each_over_processes, sum_over_processes
 from seft.repair.recompute import Recompute
 from seft.repair.swaps import CHECKED
 from seft.report import Evolved, Judged, Phase, Progress, Reporter, Step, silent
@@ -58,7 +58,7 @@ class Repair:
         retained: Packed | None = None,
         judge: Judge | None = None,
     ) -> None:
-        require_same_config(config)
+        config.require_processes(process_count())
         require_retained(config, retained)
         if pruned:
             require_repair_of(pruned, config)
@@ -183,11 +183,12 @@ class Repair:
         loss = torch.zeros((), dtype=torch.float64)
         for batch in windows.split(self.config.micro_batch):
             part = self._objective(batch[own_windows()].to(self._device)) / predictions
-            loss += part.detach().cpu()
-            if process_count() == 1 and not loss.isfinite():
-                break  # The backward pass of some methods changes weights. All processes must call it equally often.
+            loss += sum_over_processes(part.detach().clone()).cpu()
+            if not loss.isfinite():
+                break  # The backward pass of some methods changes weights.
             part.backward()  # type: ignore[no-untyped-call]
-        return float(sum_over_processes(loss.to(self._device))) if process_count() > 1 else float(loss)
+            self._method.after_micro_batch()
+        return float(loss)
 
     def _batch(self, step: int) -> tuple[Packed, float]:
         """Return the windows of a step, and the number by which the sum of their losses is divided.
@@ -215,7 +216,7 @@ class Repair:
 
     @torch.no_grad()
     def _update(self, step: int, loss: float, rate: float) -> None:
-        gradients = [sum_over_processes(gradient) for gradient in self._method.take_gradients()]
+        gradients = sum_each_over_processes(self._method.take_gradients())
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         if not math.isfinite(loss + float(norm)):
             raise TrainError(

@@ -55,6 +55,9 @@ class LoraReprune:
     def before_step(self, _: int) -> None:
         """Do nothing, because nothing must be prepared."""
 
+    def after_micro_batch(self) -> None:
+        """Do nothing, because nothing waits for the end of a backward pass."""
+
     def take_gradients(self) -> list[Tensor]:
         """Return the accumulated gradient of each adapter matrix, and reset it."""
         gradients = []

@@ -69,6 +69,9 @@ class Method(Protocol):
     def before_step(self, step: int, /) -> None:
         """Prepare a step. The loop calls it before the first micro-batch of the step."""
 
+    def after_micro_batch(self) -> None:
+        """Do what must wait for the end of a backward pass."""
+
     def take_gradients(self) -> list[Tensor]:
         """Return the gradients accumulated since the last call, always in the same order, and reset them.
 

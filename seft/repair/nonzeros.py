@@ -1,8 +1,9 @@
 """A linear in which all nonzeros are trained in place, in the memory of inference.
 
-The gradient of the weight matrix exists for one linear at a time. If a step is one micro-batch of one process, the
-backward pass of the linear also takes the optimizer step, so no gradient is stored. Otherwise the gradients of the
-nonzeros are summed in float32 until the step ends. Both ways give the same bits for the same gradient.
+The gradient of the weight matrix exists for one linear at a time. If a step is one micro-batch, the backward pass of
+the linear also takes the optimizer step, so no gradient is stored. Otherwise the gradients of the nonzeros are summed
+in float32 until the step ends. Both ways give the same bits for the same gradient. Several processes sum the gradients
+of the nonzeros over all of them before the step.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from seft.models.products import Product
 from seft.repair import factored, rise, swaps
 from seft.repair.factored import Moments
 from seft.repair.positions import fields_of, named_fields
-from seft.repair.processes import sum_over_processes
+from seft.repair.processes import process_count, sum_over_processes
 from seft.repair.product import trained_product
 from seft.repair.sampled import row_chunks
 from seft.repair.swaps import Observed, Swap
@@ -100,7 +101,7 @@ class NonzeroLinear:
         if self.plan.collects:
             self.candidates = swaps.observe(self.candidates, gradient, self.weight)
         if self.plan.rate is not None:
-            self._step(gradient, self.plan.rate)
+            self._step(self._over_processes(gradient), self.plan.rate)
         else:
             part = _gather(gradient, self.weight).to(self._norm.dtype)
             self._sum = part if self._sum is None else self._sum.add_(part)
@@ -181,6 +182,14 @@ class NonzeroLinear:
         for name, tensor in self._statistics().items():
             tensor.copy_(tensors[name])
         self.candidates = GradientSums(**fields_of(tensors, "candidates"))
+
+    def _over_processes(self, gradient: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
+        """Return the sum of a gradient over all processes. With several, it is zero at the zeros of the weight."""
+        if process_count() == 1:
+            return gradient
+        values, kept = sum_over_processes(_gather(gradient, self.weight)), self.weight != 0
+        _scatter(gradient.zero_(), kept, values)
+        return gradient
 
     def _statistics(self) -> dict[str, Tensor]:
         return {**self._moments.tensors(), "inputs": self._inputs, "outputs": self._outputs}

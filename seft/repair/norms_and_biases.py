@@ -46,6 +46,10 @@ class WithNormsAndBiases:
         """Let the method prepare a step."""
         self._method.before_step(step)
 
+    def after_micro_batch(self) -> None:
+        """Let the method do what must wait for the end of a backward pass."""
+        self._method.after_micro_batch()
+
     def take_gradients(self) -> list[Tensor]:
         """Return the accumulated gradients of the method, then those of the norms and biases, and reset them."""
         return [*self._method.take_gradients(), *(each.take_gradient() for each in self._vectors.values())]

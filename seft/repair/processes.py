@@ -5,12 +5,16 @@ change nothing. Every process has the whole model and the same state. Gradients 
 take the same steps and decisions as one process with the whole micro-batches.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
-from seft.config import RepairConfig
-from seft.errors import ConfigError
+SENT_TOGETHER = 1 << 22
+"""Largest number of values of several tensors that are sent together, in a copy."""
 
 
 def process_count() -> int:
@@ -18,22 +22,9 @@ def process_count() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def require_same_config(config: RepairConfig) -> None:
-    """Raise ConfigError unless every process gets the same number of windows of each micro-batch.
-
-    A window is a sequence of tokens.
-    """
-    sizes = {"batch_tokens": config.batch_tokens // config.sequence_tokens, "micro_batch": config.micro_batch}
-    for field, windows in sizes.items():
-        if windows % process_count():
-            rule = f"must give a number of sequences that is a multiple of the number of processes, {process_count()}"
-            raise ConfigError(
-                field,
-                rule,
-                windows,
-                "Change it, or the number of processes. Every process reads the same number of sequences.",
-                lead="it gives",
-            )
+def is_first() -> bool:
+    """Return whether this is the first of the processes, or the only one."""
+    return process_count() == 1 or dist.get_rank() == 0
 
 
 def own_windows() -> slice:
@@ -50,3 +41,43 @@ def sum_over_processes(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*sha
         tensor = tensor.contiguous()
         dist.all_reduce(tensor)
     return tensor
+
+
+def sum_each_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the sum of each tensor over all processes. Many small tensors are sent together."""
+    if process_count() == 1:
+        return list(tensors)
+    sums: list[Tensor] = []
+    while len(sums) < len(tensors):
+        sizes = [0]
+        for tensor in tensors[len(sums) :]:
+            if sum(sizes) + tensor.numel() > SENT_TOGETHER and len(sizes) > 1:
+                break
+            sizes.append(tensor.numel())
+        part = tensors[len(sums) : len(sums) + len(sizes) - 1]
+        flat = sum_over_processes(torch.cat([tensor.flatten() for tensor in part]))
+        pieces = zip(part, torch.split(flat, sizes[1:]), strict=True)
+        sums += [piece.view_as(tensor).to(tensor.dtype) for tensor, piece in pieces]
+    return sums
+
+
+def broadcast(value: Any) -> Any:
+    """Return the value that the first process gives, in every process. The others give anything.
+
+    All processes must call this function in the same order. They trust each other, because the value is pickled.
+    """
+    if process_count() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]
+
+
+@torch.no_grad()
+def broadcast_weights(model: Any) -> None:
+    """Replace the parameters of `model` by those of the first process. All processes must call this function."""
+    if process_count() > 1:
+        for parameter in model.parameters():
+            weight = parameter.contiguous()
+            dist.broadcast(weight, src=0)
+            parameter.copy_(weight)
