@@ -27,6 +27,8 @@ class Capability:
     """Bytes of memory on the device."""
     disk: int
     """Bytes of free disk space for the job's files."""
+    devices: int = 1
+    """Number of devices. All are of the same kind and size."""
     spec_version: int = SPEC_VERSION
     """Newest version of job requests that the worker can run."""
 
@@ -42,6 +44,7 @@ def can_run(worker: Capability | type[Worker]) -> ColumnElement[bool]:
     """
     return and_(
         Job.spec_version <= worker.spec_version,
+        func.coalesce(Job.spec["devices"].as_integer(), 1) <= worker.devices,
         func.coalesce(Job.needs["device"].astext, worker.device) == worker.device,
         func.coalesce(Job.needs["memory"].astext.cast(BigInteger), 0) <= worker.memory,
         func.coalesce(Job.needs["disk"].astext.cast(BigInteger), 0) <= worker.disk,

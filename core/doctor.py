@@ -258,9 +258,9 @@ def device(settings: Settings) -> str:
     return f"{driver or 'a device'}; {build} for CUDA {torch['cuda']}"
 
 
-def training_sandbox(_: Settings) -> str:
+def training_sandbox(settings: Settings) -> str:
     """Check that the kernel and the container engine offer everything that confines a training process."""
-    if flaws := sandbox.missing():
+    if flaws := sandbox.missing(settings.devices):
         fix = "Use a newer kernel, or a container engine whose seccomp profile allows Landlock (Docker 23 or newer)."
         raise CheckFailed("this machine lacks " + "; ".join(flaws), fix, State.NOTE)
     return f"Landlock version {sandbox.landlock_abi()} and seccomp confine training processes"

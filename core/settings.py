@@ -244,8 +244,18 @@ class Settings(DatabaseSettings):
         examples=["cuda:1"],
         description="Device of a worker: `cpu`, `cuda`, or `cuda:1` for the second one; `auto` uses CUDA if available.",
     )
+    devices: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Number of devices of a worker: `SEFT_DEVICE` and those that follow it, all of one kind. A job runs"
+        " on as many of them as it asks for, and on a CPU in as many processes. The worker runs one job at a time.",
+    )
     threads: int = Field(
-        default=0, ge=0, description="Number of CPU threads of the training process; 0 uses torch's default."
+        default=0,
+        ge=0,
+        description="Number of CPU threads of the training of a job, for all its processes together; 0 uses torch's"
+        " default.",
     )
     checkpoint_seconds: float = Field(default=300, gt=0, description="Seconds between two saves of the training state.")
     log_format: Literal["json", "console"] = Field(

@@ -31,7 +31,7 @@ from seft import config
 from seft.config import MOST_SPARSE, Allocation, PruneSchedule, Retain, SparsityOf
 from seft.errors import ConfigError
 
-SPEC_VERSION = 12
+SPEC_VERSION = 13
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
 
 
@@ -116,6 +116,13 @@ class JobSpec(Spec):
         " faster on devices with instructions for it: GPUs since Ampere, and processors with AVX-512 BF16 or AMX. The"
         " result is bfloat16 in any case.",
     )
+    devices: Integer = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Number of devices of one worker that train the model together. Each has the whole model and reads"
+        " its part of every batch. Only a worker with so many devices runs the job.",
+    )
     auto_start: Boolean = Field(default=True, description="If `false`, the job waits for `POST /jobs/{job_id}/start`.")
     priority: Integer = Field(default=0, ge=-100, le=100, description="Orders your tenant's jobs, highest first.")
     seed: Integer = Field(default=0, ge=0, lt=2**63, description="Seed of the random numbers of the job.")
@@ -173,6 +180,8 @@ class JobSpec(Spec):
                 way_out = "Use the method seft with density all, or the schedule one_shot."
                 raise ConfigError("repair.method", "must be seft with the schedule gradual", "none", way_out)
             config.require_repair_of(prune, repair)
+            if repair:
+                repair.require_processes(self.devices)
             self._require_retained_dataset()
             self._require_evaluation_dataset()
         except ConfigError as error:

@@ -348,6 +348,8 @@ class Worker(Base):
     """Bytes of memory on the device."""
     disk: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """Bytes of free disk space for a job's files at `seen_at`."""
+    devices: Mapped[int] = mapped_column(server_default=text("1"))
+    """Number of devices, all of the same kind and size."""
     temperature: Mapped[int | None]
     """Temperature of the device at `seen_at` in degrees Celsius. None if unknown."""
     flops: Mapped[float | None] = mapped_column(Double)

@@ -272,7 +272,9 @@ class Supervisor:
             self.lifecycle.move(State.SAVING)
             return
         assert self.process is not None
-        if code == -signal.SIGKILL and memory.oom_kills() > self.oom_kills_before:
+        # With several devices, the kernel kills one of the processes, and the launch ends the others.
+        killed = code == -signal.SIGKILL or self.attempt.spec.devices > 1
+        if killed and memory.oom_kills() > self.oom_kills_before:
             message = "The kernel killed the training process because the machine ran out of memory."
             raise AttemptError(OUT_OF_MEMORY, message, user_error=True, by_kernel=True)
         message = f"The training process exited with status {code}. Its last output:\n{self.process.tail}"

@@ -33,7 +33,8 @@ def main(folder: Path, pipe: int, parent: int) -> None:
         # The files of a commit in the cache are links to files in the folder of the model.
         model = [fetched.parents[1]] if fetched else task.model_roots
         programs = sandbox.code(os.environ, ("core", "seft", "worker"))
-        sandbox.confine([*programs, *model], listable=[sandbox.ROOT], writable=[folder.resolve()])
+        sockets = sandbox.LOCAL_SOCKETS if task.spec.devices == 1 else sandbox.CONNECTING_SOCKETS
+        sandbox.confine([*programs, *model], [sandbox.ROOT], writable=[folder.resolve()], sockets=sockets)
         command = [sys.executable, "-P", "-m", "worker.training", str(folder), str(pipe), str(parent)]
         os.execve(sys.executable, command, environment.of_training(os.environ, folder.resolve()))  # noqa: S606
 

@@ -1,7 +1,7 @@
 """Measure the device and the disk space of this worker. Both are stored in its row and checked when it claims a job.
 
-The worker process itself never loads CUDA. `python -m worker.device NAME` starts a separate process that asks torch
-once.
+The worker process itself never loads CUDA. `python -m worker.device NAME COUNT` starts a separate process that asks
+torch once.
 """
 
 import json
@@ -41,19 +41,19 @@ class Device(NamedTuple):
 
 def capability(settings: Settings) -> Capability:
     """Return what this worker can run now: its device, memory and free disk space."""
-    device = find(settings.device)
-    return Capability(device.kind, device.name, device.memory, disk=disk_space.free(settings.scratch))
+    device, disk = find(settings.device, settings.devices), disk_space.free(settings.scratch)
+    return Capability(device.kind, device.name, device.memory, disk, settings.devices)
 
 
 def used(settings: Settings) -> int | None:
     """Return the bytes of device memory in use. Returns None on a CPU or without NVML."""
-    uuid = find(settings.device).uuid
+    uuid = find(settings.device, settings.devices).uuid
     return devices.used_memory(uuid) if uuid else None
 
 
 def temperature(settings: Settings) -> int | None:
     """Return the temperature of the device in degrees Celsius. Returns None on a CPU or without NVML."""
-    uuid = find(settings.device).uuid
+    uuid = find(settings.device, settings.devices).uuid
     return devices.temperature(uuid) if uuid else None
 
 
@@ -71,22 +71,25 @@ def unfreed(settings: Settings, before: int | None) -> int:
 
 
 @cache
-def find(name: str) -> Device:
-    """Return the device for the value of SEFT_DEVICE. Ends the process if this machine has no such device."""
+def find(name: str, count: int) -> Device:
+    """Return the first device of a worker, for the values of SEFT_DEVICE and SEFT_DEVICES.
+
+    Ends the process if this machine does not have so many devices of one kind.
+    """
     if name == CPU or (name == "auto" and not any(Path(driver).exists() for driver in DRIVERS)):
         return cpu()
-    return ask_torch(name)
+    return ask_torch(name, count)
 
 
-def ask_torch(name: str) -> Device:
-    """Return the device with this name, as torch reports it. Torch is loaded in a separate process."""
-    command = [sys.executable, "-m", "worker.device", name]
+def ask_torch(name: str, count: int) -> Device:
+    """Return the first device of a worker, as torch reports it. Torch is loaded in a separate process."""
+    command = [sys.executable, "-m", "worker.device", name, str(count)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
         reason = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
         sys.stderr.write(
-            f"SEFT_DEVICE must be a device of this machine; it is {name!r}, and torch says: {reason}."
-            " Example: SEFT_DEVICE=cpu\n"
+            f"SEFT_DEVICE and SEFT_DEVICES must be devices of this machine; they are {name!r} and {count}, and torch"
+            f" says: {reason}. Example: SEFT_DEVICE=cpu\n"
         )
         raise SystemExit(INVALID)
     return Device(*json.loads(answer.stdout))
@@ -106,18 +109,22 @@ def cpu_name() -> str:
     return f"{model}, {len(os.sched_getaffinity(0))} cores"
 
 
-def main(name: str) -> None:
-    """Print the device with this name as a JSON list."""
+def main(name: str, count: int) -> None:
+    """Print the first device of a worker as a JSON list. Raises ValueError unless the others are of the same kind."""
     import torch
 
     device = torch.device(("cuda" if torch.cuda.is_available() else CPU) if name == "auto" else name)
     if device.type == CPU:
         result = cpu()
     else:
-        properties = torch.cuda.get_device_properties(device)
+        properties, first = torch.cuda.get_device_properties(device), device.index or 0
+        for number in range(first, first + count):
+            other = torch.cuda.get_device_properties(number)
+            if (other.name, other.total_memory) != (properties.name, properties.total_memory):
+                raise ValueError(f"device {number} is another one than device {first}: {other.name}")
         result = Device(device.type, properties.name, properties.total_memory, str(properties.uuid))
     sys.stdout.write(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

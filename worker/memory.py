@@ -12,7 +12,6 @@ from core.specs import JobSpec
 from core.states import Phase
 from seft.config import Retain
 
-SMALLEST = 1
 VMSTAT = Path("/proc/vmstat")
 
 
@@ -30,11 +29,12 @@ def smaller_micro_batch(spec: JobSpec, phase: Phase | None, *, by_kernel: bool) 
     """
     repair = spec.repair
     stored = not repair.activation_checkpointing
-    if not by_kernel and not (phase is Phase.TRAINING and (stored or repair.micro_batch > SMALLEST)):
+    smallest = spec.devices
+    if not by_kernel and not (phase is Phase.TRAINING and (stored or repair.micro_batch > smallest)):
         return None
     # With several micro-batches, the gradients of all nonzeros would be added up, which takes more memory.
     whole = stored and spec.trains_all and not sums_gradients(spec)
-    return repair.micro_batch if whole else SMALLEST
+    return repair.micro_batch if whole else smallest
 
 
 def advice(spec: JobSpec, phase: Phase | None, micro_batch: int | None) -> str:
@@ -65,13 +65,14 @@ def advice(spec: JobSpec, phase: Phase | None, micro_batch: int | None) -> str:
             f" tokens for evaluation. Set prune.calibration.tokens to {max(2, calibration.tokens // 2)} and"
             f" evaluate.tokens to {max(2, spec.evaluate.tokens // 2)}, or run the job on a larger device."
         )
-    if windows > 1 and spec.trains_all:
-        option = f"repair.batch_tokens to {windows // 2 * repair.sequence_tokens}"
-    elif windows > 1:
-        option = f"repair.micro_batch to {windows // 2}"
+    fewer = windows // 2 // spec.devices * spec.devices
+    if fewer and spec.trains_all:
+        option = f"repair.batch_tokens to {fewer * repair.sequence_tokens}"
+    elif fewer:
+        option = f"repair.micro_batch to {fewer}"
     else:
         option = f"repair.sequence_tokens to {repair.sequence_tokens // 2}"
     return (
-        f"Training had {windows} sequences of {repair.sequence_tokens} tokens on the device at a time."
+        f"Training had {windows // spec.devices} sequences of {repair.sequence_tokens} tokens on a device at a time."
         f" Set {option}, which needs about half the memory, or run the job on a larger device."
     )

@@ -13,8 +13,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from core.stages import Stage
 from seft import stages
 from seft.checkpoint.export import round_weights
@@ -23,17 +21,18 @@ from seft.checkpoint.pack import load_pruned, save_pruned
 from seft.checkpoint.provenance import describe_model, this_machine
 from seft.config import RepairConfig
 from seft.data.packing import Packed
-from seft.devices import choose_device, configure_torch
+from seft.devices import configure_torch
 from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import perplexity
 from seft.models.load import Loaded, load, load_tokenizer
-from seft.models.source import ModelSource, downloaded, find
+from seft.models.source import ModelSource
 from seft.repair import Repair
 from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
 from seft.retain import load_retained, save_retained, split_retained
 from worker import disk_space, usage
 from worker.conditions import read_conditions, write_conditions
+from worker.launch import device_of, threads_of
 from worker.meter import Meter
 from worker.protocol import (
     ENOUGH,
@@ -51,6 +50,7 @@ from worker.protocol import (
     Task,
     TopologyEvolved,
 )
+from worker.replica import Start, decide, dtype_of, find_model, share
 from worker.texts import JobTexts, read_texts
 
 PRUNED, SCORES, RETAINED = "pruned.safetensors", "scores.json", "retained.safetensors"
@@ -72,6 +72,7 @@ class Pipeline:
         self.folder, self.task, self.send, self.stopping = folder, task, send, stopping
         self.prune, self.repair = task.spec.prune_config(), task.spec.repair_config(task.micro_batch)
         self.evaluate = task.spec.evaluate_config()
+        self._device, self._dtype = device_of(task), dtype_of(task)
         self.retained: Packed | None = None
         self.meter = Meter(task.spec)
         self.scores: dict[str, float] = {}
@@ -86,9 +87,9 @@ class Pipeline:
 
     def run(self) -> None:
         """Run all stages. Raises Cancelled if `stopping` returns True, and SeftError if the job cannot be done."""
-        configure_torch(self.task.threads)
+        configure_torch(threads_of(self.task))
         self._progress(Stage.LOADING, 0.0)
-        source = self._source()
+        source = find_model(self.task)
         text = self._read(source)
         self._progress(Stage.LOADING, 0.5)
         loaded = load(source, device=self._device, dtype=self._dtype)
@@ -121,11 +122,6 @@ class Pipeline:
         attempts = tuple(self.conditions) if len(self.conditions) > 1 else ()
         self._export(loaded, replace(facts, scores=self.scores, evaluate=evaluated, attempts=attempts))
 
-    def _source(self) -> ModelSource:
-        spec, folder = self.task.spec, self.task.downloaded
-        ask_hub = None if folder is None else lambda reference, _: downloaded(reference, folder)
-        return find(spec.model, roots=self.task.model_roots, revision=spec.revision, ask_hub=ask_hub)
-
     def _read(self, source: ModelSource) -> JobTexts:
         """Read and tokenize the datasets. Raises DataError if the text is too short.
 
@@ -144,15 +140,6 @@ class Pipeline:
             evaluate=self.evaluate,
             alive=self._report_reading,
         )
-
-    @property
-    def _device(self) -> str:
-        return choose_device(self.task.device)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.task.spec.dtype)
-        return dtype
 
     def _prune(self, loaded: Loaded, text: JobTexts) -> None:
         """Evaluate the dense model, prune and reconstruct it, evaluate the pruned model, and save the state.
@@ -209,22 +196,9 @@ class Pipeline:
 
     def _repair(self, loaded: Loaded, text: JobTexts, training: Packed, config: RepairConfig) -> stages.RepairResult:
         """Train to the last step, then evaluate the best state of the training."""
-
-        def load_teacher() -> Any:
-            return load(loaded.source, device=self._device, dtype=self._dtype).model
-
-        repair = stages.start_repair(
-            loaded,
-            training,
-            config,
-            pruned=self.prune,
-            load_teacher=load_teacher,
-            retained=self.retained,
-            held_out=text.held_out,
-            alive=self._report_training,
-        )
-        if self.step:
-            repair.load(self.folder / STATE)
+        start = Start(training, text.held_out, self.retained, self.prune, config, self.step)
+        share(start, loaded)
+        repair = start.open(loaded, self.folder, self._report_training)
         self._progress(Stage.TRAINING, repair.step / config.steps)
         self._train(repair, config.steps)
         result = stages.finish_repair(repair, self._report_finishing)
@@ -233,13 +207,14 @@ class Pipeline:
         return result
 
     def _train(self, repair: Repair, steps: int) -> None:
-        saved, enough = time.monotonic(), self._enough
+        saved = time.monotonic()
+        _, enough = decide(stop=False, end=self._enough)
         while not repair.done and not enough:
             reports = repair.advance()
             self.step = repair.step
             self._progress(Stage.TRAINING, repair.step / steps)
             self._send_step(reports)
-            stopping, enough = self.stopping(), self._enough
+            stopping, enough = decide(stop=self.stopping(), end=self._enough)
             due = time.monotonic() > saved + self.task.checkpoint_seconds or enough or repair.done
             if stopping or (due and self._all_stored):
                 self._save(repair)

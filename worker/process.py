@@ -65,8 +65,8 @@ class Process:
         self._signal(lambda pid: os.kill(pid, signal.SIGTERM))
 
     def request_stacks(self) -> None:
-        """Ask the process to write the stack of each of its threads to its output. This works even if it hangs."""
-        self._signal(lambda pid: os.kill(pid, signal.SIGUSR2))
+        """Ask each process of the group to write the stacks of its threads to its output. This works if it hangs."""
+        self._signal(lambda pid: os.killpg(pid, signal.SIGUSR2))
 
     def kill(self) -> None:
         """Kill the whole process group. Wait until its first process has ended. Idempotent."""

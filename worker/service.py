@@ -31,10 +31,10 @@ def main(training: Sequence[str] = TRAINING) -> int:
     settings = read(Settings)
     configure(settings)
     sandbox.forbid_memory_access()
-    if missing := sandbox.missing():
+    if missing := sandbox.missing(settings.devices):
         log.warning("sandbox.incomplete", missing=missing)
     tracing.configure("worker")
-    device.find(settings.device)
+    device.find(settings.device, settings.devices)
     app = make_app(settings)
     work = Work(settings, app, training)
     app.task(work.__call__, name=TASK)

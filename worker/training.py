@@ -1,6 +1,7 @@
 """The sandboxed part of a training process: `python -m worker.training FOLDER PIPE PARENT`.
 
-`worker.child` executes it when the model is on this machine. The arguments are the same.
+`worker.child` executes it when the model is on this machine. The arguments are the same. If the job asks for several
+devices, this process starts one process for each of them (`worker.launch`), and sends no messages itself.
 """
 
 import faulthandler
@@ -9,8 +10,11 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
+from core.infra import sandbox
 from core.states import OUT_OF_MEMORY
 from seft.parent_process import end_with_parent
 from worker.protocol import Failed, Message, Task
@@ -24,25 +28,49 @@ def main(folder: Path, pipe: int, parent: int) -> None:
     tempfile.tempdir = str(folder)
     faulthandler.register(signal.SIGUSR2)
     os.set_inheritable(pipe, False)
+    send, task = sender(pipe), Task.read(folder)
+    if task.spec.devices == 1:
+        run(folder, task, send)
+        return
+    sandbox.leave_network()
+    from worker.launch import launch
+
+    launch(task.spec.devices, partial(_run_one_of_several, folder, task, send))
+
+
+def _run_one_of_several(folder: Path, task: Task, send: Callable[[Message], None]) -> None:
+    """Run one process of a job on several devices. If the job did not end well, end all of them."""
+    if not run(folder, task, send):
+        sys.exit(1)
+
+
+def run(folder: Path, task: Task, send: Callable[[Message], None]) -> bool:
+    """Run the job in this process, or its part of the job. Return whether the job has a result."""
     stop_signals: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stop_signals.append(number))
-    send = sender(pipe)
     with errors_sent(send):
-        run(folder, Task.read(folder), send, lambda: bool(stop_signals))
+        return _compute(folder, task, send, lambda: bool(stop_signals))
+    return False
 
 
-def run(folder: Path, task: Task, send: Callable[[Message], None], stopping: Callable[[], bool]) -> None:
+def _compute(folder: Path, task: Task, send: Callable[[Message], None], stopping: Callable[[], bool]) -> bool:
     """Run the job itself. This is a function of its own because it imports torch."""
     import torch
 
     from seft.checkpoint.verify import standby
+    from worker import launch, replica
     from worker.pipeline import Pipeline
 
+    first = launch.rank() == 0
     try:
-        with standby():
+        with standby() if first else nullcontext(), launch.process_group(task.spec.devices):
+            if not first:
+                return replica.follow(folder, task)
             Pipeline(folder, task, send, stopping).run()
     except torch.OutOfMemoryError as error:
         send(Failed(user_error=True, code=OUT_OF_MEMORY, message=str(error).splitlines()[0]))
+        return False
+    return True
 
 
 if __name__ == "__main__":

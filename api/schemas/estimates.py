@@ -51,7 +51,8 @@ class FitView(BaseModel):
     name: str
     device: str
     device_name: str = Field(description="Model of the device. Equal devices take about the same time for a job.")
-    fits: bool
+    devices: int = Field(description="Number of devices of the worker.")
+    fits: bool = Field(description="True if the worker has as many devices as the job asks for, and the memory.")
     phase: Phase = Field(description="Phase that needs the most memory. It decides whether the job fits.")
     needed_bytes: int = Field(description="Bytes of memory that this phase needs.")
     memory_bytes: int = Field(description="Bytes of memory of the device. A tenth of it must stay free.")
@@ -94,6 +95,7 @@ class EstimateView(BaseModel):
                         "name": "gpu-1:4242:9f86d081",
                         "device": "cuda",
                         "device_name": "NVIDIA H100 80GB HBM3",
+                        "devices": 1,
                         "fits": True,
                         "phase": "pruning",
                         "needed_bytes": 2400000000,

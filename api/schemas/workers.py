@@ -16,7 +16,8 @@ class WorkerView(BaseModel):
     host: str
     device: str = Field(description="Kind of device: `cpu` or `cuda`.")
     device_name: str
-    memory: int = Field(description="Memory of the device in bytes.")
+    devices: int = Field(description="Number of devices of the worker, all of this kind and size.")
+    memory: int = Field(description="Memory of a device in bytes.")
     disk: int = Field(description="Free disk space for files of jobs, in bytes, at the last heartbeat.")
     temperature: int | None = Field(
         description="Device temperature in degrees Celsius at the last heartbeat. `null` without NVML."
@@ -53,6 +54,7 @@ class WorkerList(BaseModel):
                     "host": "gpu-1",
                     "device": "cuda",
                     "device_name": "NVIDIA H100 80GB HBM3",
+                    "devices": 1,
                     "memory": 85017493504,
                     "disk": 512110190592,
                     "temperature": 61,

@@ -4,7 +4,6 @@ The weights of the model are not read.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import select
@@ -63,8 +62,11 @@ def _on_worker(worker: Worker, model: Dimensions, spec: JobSpec, speeds: Mapping
         "name": worker.name,
         "device": worker.device,
         "device_name": worker.device_name,
+        "devices": worker.devices,
         "fits": fit.fits,
-        **asdict(fit),
+        "phase": fit.phase,
+        "needed_bytes": fit.needed_bytes,
+        "memory_bytes": fit.memory_bytes,
         "change": {} if fit.fits else fitting.suggest_change(model, spec, worker),
         "seconds": seconds,
         "seconds_from": source,

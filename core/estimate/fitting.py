@@ -25,16 +25,20 @@ Results would else be poor.
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The phase of a job that needs the most memory, the bytes that it needs, and the bytes that the worker has."""
+    """The phase of a job that needs the most memory, the bytes that it needs, and the bytes that the worker has.
+
+    `enough_devices` is true if the worker has as many devices as the job asks for.
+    """
 
     phase: Phase
     needed_bytes: int
     memory_bytes: int
+    enough_devices: bool = True
 
     @property
     def fits(self) -> bool:
-        """Whether the job fits into the worker's memory."""
-        return self.needed_bytes <= USABLE_FRACTION * self.memory_bytes
+        """Whether the worker has the memory and the devices for the job."""
+        return self.enough_devices and self.needed_bytes <= USABLE_FRACTION * self.memory_bytes
 
 
 def fit(model: Dimensions, spec: JobSpec, worker: Capability | Worker) -> Fit:
@@ -44,7 +48,7 @@ def fit(model: Dimensions, spec: JobSpec, worker: Capability | Worker) -> Fit:
     """
     needed = {phase: _needed(need, worker) for phase, need in memory_by_phase(model, spec).items()}
     phase = max(needed, key=lambda each: needed[each])
-    return Fit(phase, needed[phase], worker.memory)
+    return Fit(phase, needed[phase], worker.memory, spec.devices <= worker.devices)
 
 
 def suggest_change(model: Dimensions, spec: JobSpec, worker: Capability | Worker) -> dict[str, Any] | None:
@@ -55,7 +59,10 @@ def suggest_change(model: Dimensions, spec: JobSpec, worker: Capability | Worker
     changed: JobSpec | None = spec
     try:
         while changed and not (result := fit(model, changed, worker)).fits:
-            if changed.dtype is Dtype.FLOAT32:
+            if not result.enough_devices:
+                fewer = max(count for count in range(1, worker.devices + 1) if spec.devices % count == 0)
+                changed = changed.model_copy(update={"devices": fewer})
+            elif changed.dtype is Dtype.FLOAT32:
                 changed = changed.model_copy(update={"dtype": Dtype.BFLOAT16})
             else:
                 changed = _shrink(changed, result.phase)
@@ -92,18 +99,23 @@ def _shrink(spec: JobSpec, phase: Phase) -> JobSpec | None:
 
 def _shrink_training(spec: JobSpec) -> JobSpec | None:
     repair = spec.repair
-    if not repair.activation_checkpointing and (spec.trains_all or repair.micro_batch == 1):
+    if not repair.activation_checkpointing and (spec.trains_all or repair.micro_batch == spec.devices):
         return _with(spec, "repair", activation_checkpointing=True)
-    if spec.trains_all and repair.batch_tokens > repair.sequence_tokens:
+    windows = repair.batch_tokens // repair.sequence_tokens
+    if spec.trains_all and windows > spec.devices:
         # The gradients of several micro-batches are added up. A step of one micro-batch stores none.
-        windows = repair.batch_tokens // repair.sequence_tokens
-        windows = repair.micro_batch if windows > repair.micro_batch else windows // 2
+        windows = repair.micro_batch if windows > repair.micro_batch else _half(windows, spec.devices)
         return _with(spec, "repair", batch_tokens=windows * repair.sequence_tokens, micro_batch=windows)
-    if repair.micro_batch > 1:
-        return _with(spec, "repair", micro_batch=repair.micro_batch // 2)
+    if repair.micro_batch > spec.devices:
+        return _with(spec, "repair", micro_batch=_half(repair.micro_batch, spec.devices))
     if repair.sequence_tokens >= 2 * MIN_TOKENS and repair.sequence_tokens % 2 == 0:
         return _with(spec, "repair", sequence_tokens=repair.sequence_tokens // 2)
     return None
+
+
+def _half(windows: int, devices: int) -> int:
+    """Return about half of a number of windows of which each device gets the same number."""
+    return max(1, windows // devices // 2) * devices
 
 
 def _with(spec: JobSpec, part: str, **values: Any) -> JobSpec:

@@ -70,16 +70,18 @@ class Footprint:
     """Bytes on the host for copies to or from the device. Not needed if the device is the CPU."""
     fragmentation: int = 0
     """Bytes lost to heap fragmentation. Counted only if the device is the CPU."""
+    processes: int = 1
+    """Number of processes that each need these bytes, on a device of their own if it is not the CPU."""
 
     @property
     def host(self) -> int:
-        """Bytes of host memory if the device is not the CPU."""
-        return self.host_resident + self.host_transfer
+        """Bytes of host memory of all processes if the device is not the CPU."""
+        return self.processes * (self.host_resident + self.host_transfer)
 
     @property
     def combined(self) -> int:
-        """Bytes of memory in total if the device is the CPU."""
-        return self.device + self.host_resident + self.fragmentation
+        """Bytes of memory of all processes in total if the device is the CPU."""
+        return self.processes * (self.device + self.host_resident + self.fragmentation)
 
 
 def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
@@ -210,7 +212,7 @@ def _reconstructing(model: Dimensions, spec: JobSpec) -> Footprint:
 def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     """Return the memory that training needs: weights, state of the repair method, and activations of a micro-batch."""
     repair = spec.repair
-    tokens = min(repair.micro_batch * repair.sequence_tokens, repair.batch_tokens)
+    tokens = min(repair.micro_batch * repair.sequence_tokens, repair.batch_tokens) // spec.devices
     head, models = 3, 1
     if repair.distill_weight or repair.hidden_weight:
         head, models = (5 if repair.distill_weight else 3), 2
@@ -232,7 +234,7 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     host = best_state if repair.evaluate_interval else 0
     if repair.retains:
         host += PREDICTED * spec.retained_tokens
-    return Footprint(device, host, fragmentation=round(FRAGMENTATION * saved))
+    return Footprint(device, host, fragmentation=round(FRAGMENTATION * saved), processes=spec.devices)
 
 
 def _saved_for_backward(model: Dimensions, tokens: int, spec: JobSpec) -> int:

@@ -14,19 +14,28 @@ lack a part: `missing` names it.
 
 import ctypes
 import errno
+import fcntl
 import os
 import platform
+import socket
 import struct
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-ALLOWED_SOCKETS = (1,)
-"""Families of sockets that a confined process may open: AF_UNIX. Training on several GPUs with `torch.distributed`
-would need AF_INET (2) here, for connections to this machine."""
+LOCAL_SOCKETS = (socket.AF_UNIX,)
+"""Families of sockets that a confined process may open."""
+CONNECTING_SOCKETS = (*LOCAL_SOCKETS, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
+"""The same for the processes of a job on several devices, which connect to each other. See `leave_network`. To find the
+loopback interface they ask the kernel through AF_NETLINK."""
 
+NEW_USER, NEW_NETWORK = 0x10000000, 0x40000000
+"""Flags of `unshare`: a user namespace, a network namespace."""
+GET_FLAGS, SET_FLAGS, UP = 0x8913, 0x8914, 1
+"""Requests of `ioctl` for the flags of a network interface, and the flag that it is up."""
+CAPABILITIES_VERSION = 0x20080522
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 4, 22, 24, 38
 SECCOMP_MODE_FILTER, SECCOMP_GET_ACTION_AVAIL = 2, 2
 SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO = 0x7FFF0000, 0x00050000
@@ -75,8 +84,11 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def missing() -> list[str]:
-    """Return which protections this kernel, or the container engine, does not offer. Each is a short sentence part."""
+def missing(devices: int = 1) -> list[str]:
+    """Return which protections this kernel, or the container engine, does not offer. Each is a short sentence part.
+
+    `devices` is the number of devices of the worker.
+    """
     flaws = []
     if (abi := landlock_abi()) < 1:
         flaws.append("Landlock, so a training process could read files of the service and secrets of its processes")
@@ -84,6 +96,8 @@ def missing() -> list[str]:
         flaws.append("the scopes of Landlock (Linux 6.12), so a training process could kill processes of its user")
     if not _has_seccomp():
         flaws.append("seccomp, so a training process could use the network and leave its process group")
+    if devices > 1 and not _has_network_namespaces():
+        flaws.append("network namespaces, so a job on several devices could use the network")
     return flaws
 
 
@@ -97,6 +111,35 @@ def _has_seccomp() -> bool:
     action = ctypes.c_uint32(SECCOMP_RET_ERRNO)
     available = machine and _libc().syscall(machine.seccomp, SECCOMP_GET_ACTION_AVAIL, 0, ctypes.byref(action)) == 0
     return bool(available)
+
+
+def _has_network_namespaces() -> bool:
+    """Return whether a process without rights can leave the network. A process of its own tries it."""
+    if (process := os.fork()) == 0:
+        os._exit(0 if _unshare_network() else 1)
+    return os.waitpid(process, 0)[1] == 0
+
+
+def leave_network() -> bool:
+    """Move this process to a network namespace that has only a loopback interface. Call before any thread starts.
+
+    The processes of a job on several devices connect to each other over it. Returns False if the kernel or the
+    container engine does not allow this. Then the process stays in the network.
+    """
+    if not _unshare_network():
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        name = b"lo".ljust(16, b"\0")
+        flags = struct.unpack_from("H", fcntl.ioctl(any_socket, GET_FLAGS, name + bytes(24)), 16)[0]
+        fcntl.ioctl(any_socket, SET_FLAGS, name + struct.pack("H22x", flags | UP))
+    header, nothing = struct.pack("Ii", CAPABILITIES_VERSION, 0), bytes(24)
+    if _libc().capset(header, nothing) != 0:  # those that the new user namespace gave
+        raise OSError(ctypes.get_errno(), f"capset: {os.strerror(ctypes.get_errno())}")
+    return True
+
+
+def _unshare_network() -> bool:
+    return bool(_libc().unshare(NEW_USER | NEW_NETWORK) == 0)
 
 
 def code(variables: Mapping[str, str], packages: Iterable[str]) -> list[Path]:
@@ -116,7 +159,12 @@ def forbid_memory_access() -> None:
     _prctl(PR_SET_DUMPABLE, 0)
 
 
-def confine(readable: Iterable[Path], listable: Iterable[Path], writable: Iterable[Path]) -> None:
+def confine(
+    readable: Iterable[Path],
+    listable: Iterable[Path],
+    writable: Iterable[Path],
+    sockets: Sequence[int] = LOCAL_SOCKETS,
+) -> None:
     """Confine this thread, and every program that it then executes or starts, for ever.
 
     Execute a program afterwards: this ends the other threads, which are not confined, and takes the capabilities of
@@ -124,7 +172,7 @@ def confine(readable: Iterable[Path], listable: Iterable[Path], writable: Iterab
 
     The program can read the files of the system and of the folders or files `readable`, list the folders below
     `listable` without reading files there, and do everything below `writable` but execute. Paths that do not exist are
-    skipped. Protections that are `missing` are skipped, too.
+    skipped. It can open sockets of the families `sockets`. Protections that are `missing` are skipped, too.
     """
     with suppress(OSError):  # only root has capabilities to lose, and the end of the list is an error
         for capability in range(64):
@@ -133,7 +181,7 @@ def confine(readable: Iterable[Path], listable: Iterable[Path], writable: Iterab
     if landlock_abi():
         _restrict_files(readable, listable, writable)
     if _has_seccomp():
-        _filter_system_calls(MACHINES[platform.machine()])
+        _filter_system_calls(MACHINES[platform.machine()], sockets)
 
 
 def _restrict_files(readable: Iterable[Path], listable: Iterable[Path], writable: Iterable[Path]) -> None:
@@ -166,7 +214,7 @@ def _allow(ruleset: int, path: Path, rights: int) -> None:
         os.close(descriptor)
 
 
-def _filter_system_calls(machine: Machine) -> None:
+def _filter_system_calls(machine: Machine, sockets: Sequence[int]) -> None:
     """Install a program of the Berkeley packet filter. Each instruction is (code, jump if true, if false, value)."""
     load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
     number, architecture, argument = 0, 4, 16
@@ -180,7 +228,7 @@ def _filter_system_calls(machine: Machine) -> None:
         *((code, "refuse", 0, value) for code, value in checks),
         (equal, 0, "allow", machine.socket),
         (load, 0, 0, argument),
-        *((equal, "allow", 0, family) for family in ALLOWED_SOCKETS),
+        *((equal, "allow", 0, family) for family in sockets),
     ]
     targets = {"refuse": len(body), "allow": len(body) + 1}
 

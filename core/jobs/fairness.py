@@ -211,6 +211,8 @@ def _needs(job: Job) -> str:
         "disk": "{:,} bytes free on the disk",
     }
     needs = [template.format(job.needs[name]) for name, template in templates.items() if name in job.needs]
+    if (devices := job.spec.get("devices", 1)) > 1:
+        needs.append(f"a worker with {devices} devices")
     return " and ".join([*needs, "software as new as its request"])
 
 

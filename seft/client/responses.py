@@ -60,6 +60,7 @@ class Fit(TypedDict):
     name: str
     device: str
     device_name: str
+    devices: int
     fits: bool
     phase: str
     needed_bytes: int
@@ -94,6 +95,7 @@ class Worker(TypedDict):
     host: str
     device: str
     device_name: str
+    devices: int
     memory: int
     disk: int
     temperature: int | None

@@ -67,8 +67,8 @@ def evaluate_on(spec: JobSpec, dataset_id: str) -> JobSpec:
 
 @pytest.fixture
 def make_job(sessions: Sessions, spec: JobSpec) -> MakeJob:
-    def make(priority: int = 0) -> str:
-        request = spec.model_copy(update={"priority": priority})
+    def make(priority: int = 0, devices: int = 1) -> str:
+        request = spec.model_copy(update={"priority": priority, "devices": devices})
         with sessions.begin() as session:
             return jobs.create(session, "ours", request, None, request.fingerprint())[0].id
 

@@ -58,6 +58,19 @@ def test_a_worker_claims_and_is_counted_for_only_what_it_can_run(
     assert (claim(sessions, GPU) is not None) is able
 
 
+def test_a_job_on_several_devices_waits_for_a_worker_that_has_them(
+    sessions: Sessions, make_job: MakeJob, settings: Settings
+) -> None:
+    job_id, small = make_job(5, devices=2), make_job()
+    assert claimed(sessions, GPU).job_id == small
+    with sessions.begin() as session:
+        workers.record_heartbeat(session, "w1", GPU)
+        reason = fairness.waiting_reason(session, session.get_one(Job, job_id), settings)
+    assert reason is not None
+    assert "a worker with 2 devices" in reason["message"]
+    assert claimed(sessions, replace(GPU, devices=4)).job_id == job_id
+
+
 def test_a_worker_with_too_little_disk_space_claims_the_next_job(sessions: Sessions, make_job: MakeJob) -> None:
     large, small = make_job(5), make_job()
     attempt = claimed(sessions, UNLIMITED)

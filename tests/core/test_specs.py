@@ -117,6 +117,8 @@ GRADUAL: dict[str, Any] = {"prune": {"schedule": "gradual"}, "repair": {"density
         ({"repair": {"swap_tokens": 4096, "density": 0.1}}, "repair.swap_tokens", 4096),
         ({"repair": {"batch_tokens": 1000}}, "repair.batch_tokens", 1000),
         ({"repair": {"patience": 1}}, "repair.patience", 1),
+        ({"devices": 4}, "repair.batch_tokens", 2),
+        ({"devices": 4, "repair": {"batch_tokens": 4096}}, "repair.micro_batch", 2),
         ({"repair": {"retain": "dataset"}}, "repair.retain_dataset", None),
         ({"repair": {"retain_dataset": OTHER}}, "repair.retain_dataset", OTHER),
         ({"repair": {"retain": "none", "retain_dataset": OTHER}}, "repair.retain_dataset", OTHER),
@@ -258,7 +260,7 @@ def test_the_schema_of_a_request_has_not_changed_without_its_version() -> None:
     digest = hashlib.sha256(
         json.dumps(without_annotations(JobSpec.model_json_schema()), sort_keys=True).encode()
     ).hexdigest()
-    assert (SPEC_VERSION, digest[:16]) == (12, "5c010d44bfad23c5"), "raise SPEC_VERSION, and put it and the digest here"
+    assert (SPEC_VERSION, digest[:16]) == (13, "b763b6017a25ae6f"), "raise SPEC_VERSION, and put it and the digest here"
 
 
 def without_annotations(schema: Any) -> Any:

@@ -17,7 +17,7 @@ from worker.sweep import Sweep
 
 
 def test_torch_looks_up_the_device_in_a_process_of_its_own() -> None:
-    result = device.ask_torch("auto")
+    result = device.ask_torch("auto", 1)
     assert result == device.cpu() or result.kind == "cuda"
 
 
@@ -48,7 +48,7 @@ def card(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) ->
     tool.write_text(f'#!/bin/sh\n[ "$1" = --id=GPU-of-ours ] && exec cat {value}\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(device, "find", lambda name: Device("cuda", "H100", 80 << 30, "of-ours"))
+    monkeypatch.setattr(device, "find", lambda name, count: Device("cuda", "H100", 80 << 30, "of-ours"))
     value.write_text("500\n")
     return value
 

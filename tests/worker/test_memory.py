@@ -28,3 +28,14 @@ def test_a_dataset_to_retain_is_read_in_shorter_sequences_and_text_is_not_writte
 ) -> None:
     spec = JobSpec.model_validate({"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6, **more})
     assert advised in memory.advice(spec, Phase.WRITING, None)
+
+
+def test_after_running_out_of_memory_every_device_gets_one_sequence() -> None:
+    repair: dict[str, Any] = {"batch_tokens": 4096, "sequence_tokens": 512, "micro_batch": 8, "density": 0.01}
+    job = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6, "devices": 4, "repair": repair}
+    spec = JobSpec.model_validate(job)
+    assert memory.smaller_micro_batch(spec, Phase.TRAINING, by_kernel=False) == 4
+    assert spec.repair_config(4)
+    assert "2 sequences of 512 tokens on a device" in memory.advice(spec, Phase.TRAINING, None)
+    assert "repair.micro_batch to 4" in memory.advice(spec, Phase.TRAINING, None)
+    assert "repair.sequence_tokens to 256" in memory.advice(spec, Phase.TRAINING, 4)

@@ -23,10 +23,11 @@ def workers(
 
 def _row(worker: Worker) -> list[str]:
     state = "working" if worker["busy"] else "idle"
+    several = f"{worker['devices']} x " if worker["devices"] > 1 else ""
     return [
         worker["name"],
         state if worker["alive"] else "not responding",
-        f"{worker['device']} {worker['device_name']}",
+        f"{several}{worker['device']} {worker['device_name']}",
         f"{worker['memory'] / 1e9:.1f} GB",
         worker["job_id"] or ("of another tenant" if worker["busy"] else ""),
         worker["seen_at"][:19],

@@ -55,6 +55,18 @@ def test_the_suggested_change_makes_the_job_fit_and_is_a_merge_patch(model: Dime
     assert fitting.suggest_change(model, fitting_spec, worker) == {}
 
 
+def test_each_device_has_its_part_of_a_batch_and_a_worker_with_fewer_devices_gets_a_change(model: Dimensions) -> None:
+    repair = {"micro_batch": 8, "batch_tokens": 4096}
+    one, two = (JobSpec.model_validate({**MINIMAL, "repair": repair, "devices": count}) for count in (1, 2))
+    whole, half = (memory_by_phase(model, spec)[Phase.TRAINING] for spec in (one, two))
+    assert half.device < whole.device
+    assert half.combined > whole.combined, "on a CPU, the weights are in memory twice"
+    worker = gpu(1000)
+    assert fitting.fit(model, one, worker).fits
+    assert not fitting.fit(model, two, worker).fits
+    assert fitting.suggest_change(model, two, worker) == {"devices": 1}
+
+
 def training_bytes(model: Dimensions, **repair: Any) -> int:
     return memory_by_phase(model, JobSpec.model_validate({**MINIMAL, "repair": repair}))[Phase.TRAINING].device
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,20 +20,21 @@ import os, sys
 from pathlib import Path
 from core.infra import sandbox
 readable, listable, writable, code = sys.argv[1:]
-sandbox.confine([Path(sys.prefix), Path(sys.base_prefix), Path(readable)], [Path(listable)], [Path(writable)])
+places = [Path(sys.prefix), Path(sys.base_prefix), Path(readable)]
+sandbox.confine(places, [Path(listable)], [Path(writable)], getattr(sandbox, os.environ["SOCKETS"]))
 os.execve(sys.executable, [sys.executable, "-I", "-c", code, readable, listable, writable], {"OWN": "1"})
 """
 NEEDS_ALL = pytest.mark.skipif(bool(sandbox.missing()), reason="This kernel lacks a part of the sandbox.")
 NEEDS_LANDLOCK = pytest.mark.skipif(not sandbox.landlock_abi(), reason="This kernel has no Landlock.")
 
 
-def confined(folder: Path, code: str) -> "subprocess.Popen[str]":
+def confined(folder: Path, code: str, sockets: str = "LOCAL_SOCKETS") -> "subprocess.Popen[str]":
     """Start a program in the sandbox. It may read `folder/hub`, list `folder/names` and write `folder/job`."""
     places = [folder / name for name in ("hub", "names", "job")]
     for place in places:
         place.mkdir(exist_ok=True)
     command = [sys.executable, "-c", CONFINE, *map(str, places), code]
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "SECRET": "of the parent"}
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "SECRET": "of the parent", "SOCKETS": sockets}
     return subprocess.Popen(
         command, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -79,6 +81,48 @@ def test_a_confined_process_reaches_no_network(tmp_path: Path) -> None:
     assert found.pop("of_a_child") == "CalledProcessError"
     assert found.pop("uring") == "ZeroDivisionError"
     assert set(found.values()) == {"PermissionError"}, found
+
+
+NEIGHBOURS = """
+import json, os, socket, sys
+sys.path.insert(0, sys.argv[1])
+import sandbox
+found = {"left": sandbox.leave_network()}
+try:
+    socket.create_connection(("127.0.0.1", PORT), timeout=5)
+except OSError as error:
+    found["network"] = type(error).__name__
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    if os.fork() == 0:
+        with socket.create_connection(listener.getsockname()) as neighbour:
+            neighbour.sendall(b"gradient")
+        os._exit(0)
+    found["neighbour"] = listener.accept()[0].recv(100).decode()
+found["interfaces"] = [name for _, name in socket.if_nameindex()]
+with open("/proc/self/status") as status:
+    found["rights"] = [line.split()[1].strip("0") for line in status if line.startswith(("CapPrm", "CapEff"))]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(bool(sandbox.missing(2)), reason="This kernel lacks a part of the sandbox.")
+def test_the_processes_of_a_job_on_several_devices_reach_each_other_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    shutil.copy(sandbox.__file__, tmp_path / "hub" / "sandbox.py")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        code = NEIGHBOURS.replace("PORT", str(listener.getsockname()[1]))
+        output, _ = confined(tmp_path, code, "CONNECTING_SOCKETS").communicate(timeout=30)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    found = json.loads(output.splitlines()[-1])
+    assert found == {
+        "left": True,
+        "network": "ConnectionRefusedError",
+        "neighbour": "gradient",
+        "interfaces": ["lo"],
+        "rights": ["", ""],
+    }
 
 
 @NEEDS_LANDLOCK

@@ -1,0 +1,101 @@
+"""Jobs on several devices. Here the devices are processes on one CPU, which gloo connects."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from seft.client.responses import Job
+from tests.e2e.conftest import Service
+from tests.e2e.test_jobs import SPEC, end, in_mid_repair
+from tests.waiting import alive, wait_for
+from tests.worker.conftest import children_of
+
+TWO: dict[str, Any] = {**SPEC, "devices": 2}
+
+
+def start_worker(service: Service, devices: int) -> int:
+    settings = service.backend.settings.model_copy(update={"devices": devices, "threads": devices})
+    return service.workers.start(replace(service.backend, settings=settings), "worker").pid
+
+
+def finish(service: Service, **spec: Any) -> Job:
+    job = end(service, service.post(**spec))
+    assert job["status"] == "succeeded", job
+    return job
+
+
+def trainers(worker: int) -> Iterator[int]:
+    """Yield the processes that train the running job of a worker, in the order of their starts."""
+    (launcher,) = children_of(worker)
+    for process in sorted(children_of(launcher)):
+        if b"worker.training" in Path(f"/proc/{process}/cmdline").read_bytes():
+            yield process
+
+
+def sha256(service: Service, job: Job) -> str:
+    return service.client.checkpoints(job["id"])[0]["sha256"]
+
+
+def test_two_devices_repair_a_model_together_and_a_killed_one_changes_no_bit(service: Service, tmp_path: Path) -> None:
+    start_worker(service, 1)
+    waiting = service.post(**TWO)
+    wait_for(lambda: "a worker with 2 devices" in str(service.client.job(waiting)["reason"]))
+    worker = start_worker(service, 2)
+    together = end(service, waiting)
+    assert (together["status"], together["attempt"]) == ("succeeded", 1), together
+    check_equal_to_one_device(service, together, tmp_path)
+    check_killed(service, worker, sha256(service, together))
+    check_paused(service, worker, sha256(service, together))
+
+
+def check_equal_to_one_device(service: Service, together: Job, folder: Path) -> None:
+    """The zeros are those of the job on one device, and the scores are equal up to rounding."""
+    alone = finish(service, **SPEC)
+    for name, score in alone["scores"].items():
+        assert together["scores"][name] == pytest.approx(score, rel=0.01)
+    weights = []
+    for job in (alone, together):
+        service.client.download(job["id"], folder / job["id"])
+        weights.append(load_file(folder / job["id"] / "model.safetensors"))
+    one, two = weights
+    linears = [name for name in one if one[name].dim() == 2 and (one[name] == 0).float().mean() > 0.5]
+    assert linears
+    different = sum(int(((one[name] == 0) != (two[name] == 0)).sum()) for name in linears)
+    assert different < 0.001 * sum(one[name].numel() for name in linears)
+    assert alone["measured"] is not None
+    assert alone["measured"]["grown_zeros"] > 0
+
+
+def check_killed(service: Service, worker: int, expected: str) -> None:
+    """A killed process ends the attempt and all its processes. The next attempt ends with the same bytes."""
+    job_id = service.post(**TWO)
+    wait_for(lambda: in_mid_repair(service, job_id))
+    first, second = trainers(worker)
+    os.kill(second, signal.SIGKILL)
+    wait_for(lambda: not alive(first))
+    job = end(service, job_id)
+    assert (job["status"], job["attempt"]) == ("succeeded", 2), job
+    events = {event["type"]: event["data"] for event in service.client.events(job_id)}
+    assert events["job.retried"]["error"]["code"] == "training_process_died"
+    assert events["attempt.resumed"]["step"] > 0
+    assert sha256(service, job) == expected
+
+
+def check_paused(service: Service, worker: int, expected: str) -> None:
+    """A pause saves the state and ends all processes."""
+    job_id = service.post(**TWO)
+    wait_for(lambda: in_mid_repair(service, job_id))
+    processes = list(trainers(worker))
+    assert service.client.pause(job_id)["pausing"]
+    wait_for(lambda: not any(alive(process) for process in processes))
+    wait_for(lambda: service.client.job(job_id)["status"] == "paused")
+    service.client.resume(job_id)
+    job = end(service, job_id)
+    assert (job["status"], job["attempt"]) == ("succeeded", 2), job
+    assert sha256(service, job) == expected

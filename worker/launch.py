@@ -1,0 +1,93 @@
+"""Run the processes of a job on several devices, one per device, with the elastic launch of torch.
+
+The first process runs the whole job (`worker.pipeline`). The others take part in its training (`worker.replica`). If
+one of them fails, the launch ends all of them and restarts none: the attempt fails, and the next one resumes. Gloo
+connects tensors on a CPU, NCCL those on GPUs.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from core.capability import CPU
+from seft.devices import choose_device
+from seft.parent_process import end_with_parent
+from worker.lifecycle import PAUSE_SECONDS
+from worker.protocol import Task
+
+LOOPBACK = "127.0.0.1"
+PATIENCE = timedelta(days=30)
+"""Longest time that a process waits for the others. The watchdog of the worker finds a job that hangs."""
+
+
+def launch(count: int, run: Callable[[], None]) -> None:
+    """Call `run` in `count` processes, which are copies of this one.
+
+    A SIGTERM that this process receives is sent to them. Then this function returns when they have ended. Raises
+    ChildFailedError if one of them fails.
+    """
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        rdzv_backend="c10d",
+        rdzv_endpoint=f"{LOOPBACK}:0",
+        local_addr=LOOPBACK,
+        max_restarts=0,
+        start_method="fork",
+        shutdown_timeout=int(PAUSE_SECONDS),
+    )
+    try:
+        elastic_launch(config, _enter)(os.getpid(), run)
+    except SignalException:
+        return
+
+
+def _enter(parent: int, run: Callable[[], None]) -> None:
+    end_with_parent(parent)
+    run()
+
+
+def rank() -> int:
+    """Return the number of this process among those of the job. The first, or the only one, is 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def device_of(task: Task) -> str:
+    """Return the name of the device of this process, such as `cuda:1`."""
+    device = choose_device(task.device)
+    if task.spec.devices == 1 or device == CPU:
+        return device
+    kind, _, first = device.partition(":")
+    return f"{kind}:{int(first or 0) + rank()}"
+
+
+def threads_of(task: Task) -> int:
+    """Return the number of CPU threads of this process, or 0 for the default of torch.
+
+    The processes of a job share the threads of the job.
+    """
+    if task.spec.devices == 1:
+        return task.threads
+    return max(1, (task.threads or len(os.sched_getaffinity(0))) // task.spec.devices)
+
+
+@contextmanager
+def process_group(count: int) -> Iterator[None]:
+    """Connect the processes of the job while the `with` block runs. Does nothing for one process."""
+    if count == 1:
+        yield
+        return
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
