@@ -20,17 +20,21 @@ def take_turns(
     pipes = {}
     for name, arguments in sides.items():
         ours, theirs = context.Pipe()
-        context.Process(target=side, args=(*arguments, theirs), daemon=True).start()
+        context.Process(target=side, args=(*arguments, theirs)).start()
         ours.recv()  # one model is loaded at a time
         pipes[name] = ours
     results: dict[str, list[Any]] = {name: [] for name in pipes}
-    for _ in range(rounds):
-        for name, pipe in pipes.items():
-            pipe.send("run")
-            results[name].append(pipe.recv())
-    for pipe in pipes.values():
-        pipe.send("end")
-    return results, {name: pipe.recv() for name, pipe in pipes.items()}
+    try:
+        for _ in range(rounds):
+            for name, pipe in pipes.items():
+                pipe.send("run")
+                results[name].append(pipe.recv())
+        for pipe in pipes.values():
+            pipe.send("end")
+        return results, {name: pipe.recv() for name, pipe in pipes.items()}
+    finally:
+        for pipe in pipes.values():
+            pipe.close()  # ends a side that still waits
 
 
 def answer(pipe: Any, run: Callable[[], Any], peak: Callable[[], int]) -> None:

@@ -1,0 +1,172 @@
+"""What do two processes bring, and what do they send? Seconds, bytes and topology of a repair, beside one process.
+
+    python -m benchmarks.devices --model GGUF --data wikitext2_valid.txt --out devices.json
+
+Both train on the same batches of 2 windows and use two threads of the CPU: one process both, or each of two processes
+one, connected by gloo. So on one machine two processes cannot be much faster. The table says what the connection costs,
+how many bytes each process sends in a step, and whether the same weights are trained at the end. They take their steps
+in turn, so that a noisy machine slows both.
+"""
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from benchmarks.turns import answer, take_turns
+from seft.config import PruneConfig, PruneMethod, RepairConfig
+from seft.data.records import read
+from seft.data.text import tokenize
+from seft.models.load import load
+from seft.models.source import find
+from seft.prune.loop import prune_model
+from seft.repair import Repair
+from seft.repair.processes import broadcast, is_first
+from seft.repair.schedule import WINDOW, next_event
+from worker.launch import launch, process_group
+
+WARM_UP = 2
+EVENTS_EVERY = 10
+"""Steps between two topology events of the method `seft`."""
+KINDS = ("outside windows", "in windows")
+DENSITIES: dict[str, float | str] = {"seft": 0.005, "all": "all"}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a side measures."""
+
+    method: str
+    processes: int
+    steps: int
+    length: int
+    model: str
+    data: Path
+    dtype: torch.dtype
+    state: Path
+    """Folder for the state after the last step."""
+
+    def config(self) -> RepairConfig:
+        """Return the settings of the repair."""
+        density: Any = DENSITIES[self.method]
+        batch: dict[str, Any] = {"sequence_tokens": self.length, "batch_tokens": 2 * self.length, "micro_batch": 2}
+        return RepairConfig(10 * self.steps, density=density, update_interval=EVENTS_EVERY, **batch)
+
+
+def main() -> None:
+    """Measure one and two processes in turn for each method, and write the results as JSON."""
+    arguments = _arguments()
+    runs = []
+    print("| method | steps | processes | seconds | bytes sent | peak MB | same positions |\n|--|--|--|--|--|--|--|")
+    for method in arguments.methods:
+        with tempfile.TemporaryDirectory() as folder:
+            common = (arguments.steps, arguments.length, arguments.model, arguments.data, arguments.dtype)
+            settings = {str(count): Setting(method, count, *common, Path(folder) / str(count)) for count in (1, 2)}
+            sides = {name: (setting,) for name, setting in settings.items()}
+            results, peaks = take_turns(_serve, sides, arguments.steps)
+            same = _same_positions(*(setting.state for setting in settings.values()))
+        config, numbers = settings["1"].config(), range(WARM_UP + 1, arguments.steps + 1)
+        kinds = {kind: [step for step in numbers if _kind(config, step) == kind] for kind in KINDS}
+        for (kind, chosen), name in itertools.product(kinds.items(), results):
+            if chosen:
+                used = [results[name][step - 1] for step in chosen]
+                seconds, sent = (statistics.median(values) for values in zip(*used, strict=True))
+                peak = f"{peaks[name] / 1e6:,.0f}"
+                print(f"| {method} | {kind} | {name} | {seconds:.2f} | {sent:,.0f} | {peak} | {same:.2%} |", flush=True)
+        runs.append({"method": method, "steps": results, "peak_bytes": peaks, "same_positions": same})
+    found = {"torch": torch.__version__, "dtype": str(arguments.dtype), "length": arguments.length, "runs": runs}
+    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
+    parser.add_argument("--data", required=True, type=Path, help="text to repair on")
+    parser.add_argument("--dtype", type=partial(getattr, torch), default=torch.bfloat16, help="torch dtype of training")
+    parser.add_argument("--length", type=int, default=512, help="tokens per window")
+    parser.add_argument("--steps", type=int, default=22, help="steps of each side, two of them to warm up")
+    parser.add_argument("--methods", nargs="*", choices=DENSITIES, default=list(DENSITIES), help="what is trained")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file of the results")
+    return parser.parse_args()
+
+
+def _kind(config: RepairConfig, step: int) -> str:
+    """Return whether a step is in the gradient window of a topology event."""
+    event = next_event(config, step)
+    return KINDS[not config.trains_all and event is not None and event - step < WINDOW[config.variant]]
+
+
+def _same_positions(one: Path, two: Path) -> float:
+    """Return the fraction of the active positions of one state that are active in the other too.
+
+    If all nonzeros are trained, return the fraction of the bytes of the masks that are equal.
+    """
+    first, second = (load_file(folder / "repair.safetensors") for folder in (one, two))
+    active = [torch.isin(first[key], second[key]) for key in first if key.endswith("active.indices")]
+    equal = torch.cat(active or [first[key] == second[key] for key in first if key.endswith("/kept")])
+    return float(equal.double().mean())
+
+
+def _serve(setting: Setting, pipe: Any) -> None:
+    """Run one side: one process, or two, of which the first answers the requests."""
+    if setting.processes == 1:
+        _train(setting, pipe)
+    else:
+        launch(setting.processes, partial(_train, setting, pipe))
+
+
+def _train(setting: Setting, pipe: Any) -> None:
+    torch.set_num_threads(2 // setting.processes)
+    with process_group(setting.processes):
+        loaded = load(find(setting.model), dtype=setting.dtype)
+        tokens = tokenize(read(setting.data), loaded.tokenizer)
+        pruned = PruneConfig(0.6, PruneMethod.MAGNITUDE)
+        prune_model(loaded.model, tokens[:0].view(0, 8), pruned)
+        repair, counter = Repair(loaded.model, tokens, setting.config(), pruned=pruned), _Counter()
+
+        def step() -> tuple[float, int]:
+            broadcast(True)
+            began, counter.sent = time.perf_counter(), 0
+            repair.advance()
+            took = time.perf_counter() - began
+            if repair.step == setting.steps:
+                repair.save(setting.state)
+            return took, counter.sent
+
+        if is_first():
+            answer(pipe, step, _peak)
+            broadcast(False)
+        else:
+            while broadcast(None):
+                repair.advance()
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class _Counter:
+    """Counts the bytes of the tensors that this process sums with the others."""
+
+    def __init__(self) -> None:
+        self.sent, self._all_reduce = 0, dist.all_reduce
+        dist.all_reduce = self._count  # type: ignore[assignment]
+
+    def _count(self, tensor: torch.Tensor) -> object:
+        self.sent += tensor.numel() * tensor.element_size()
+        return self._all_reduce(tensor)
+
+
+if __name__ == "__main__":
+    main()
