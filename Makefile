@@ -108,7 +108,7 @@ $(AUDIT)/ready: $(LOCKED)
 	@deploy/install.sh $(AUDIT) --only-group audit
 	@touch $@
 
-$(READY): $(LOCKED) $(wildcard seft/runtime/native/*)
+$(READY): $(LOCKED) $(wildcard seft/native/*.cpp seft/native/*.h)
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and \
 		f"Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is {v}. Name another one: make PYTHON=python3.12 ...")'
 	@echo "Installing into $(VENV) (takes minutes, once, until the dependencies change)"

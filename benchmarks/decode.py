@@ -35,7 +35,8 @@ from seft.data.text import encode, evaluation_windows
 from seft.models.load import load, load_tokenizer
 from seft.models.source import find
 from seft.models.targets import target_linears
-from seft.runtime import compressed, kernels
+from seft.native import kernels
+from seft.runtime import compressed
 from seft.runtime.accelerate import SparseLinear, accelerate
 
 WARM_UP, ROUND = 2, 8

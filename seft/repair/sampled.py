@@ -1,8 +1,9 @@
 """Computes selected entries of the product of two dense matrices, without the full product (SDDMM).
 
-On CPU and CUDA, `torch.sparse.sampled_addmm` computes them, with the positions as a CSR pattern. On other devices the
-two vectors of each entry are gathered, a limited number at a time. If many entries are needed, the dense product is
-computed for a few rows at a time instead. All three ways sum in float32 or wider and agree up to rounding.
+On a CPU, a kernel of `seft.native` computes them. Without it, and on CUDA, `torch.sparse.sampled_addmm` does, with the
+positions as a CSR pattern. On other devices the two vectors of each entry are gathered, a limited number at a time. If
+many entries are needed without the kernel, the dense product is computed for a few rows at a time. All ways sum in
+float32 or wider and agree up to rounding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.dtypes import master_dtype
+from seft.native import kernels
 
 TOKENS_AT_ONCE = 256
 """Number of tokens per call of `sampled_addmm`, which copies its operands. Copies of this size stay in a processor's
@@ -24,14 +26,16 @@ CHUNK = 1 << 20
 """Number of entries of a dense product in memory at a time (at least one row)."""
 
 DENSE_FROM = 0.3
-"""Fraction of selected entries above which the dense product is faster, measured on two cores of an x86-64 processor.
-"""
+"""Fraction of selected entries above which the dense product is faster than `by_pattern`, measured on two cores of an
+x86-64 processor."""
 
 
 def sampled_product(
     left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"], indices: Int[Tensor, "positions"]
 ) -> Float[Tensor, "positions"]:
     """Return the entries of `left^T right` at sorted flat positions `row * cols + col`."""
+    if can_use_kernel(left, right, indices):
+        return by_kernel(left, right, indices)
     dtype = master_dtype(left.dtype)
     compute = by_pattern if left.device.type in {"cpu", "cuda"} else by_gathering
     if len(indices) > DENSE_FROM * left.shape[1] * right.shape[1]:
@@ -47,6 +51,31 @@ def row_chunks(shape: Sequence[int], most: int | None = None) -> Iterator[slice]
     rows, cols = shape
     height = max(1, (most or CHUNK) // cols)
     return (slice(start, min(rows, start + height)) for start in range(0, rows, height))
+
+
+def can_use_kernel(
+    left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"], indices: Int[Tensor, "positions"]
+) -> bool:
+    """Return whether a kernel can compute the entries: of bfloat16 or float32 matrices on the CPU."""
+    suitable = left.device.type == "cpu" and left.dtype == right.dtype and indices.dtype == torch.int32
+    return suitable and left.dtype in kernels.DTYPES and kernels.library() is not None
+
+
+def by_kernel(
+    left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"], indices: Int[Tensor, "positions"]
+) -> Float[Tensor, "positions"]:
+    """Return the selected entries, computed by the compiled kernel. `can_use_kernel` must be true.
+
+    It copies the columns of both matrices, so that the tokens of a column follow each other in memory.
+    """
+    left, right, indices = left.contiguous(), right.contiguous(), indices.contiguous()
+    entries = torch.empty(len(indices), dtype=torch.float32)
+    sizes = (len(left), left.shape[1], right.shape[1])
+    places = (indices.data_ptr(), len(indices), entries.data_ptr())
+    dtype, threads = kernels.DTYPES[left.dtype], torch.get_num_threads()
+    if kernels.library().seft_sample(left.data_ptr(), right.data_ptr(), *sizes, *places, dtype, threads):
+        raise MemoryError
+    return entries
 
 
 def by_pattern(

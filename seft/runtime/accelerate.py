@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from seft.errors import AccelerateError
 from seft.models.targets import target_linears
-from seft.runtime import kernels
+from seft.native import kernels
 from seft.runtime.compressed import (
     BLOCK,
-    DTYPES,
     EXPANDED_FROM,
     Compressed,
     Values,
@@ -114,7 +113,7 @@ def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_ze
 
 
 def _require_usable(name: str, weight: Tensor) -> None:
-    if weight.dtype not in DTYPES:
+    if weight.dtype not in kernels.DTYPES:
         raise AccelerateError(
             f"weights must be bfloat16 or float32; {name} is {weight.dtype}. Use model.to(torch.bfloat16)."
         )

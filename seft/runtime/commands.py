@@ -106,7 +106,7 @@ def _refusal(host: str, port: int) -> str:
 
 
 def _level() -> str:
-    from seft.runtime import kernels
+    from seft.native import kernels
 
     level = kernels.level()
     return "none, torch only" if level is None else level.name

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int8, Int64, Shaped, UInt8
 from torch import Tensor
 
 from seft.errors import AccelerateError
-from seft.runtime import kernels
+from seft.native import kernels
 
 PANEL, BLOCK = 8, 64
 MAX_INT8_COLS = 32768
@@ -28,7 +28,6 @@ EXPANDED_FROM = 24
 """Rows of x from which expanding the matrix and multiplying with torch is faster. See docs/runtime.md."""
 SLICE_BYTES = 4 << 20
 """Size of the part of a matrix that is expanded at once, so that it stays in the cache."""
-DTYPES = {torch.bfloat16: 0, torch.float32: 1}
 
 
 class Values(StrEnum):
@@ -164,7 +163,7 @@ def multiply(x: Float[Tensor, "batch cols"], matrix: Compressed) -> Float[Tensor
 
 def multiply_struct(x: Float[Tensor, "batch cols"], struct: kernels.Matrix) -> Float[Tensor, "batch rows"]:
     """Return x times a transposed matrix by the compiled kernels."""
-    dtype = DTYPES.get(x.dtype)
+    dtype = kernels.DTYPES.get(x.dtype)
     if dtype is None or x.device.type != "cpu" or x.shape[1] != struct.cols:
         raise AccelerateError(
             f"x must be bfloat16 or float32 on the CPU with {struct.cols} columns; it is {x.dtype} on {x.device} with"

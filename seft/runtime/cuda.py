@@ -1,4 +1,4 @@
-"""Products with compressed matrices on CUDA, by Triton kernels. `native/matrix.h` describes the layout.
+"""Products with compressed matrices on CUDA, by Triton kernels. `seft/native/matrix.h` describes the layout.
 
 A program of a kernel has one panel of 8 rows. It reads the masks and the nonzero values of the panel from front to
 back, and sums in float32. x is not quantised for int8 values. With `TRITON_INTERPRET=1`, Triton interprets the kernels

@@ -42,7 +42,7 @@ def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"seft"}
     files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "seft").rglob("*.py")}
-    compiled = {name for name in names if name.startswith("seft/runtime/_kernels.")}
+    compiled = {name for name in names if name.startswith("seft/native/_kernels.")}
     assert {name for name in names if name.startswith("seft/")} - compiled == files
     assert len(compiled) == (shutil.which("g++") is not None)
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from seft.errors import AccelerateError
-from seft.runtime import compressed, kernels
+from seft.native import kernels
+from seft.native.kernels import Level
+from seft.runtime import compressed
 from seft.runtime.compressed import (
     EXPANDED_FROM,
     MAX_INT8_COLS,
@@ -19,7 +21,6 @@ from seft.runtime.compressed import (
     multiply,
     multiply_struct,
 )
-from seft.runtime.kernels import Level
 
 LEVELS: list[Level | None] = [*kernels.supported_levels()]
 SHAPES = [(1, 1), (8, 64), (9, 65), (17, 200), (63, 513), (300, 320)]

@@ -20,7 +20,7 @@ from seft.checkpoint.compact.writer import pack
 from seft.cli import main
 from seft.errors import AccelerateError
 from seft.models.targets import target_linears
-from seft.runtime import kernels
+from seft.native import kernels
 from seft.runtime.accelerate import SparseLinear
 from seft.runtime.compressed import Values
 from seft.runtime.generate import Finish, Sampling, TextModel, choose, cut, held_back

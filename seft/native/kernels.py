@@ -1,8 +1,8 @@
 """Loads the compiled kernels and chooses their level of instructions.
 
-The extension is a plain shared library with C functions (`native/kernels.cpp`), built when the package is installed if
-a C++ compiler is there. ctypes calls it, which releases the lock of the interpreter. Without it, compressed matrices
-are expanded and multiplied by torch.
+The extension is a plain shared library with C functions (`kernels.cpp`), built when the package is installed if a C++
+compiler is there. ctypes calls it, which releases the lock of the interpreter. Without it, torch computes the same: it
+multiplies with expanded matrices, and samples products more slowly.
 """
 
 import ctypes
@@ -12,6 +12,8 @@ from enum import IntEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from seft.errors import AccelerateError
 
@@ -26,6 +28,10 @@ class Level(IntEnum):
     AVX2 = 1
     AVX512 = 2
     NEON = 3
+
+
+DTYPES = {torch.bfloat16: 0, torch.float32: 1}
+"""The dtypes of the inputs of kernels, by the numbers of `matrix.h`."""
 
 
 class Matrix(ctypes.Structure):
@@ -43,8 +49,8 @@ def library() -> Any:
     """Return the loaded library, or None if it was not built. The first call without it logs a warning."""
     if not LIBRARY.exists():
         log.warning(
-            "the kernels of seft.runtime were not compiled when seft was installed: compressed models run correctly"
-            " but slowly. Install a C++ compiler, then seft again."
+            "the kernels of seft.native were not compiled when seft was installed: repair and compressed models run"
+            " correctly but slowly. Install a C++ compiler, then seft again."
         )
         return None
     loaded = ctypes.CDLL(str(LIBRARY))
@@ -52,6 +58,7 @@ def library() -> Any:
     loaded.seft_multiply.argtypes = (address, address, address, size, flag, flag)
     loaded.seft_expand.argtypes = (address, size, size, address, flag)
     loaded.seft_expand.restype = None
+    loaded.seft_sample.argtypes = (address, address, size, size, size, address, size, address, flag, flag)
     loaded.seft_use_parallel.argtypes = (address,)
     # torch loads its OpenMP library for the whole process. Products share its threads.
     if parallel := getattr(ctypes.CDLL(None), "GOMP_parallel", None):

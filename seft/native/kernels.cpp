@@ -1,4 +1,5 @@
-// The functions that Python calls through ctypes: products with compressed matrices, and expanding them.
+// The functions that Python calls through ctypes: products with compressed matrices, expanding them, and selected entries
+// of a product of two dense matrices.
 //
 // They know nothing of torch. Python gives them torch's GOMP_parallel, so that the products use the threads that torch
 // already has. A second pool would compete with them for the processors.
@@ -72,6 +73,31 @@ Loops loops(int32_t level, bool int8, [[maybe_unused]] Dtype dtype) {
         default: return int8 ? SEFT_LOOPS(plain, Int8) : SEFT_LOOPS(plain, Float);
     }
 }
+
+// The loops for selected entries at one level.
+struct SampleLoops {
+    size_t input_bytes;
+    void (*copy)(const Sample&, const void*, int64_t, int64_t, int64_t, void*);
+    void (*add)(const Sample&, int64_t, int64_t);
+};
+
+SampleLoops sample_loops(int32_t level, [[maybe_unused]] Dtype dtype) {
+#define SEFT_SAMPLE(space, product) \
+    SampleLoops{sizeof(space::product::Input), space::copy_columns<space::product>, space::add_products<space::product>}
+    switch (level) {
+#ifdef SEFT_X86
+        case AVX2: return SEFT_SAMPLE(avx2, FloatProduct);
+        case AVX512: return dtype == BFLOAT16 ? SEFT_SAMPLE(avx512, Bfloat16Product) : SEFT_SAMPLE(avx512, FloatProduct);
+#endif
+#ifdef SEFT_NEON
+        case NEON: return SEFT_SAMPLE(neon, FloatProduct);
+#endif
+        default: return SEFT_SAMPLE(plain, FloatProduct);
+    }
+}
+
+// Most tokens whose columns are copied at the same time, which limits the memory of the copies.
+constexpr int64_t COPIED_TOKENS = 1024;
 
 // Work on panels that threads take in chunks, until none is left.
 template <class Chunk>
@@ -152,4 +178,37 @@ SEFT_API void seft_expand(const Matrix* matrix, int64_t first, int64_t last, uin
         }
     };
     share(divided_up(last - first, PANEL), (last - first) * m.cols, threads, expand);
+}
+
+// out[at] = sum over tokens of left[token][row] * right[token][col] for each position row * cols + col. Both matrices have
+// the given dtype; sums are float32. Returns 0, or 1 if memory is short.
+SEFT_API int32_t seft_sample(const void* left, const void* right, int64_t tokens, int64_t rows, int64_t cols,
+                             const int32_t* positions, int64_t count, float* out, int32_t dtype, int32_t threads) {
+    const SampleLoops level = sample_loops(chosen, Dtype(dtype));
+    const int64_t most = tokens < COPIED_TOKENS ? tokens : COPIED_TOKENS, bytes = dtype == BFLOAT16 ? 2 : 4;
+    Sample sample{0, rows, cols, positions, out, Dtype(dtype), divided_up(most, TOKENS) * TOKENS, nullptr, nullptr};
+    const size_t left_bytes = divided_up(rows * sample.padded * level.input_bytes, 64) * 64;
+    try {
+        char* memory = scratch(left_bytes + cols * sample.padded * level.input_bytes);
+        sample.left_copy = memory;
+        sample.right_copy = memory + left_bytes;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    memset(out, 0, count * sizeof(float));
+    for (int64_t token = 0; token < tokens; token += sample.tokens) {
+        sample.tokens = tokens - token < most ? tokens - token : most;
+        auto copy = [&](const void* matrix, int64_t width, void* to) {
+            auto from = static_cast<const char*>(matrix) + token * width * bytes;
+            share(divided_up(width, TILE_SIZE), width * sample.tokens, threads, [&](int64_t first, int64_t last) {
+                const int64_t end = last * TILE_SIZE < width ? last * TILE_SIZE : width;
+                level.copy(sample, from, width, first * TILE_SIZE, end, to);
+            });
+        };
+        copy(left, rows, sample.left_copy);
+        copy(right, cols, sample.right_copy);
+        share(count, count * sample.tokens, threads,
+              [&](int64_t first, int64_t last) { level.add(sample, first, last); });
+    }
+    return 0;
 }

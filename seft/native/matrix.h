@@ -39,6 +39,19 @@ struct Job {
     float* input_scales;     // per row of x, for int8
 };
 
+// Some entries of left^T right: products of a column of `left` with a column of `right`, over all tokens.
+constexpr int TILE_SIZE = 8;
+constexpr int TOKENS = 32;
+struct Sample {
+    int64_t tokens, rows, cols;
+    const int32_t* positions;  // row * cols + col, sorted
+    float* out;
+    Dtype dtype;
+    int64_t padded;            // tokens of a copied column, a multiple of TOKENS
+    void* left_copy;
+    void* right_copy;
+};
+
 static inline int64_t divided_up(int64_t total, int64_t part) { return (total + part - 1) / part; }
 
 static inline float from_bfloat16(uint16_t bits) {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from seft.runtime.kernels import Level
+from seft.native.kernels import Level
 
 DRIVER = Path(__file__).with_name("driver.cpp")
 ARM, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"

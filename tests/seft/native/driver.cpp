@@ -1,6 +1,6 @@
 // Runs products of random shapes at every level with a reference beside them. test_sanitizers.py compiles it with the
 // address and undefined-behaviour sanitizers. Every array has exactly the size that matrix.h promises.
-#include "../../../seft/runtime/native/kernels.cpp"
+#include "../../../seft/native/kernels.cpp"
 
 #include <cmath>
 #include <cstdio>
@@ -74,6 +74,35 @@ static bool check(int64_t rows, int64_t cols, int64_t batch, float zeros, bool i
     return true;
 }
 
+static bool check_sample(int64_t tokens, int64_t rows, int64_t cols, Dtype dtype) {
+    std::vector<uint16_t> left16(tokens * rows), right16(tokens * cols);
+    std::vector<float> left32(tokens * rows), right32(tokens * cols);
+    for (int64_t i = 0; i < tokens * rows; i++) left32[i] = from_bfloat16(left16[i] = to_bfloat16(uniform()));
+    for (int64_t i = 0; i < tokens * cols; i++) right32[i] = from_bfloat16(right16[i] = to_bfloat16(uniform()));
+    std::vector<int32_t> positions;
+    for (int32_t at = 0; at < rows * cols; at++)
+        if (uniform() > 0) positions.push_back(at);
+    std::vector<float> found(positions.size());
+    const bool half = dtype == BFLOAT16;
+    const void* left = half ? static_cast<const void*>(left16.data()) : left32.data();
+    const void* right = half ? static_cast<const void*>(right16.data()) : right32.data();
+    seft_sample(left, right, tokens, rows, cols, positions.data(), positions.size(), found.data(), dtype, 2);
+    for (size_t at = 0; at < positions.size(); at++) {
+        double sum = 0, size = 0;
+        for (int64_t token = 0; token < tokens; token++) {
+            double term = double(left32[token * rows + positions[at] / cols]) * right32[token * cols + positions[at] % cols];
+            sum += term;
+            size += std::fabs(term);
+        }
+        if (!(std::fabs(found[at] - sum) <= size * 1e-6)) {
+            std::printf("level %d, sample %ld x %ld x %ld, dtype %d: %g instead of %g\n", int(seft_level()), long(tokens),
+                        long(rows), long(cols), int(dtype), double(found[at]), sum);
+            return false;
+        }
+    }
+    return true;
+}
+
 int main() {
     seft_use_parallel(two_threads);
     for (int32_t level = 0; level < 4; level++) {
@@ -86,6 +115,9 @@ int main() {
             for (bool int8 : {false, true})
                 for (Dtype dtype : {BFLOAT16, FLOAT32})
                     if (!check(rows, cols, batch, zeros, int8, dtype)) return 1;
+            const int64_t tokens = round % 20 ? random_bits() % 200 : 1024 + random_bits() % 100;
+            for (Dtype dtype : {BFLOAT16, FLOAT32})
+                if (!check_sample(tokens, rows, 1 + random_bits() % 40, dtype)) return 1;
         }
         std::printf("level %d\n", level);
     }

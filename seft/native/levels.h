@@ -1,7 +1,8 @@
 // The instructions of each level: AVX-512 (VBMI2, BF16, VNNI), AVX2, NEON and plain C++.
 //
 // Each level has Float (bfloat16 values, x in float32) and Int8 (int8 values, x quantised to 12 bits per row). AVX-512 also
-// has Bfloat16 (bfloat16 values, x in bfloat16, sums in float32).
+// has Bfloat16 (bfloat16 values, x in bfloat16, sums in float32). For selected entries of a product, each level has
+// FloatProduct, and AVX-512 also Bfloat16Product.
 #pragma once
 #include "matrix.h"
 
@@ -34,6 +35,8 @@ struct Int8 {
         for (; mask; mask &= mask - 1) *acc += *values++ * x[__builtin_ctzll(mask)];
     }
 };
+
+#include "sample.h"
 }  // namespace plain
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -99,6 +102,8 @@ struct Int8 {
         }
     }
 };
+
+#include "sample.h"
 }  // namespace avx2
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -194,6 +199,45 @@ struct Int8 {
         }
     }
 };
+
+#include "sample.h"
+
+struct Bfloat16Product {
+    using Input = uint16_t;
+    static Input read(const Sample&, const void* matrix, int64_t index) { return static_cast<const Input*>(matrix)[index]; }
+    static void copy(const Sample&, const void* matrix, int64_t at, int64_t width, Input* out, int64_t height) {
+        const Input* in = static_cast<const Input*>(matrix) + at;
+        __m128i words[8], pairs[8];
+        for (int token = 0; token < 8; token++)
+            words[token] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + token * width));
+        for (int pair = 0; pair < 4; pair++) {
+            pairs[pair] = _mm_unpacklo_epi16(words[2 * pair], words[2 * pair + 1]);
+            pairs[pair + 4] = _mm_unpackhi_epi16(words[2 * pair], words[2 * pair + 1]);
+        }
+        for (int half = 0; half < 2; half++) {  // the first four columns, then the last four
+            const __m128i* each = pairs + 4 * half;
+            __m128i fours[4] = {_mm_unpacklo_epi32(each[0], each[1]), _mm_unpacklo_epi32(each[2], each[3]),
+                                _mm_unpackhi_epi32(each[0], each[1]), _mm_unpackhi_epi32(each[2], each[3])};
+            for (int two = 0; two < 2; two++) {
+                Input* to = out + (4 * half + 2 * two) * height;
+                auto low = _mm_unpacklo_epi64(fours[2 * two], fours[2 * two + 1]);
+                auto high = _mm_unpackhi_epi64(fours[2 * two], fours[2 * two + 1]);
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(to), low);
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(to + height), high);
+            }
+        }
+    }
+    static float product(const Input* left, const Input* right, int64_t tokens) {
+        auto sums = _mm512_setzero_ps(), others = _mm512_setzero_ps();
+        int64_t token = 0;
+        for (; token + 64 <= tokens; token += 64) {
+            sums = _mm512_dpbf16_ps(sums, Bfloat16::pairs(left + token), Bfloat16::pairs(right + token));
+            others = _mm512_dpbf16_ps(others, Bfloat16::pairs(left + token + 32), Bfloat16::pairs(right + token + 32));
+        }
+        if (token < tokens) sums = _mm512_dpbf16_ps(sums, Bfloat16::pairs(left + token), Bfloat16::pairs(right + token));
+        return _mm512_reduce_add_ps(_mm512_add_ps(sums, others));
+    }
+};
 }  // namespace avx512
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -248,5 +292,7 @@ struct Int8 {
         }
     }
 };
+
+#include "sample.h"
 }  // namespace neon
 #endif

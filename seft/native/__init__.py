@@ -1,0 +1,1 @@
+"""Compiled kernels of the CPU, which `seft.repair` and `seft.runtime` use."""
