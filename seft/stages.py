@@ -17,6 +17,7 @@ from torch import Tensor
 
 from seft.checkpoint.export import export, remove_dense
 from seft.checkpoint.facts import Base, Facts, Machine, Record
+from seft.checkpoint.formats import Store
 from seft.checkpoint.verify import verify
 from seft.config import OutputFormat, PruneConfig, RepairConfig, Retain, published_bytes
 from seft.data import records
@@ -257,16 +258,19 @@ def publish(
     facts: Facts,
     report: Reporter = silent,
     formats: Sequence[OutputFormat] = (OutputFormat.DENSE,),
+    *,
+    store: Store | None = None,
 ) -> Record:
     """Export the model to the folder `out` and verify the folder. Returns the content of its `sparsity.json`.
 
-    Reports half of the phase EXPORTING after the export, and all of it after the verification. If `dense` is not among
-    the formats, the dense files are removed after the verification.
+    With `store`, the files of other formats are there and not in the folder. The process that `standby(store)` started
+    verifies them from there. Reports half of the phase EXPORTING after the export, and all of it after the
+    verification. If `dense` is not among the formats, the dense files are removed after the verification.
     """
-    export(loaded, out, facts, formats)
+    stored = export(loaded, out, facts, formats, store)
     report(Progress(Phase.EXPORTING, 1, 2))
     verify(out)
     if OutputFormat.DENSE not in formats:
-        remove_dense(out)
+        remove_dense(out, stored)
     report(Progress(Phase.EXPORTING, 2, 2))
     return Record.read(out)

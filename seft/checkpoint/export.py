@@ -1,6 +1,6 @@
 """Writes a sparse checkpoint: a Hugging Face folder in bfloat16 in which pruned weights are exactly zero.
 
-The same model in other formats can be files in this folder (`seft.checkpoint.formats`).
+The same model in other formats can be files in this folder or in a store (`seft.checkpoint.formats`).
 
 Its bytes depend only on the weights and the facts, so an interrupted and resumed run gives the same sha256. The zeros
 are stored like other values, because loaders no longer support compressed sparse formats. `seft.checkpoint.verify`
@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from torch import nn
 
 from seft.checkpoint import sparsity
 from seft.checkpoint.card import card
-from seft.checkpoint.facts import MANIFEST, Facts, Record, canonical_json, manifest, versions
-from seft.checkpoint.formats import write_format
+from seft.checkpoint.facts import MANIFEST, Facts, ListedFile, Record, canonical_json, manifest, versions
+from seft.checkpoint.formats import Store, write_format, write_stream
 from seft.checkpoint.outputs import require_empty
 from seft.checkpoint.verify import fingerprint
 from seft.config import OutputFormat, format_of
@@ -42,10 +43,17 @@ _REMOVED_KEYS = (
 )
 
 
-def export(loaded: Loaded, out: Path, facts: Facts, formats: Sequence[OutputFormat] = (OutputFormat.DENSE,)) -> None:
+def export(
+    loaded: Loaded,
+    out: Path,
+    facts: Facts,
+    formats: Sequence[OutputFormat] = (OutputFormat.DENSE,),
+    store: Store | None = None,
+) -> list[ListedFile]:
     """Write the model, its tokenizer and its facts to the folder `out`. Does not verify the folder.
 
-    The dense model is always written, because the other formats are made from it and verified against it.
+    The dense model is always written, because the other formats are made from it and verified against it. Files of
+    other formats are written to `store` if there is one, and else to the folder. Returns what is in the store.
     `manifest.json` is written last, so a folder without it is incomplete. The model keeps its dtype, but its weights
     are rounded to bfloat16 afterwards. Raises ConfigError if `out` is not empty, or if a format cannot express the
     model.
@@ -65,22 +73,29 @@ def export(loaded: Loaded, out: Path, facts: Facts, formats: Sequence[OutputForm
     _write_tokenizer_config(out / "tokenizer_config.json")
     record = Record(facts, sparsity.of_folder(out), model_fingerprint, versions())
     record.write(out)
+    stored = []
     for format_ in formats:
-        if format_.file is not None:
+        if format_.file is not None and store:
+            stored.append(store.write(format_.file, partial(write_stream, out, format_)))
+        elif format_.file is not None:
             write_format(out, format_, out / format_.file)
     terms = notices(loaded.source.path) if loaded.source.path else []
     for path in terms:
         (out / path.name).write_bytes(path.read_bytes())
     (out / CARD).write_text(card(record, formats, [path.name for path in terms]), encoding="utf-8")
-    (out / MANIFEST).write_bytes(manifest(out))
+    (out / MANIFEST).write_bytes(manifest(out, stored))
+    return stored
 
 
-def remove_dense(out: Path) -> None:
-    """Remove the dense model from a verified folder with other formats, and write the manifest of what remains."""
+def remove_dense(out: Path, stored: Sequence[ListedFile] = ()) -> None:
+    """Remove the dense model from a verified folder with other formats, and write the manifest of what remains.
+
+    `stored` is what `export` returned.
+    """
     for path in out.iterdir():
         if format_of(path.name) is OutputFormat.DENSE:
             path.unlink()
-    (out / MANIFEST).write_bytes(manifest(out))
+    (out / MANIFEST).write_bytes(manifest(out, stored))
 
 
 @torch.no_grad()

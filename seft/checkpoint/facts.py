@@ -7,10 +7,11 @@ path.
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -218,17 +219,22 @@ def canonical_json(value: Any) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def manifest(folder: Path) -> bytes:
-    """Return the content of `manifest.json`: name, size and sha256 of every other file in the folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-    return canonical_json(
-        {
-            "files": [
-                {"name": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": sha256(path)}
-                for path in files
-            ]
-        }
-    )
+class ListedFile(NamedTuple):
+    """An entry of `manifest.json`: the name of a file, its size in bytes and its SHA-256 in hex."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+def manifest(folder: Path, stored: Iterable[ListedFile] = ()) -> bytes:
+    """Return the content of `manifest.json`: all other files in the folder, and those that are `stored` elsewhere."""
+    files = [
+        ListedFile(path.relative_to(folder).as_posix(), path.stat().st_size, sha256(path))
+        for path in folder.rglob("*")
+        if path.is_file() and path != folder / MANIFEST
+    ]
+    return canonical_json({"files": [file._asdict() for file in sorted([*files, *stored])]})
 
 
 def sha256(path: Path) -> str:

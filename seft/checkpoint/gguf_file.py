@@ -91,6 +91,13 @@ def write(folder: Path, format_: OutputFormat, sink: BinaryIO) -> None:
         sink.write(bytes(-tensor.bytes % GGUF_DEFAULT_ALIGNMENT))
 
 
+def value_bytes(config: dict[str, Any], stored: list[Stored]) -> int:
+    """Return the number of bytes of a file after its header: all values, with the padding after each tensor."""
+    factors = _rope_tensor(config)
+    sizes = [*([] if factors is None else [factors.nbytes]), *(tensor.bytes for tensor in stored)]
+    return sum(size + -size % GGUF_DEFAULT_ALIGNMENT for size in sizes)
+
+
 def stored_tensors(folder: Path, config: dict[str, Any], format_: OutputFormat) -> list[Stored]:
     """Return the tensors of a folder in the order in which the file of this format has them. Reads no values.
 

@@ -1,21 +1,33 @@
 """Verifies a GGUF file with the loader of transformers: settings, vocabulary, values and zeros.
 
 The expected values are those of the package gguf: what it reads back from the values that it wrote.
+
+The loader needs a file on disk. It gets one with the header, in which the values are a hole that takes no space. It
+reads the values of one tensor at a time from where the file is.
 """
 
 import json
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import gguf
+import numpy as np
 import torch
+from gguf.gguf_reader import ReaderTensor
 from gguf.quants import dequantize, quantize
 
 from seft.checkpoint.bfloat16 import to_float32
-from seft.checkpoint.gguf_file import Stored, stored_tensors
+from seft.checkpoint.compact.byte_sources import ByteSource
+from seft.checkpoint.gguf_file import Stored, stored_tensors, value_bytes
 from seft.config import OutputFormat
 from seft.errors import SourceError, VerifyError
 from seft.models.gguf_config import head_size, rope_parameters
+from seft.models.limits import MAX_HEADERS_BYTES
 from seft.models.load import load, load_tokenizer
 from seft.models.model_files import CONFIG
 from seft.models.source import find
@@ -32,13 +44,37 @@ _SETTINGS = (
 )
 _SAME = 1e-6
 """Largest relative difference of a setting, which the file has as a 32-bit number."""
+_WINDOW = 8 << 20
+"""Bytes that are read at a time."""
 
 
-def verify_gguf(folder: Path, file: Path, format_: OutputFormat) -> None:
+class _LazyTensor:
+    """A tensor of a GGUF file. Its values are read when the loader asks for them."""
+
+    def __init__(self, place: ReaderTensor, source: ByteSource) -> None:
+        self.name, self.tensor_type = place.name, place.tensor_type
+        self._place, self._source = place, source
+
+    @property
+    def data(self) -> np.ndarray[Any, Any]:
+        """The stored values."""
+        begin, hole = int(self._place.data_offset), self._place.data
+        content = np.empty(hole.nbytes, np.uint8)
+        for at in range(0, len(content), _WINDOW):
+            part = content[at : at + _WINDOW]
+            part[:] = np.frombuffer(self._source.read(begin + at, len(part)), np.uint8)
+        values: np.ndarray[Any, Any] = content.view(hole.dtype).reshape(hole.shape)
+        return values
+
+
+def verify_gguf(folder: Path, source: ByteSource, format_: OutputFormat) -> None:
     """Verify the file of a format against the checkpoint folder from which it was written. Raises VerifyError."""
     config = json.loads((folder / CONFIG).read_bytes())
+    stored = stored_tensors(folder, config, format_)
+    file = Path(source.name)
     try:
-        loaded = load(find(str(file)))
+        with _header_on_disk(source, source.size - value_bytes(config, stored)) as path, _values_of(source):
+            loaded = load(find(str(path)))
     except SourceError as error:
         raise _broken(file, f"must load as a model: {error}") from None
     _verify_settings(file, config, loaded.model.config)
@@ -47,8 +83,38 @@ def verify_gguf(folder: Path, file: Path, format_: OutputFormat) -> None:
     if missing := [text for text, number in vocabulary.items() if found.get(text) != number]:
         raise _broken(file, f"must have the tokens of the tokenizer; {len(missing)} differ, such as {missing[0]!r}")
     weights = loaded.model.state_dict()
-    for tensor in stored_tensors(folder, config, format_):
+    for tensor in stored:
         _verify_values(file, tensor, weights[tensor.source])
+
+
+@contextmanager
+def _header_on_disk(source: ByteSource, size: int) -> Iterator[Path]:
+    """Yield a file with the header of a GGUF file, which has `size` bytes. The rest of the file is a hole."""
+    file = Path(source.name)
+    if not 0 < size <= MAX_HEADERS_BYTES:
+        raise _broken(file, f"must have the bytes of its tensors and a header; it has {source.size} bytes")
+    with TemporaryDirectory(prefix="seft-gguf-") as name:
+        path = Path(name, file.name)
+        path.write_bytes(source.read(0, size))
+        os.truncate(path, source.size)
+        yield path
+
+
+@contextmanager
+def _values_of(source: ByteSource) -> Iterator[None]:
+    """Let the loader of transformers read the values of tensors from `source` while the `with` block runs."""
+    before = gguf.GGUFReader
+
+    def read(path: Path) -> gguf.GGUFReader:
+        reader: Any = before(path)
+        reader.tensors = [_LazyTensor(place, source) for place in reader.tensors]
+        return reader
+
+    gguf.GGUFReader = read
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = before
 
 
 def _verify_settings(file: Path, config: dict[str, Any], found: Any) -> None:

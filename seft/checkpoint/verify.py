@@ -1,6 +1,6 @@
 """Verifies an exported folder from its files alone: hashes, counts of zeros, loading, and output probabilities.
 
-Files of other formats in the folder are compared with it (`seft.checkpoint.formats`).
+Files of other formats, in the folder or in a store, are compared with it (`seft.checkpoint.formats`).
 
 `verify` works in a separate process, so that state or patches of the exporting process cannot hide a broken folder. The
 process is `python -m seft.checkpoint.verify FOLDER`, or one that `standby` started. It does not check the quality of
@@ -8,6 +8,7 @@ the model.
 """
 
 import gc
+import hashlib
 import json
 import os
 import subprocess
@@ -22,9 +23,10 @@ from huggingface_hub import constants
 from torch import nn
 
 from seft.checkpoint import sparsity
+from seft.checkpoint.compact.byte_sources import ByteSource
 from seft.checkpoint.counts import Sparsity
-from seft.checkpoint.facts import MANIFEST, Fingerprint, Record, manifest
-from seft.checkpoint.formats import verify_format
+from seft.checkpoint.facts import MANIFEST, Fingerprint, ListedFile, Record, manifest
+from seft.checkpoint.formats import Store, verify_format, verify_source
 from seft.config import Allocation, Compare, OutputFormat, Pattern, SparsityOf, format_of
 from seft.errors import SeftError, SourceError, VerifyError
 from seft.models.load import load
@@ -38,6 +40,8 @@ PACKAGE_ROOT = Path(__file__).parents[2]
 """Folder that contains the package `seft`, so that the separate process imports the same one."""
 _END = "\0"
 """End of a complete answer of the process that waits."""
+WINDOW = 8 << 20
+"""Bytes of a stored file that are read at a time to compute its SHA-256."""
 FINGERPRINT_TOKENS = 32
 FINGERPRINT_TOLERANCE = 3e-4  # nats; another machine differs by less in float32, one wrong weight usually by more
 
@@ -47,12 +51,12 @@ class _Standby:
 
     waiting: ClassVar["_Standby | None"] = None
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store | None) -> None:
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
         self._pid = os.fork()
         if not self._pid:
-            _serve(requests, answers)
+            _serve(requests, answers, store)
         os.close(requests)
         os.close(answers)
 
@@ -74,32 +78,33 @@ class _Standby:
         os.waitpid(self._pid, 0)
 
 
-def _serve(requests: int, answers: int) -> NoReturn:
+def _serve(requests: int, answers: int, store: Store | None) -> NoReturn:
     """Verify the folder whose name comes from `requests`, and end the process. It ends without one if it is closed."""
     try:
         null = os.open(os.devnull, os.O_RDWR)
         for standard in range(3):
             os.dup2(null, standard)
         # An open copy would keep the pipes of this process open, such as the one to its worker.
+        kept = {0, 1, 2, requests, answers, *([store.fileno()] if store else [])}
         for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
-            if descriptor > 2 and descriptor not in (requests, answers):
+            if descriptor not in kept:
                 with suppress(OSError):
                     os.close(descriptor)
         with open(requests, "rb") as file:
             folder = file.read()
         if folder:
-            os.write(answers, (message_of(os.fsdecode(folder)) + _END).encode())
+            os.write(answers, (message_of(os.fsdecode(folder), store=store) + _END).encode())
     finally:
         os._exit(0)
 
 
-def message_of(folder: str, file: str = "", format_: str = "") -> str:
+def message_of(folder: str, file: str = "", format_: str = "", *, store: Store | None = None) -> str:
     """Return the message of the first failure of a folder, or of a file that was made from it, or an empty text."""
     try:
         if file:
             verify_format(Path(folder), Path(file), OutputFormat(format_))
         else:
-            check(Path(folder))
+            check(Path(folder), store)
     except SeftError as error:
         return str(error)
     except Exception as error:  # the exporting process reports it
@@ -108,8 +113,10 @@ def message_of(folder: str, file: str = "", format_: str = "") -> str:
 
 
 @contextmanager
-def standby() -> Iterator[None]:
+def standby(store: Store | None = None) -> Iterator[None]:
     """Start the process of `verify` now, while the `with` block runs, as a copy of this process.
+
+    It reads from `store` the files of formats that are not in the folder.
 
     A new process imports torch and transformers again, which takes most of the time of a small export. Call this before
     torch has computed anything or started threads, and before the process has any state that could hide a flaw. Does
@@ -124,7 +131,7 @@ def standby() -> Iterator[None]:
     gc.freeze()
     constants.HF_HUB_OFFLINE, before = True, constants.HF_HUB_OFFLINE
     try:
-        _Standby.waiting = process = _Standby()
+        _Standby.waiting = process = _Standby(store)
     finally:
         constants.HF_HUB_OFFLINE = before
     try:
@@ -169,15 +176,21 @@ def verify_in_new_process(*arguments: str) -> str:
     return lines[-1] if lines else f"the verification process ended with exit code {process.returncode}."
 
 
-def check(folder: Path) -> None:
-    """Verify an exported folder in this process. Raises VerifyError with the message of the first failure."""
-    _verify_files(folder)
+def check(folder: Path, store: Store | None = None) -> None:
+    """Verify an exported folder in this process. Raises VerifyError with the message of the first failure.
+
+    `store` has the files of formats that the manifest names and that are not in the folder.
+    """
+    stored = _verify_files(folder, store)
     record = Record.read(folder)
     _verify_counts(record, sparsity.of_folder(folder))
     _verify_model(folder, record)
     for file in sorted(folder.iterdir()):
         if (format_ := format_of(file.name)) and format_.file:
             verify_format(folder, file, format_)
+    for name, source in stored.items():
+        if format_ := format_of(name):
+            verify_source(folder, source, format_)
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:
@@ -197,7 +210,8 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     return Fingerprint(tuple(tokens.tolist()), tuple(round(score, 6) for score in scores.tolist()))
 
 
-def _verify_files(folder: Path) -> None:
+def _verify_files(folder: Path, store: Store | None) -> dict[str, ByteSource]:
+    """Compare all files with the manifest. Return the files that are in the store, by name."""
     try:
         written = json.loads((folder / MANIFEST).read_bytes())
         expected = {file["name"]: (file["size"], file["sha256"]) for file in written["files"]}
@@ -205,13 +219,25 @@ def _verify_files(folder: Path) -> None:
         raise VerifyError(
             f"{folder} must contain a readable {MANIFEST}: {error}. Create the checkpoint again."
         ) from None
-    actual = {file["name"]: (file["size"], file["sha256"]) for file in json.loads(manifest(folder))["files"]}
+    singles = {each.file for each in OutputFormat if each.file and not (folder / each.file).exists()}
+    stored = {name: store.open(name) for name in expected if name in singles} if store else {}
+    listed = [_listed(name, source) for name, source in stored.items()]
+    actual = {file["name"]: (file["size"], file["sha256"]) for file in json.loads(manifest(folder, listed))["files"]}
     for name in sorted(expected.keys() | actual.keys()):
         if expected.get(name) != actual.get(name):
             raise VerifyError(
                 f"{name} must have the (size, sha256) of {MANIFEST}, {expected.get(name) or 'no entry'};"
                 f" it has {actual.get(name) or 'no file'}. Create or download the checkpoint again."
             )
+    return stored
+
+
+def _listed(name: str, source: ByteSource) -> ListedFile:
+    """Return the entry of the manifest that a stored file must have. Reads the whole file."""
+    digest = hashlib.sha256()
+    for begin in range(0, source.size, WINDOW):
+        digest.update(source.read(begin, min(WINDOW, source.size - begin)))
+    return ListedFile(name, source.size, digest.hexdigest())
 
 
 def _verify_counts(record: Record, counted: Sparsity) -> None:

@@ -11,9 +11,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from seft.checkpoint.compact.byte_sources import ByteSource
 from seft.checkpoint.compact.index import FileEntry
 from seft.checkpoint.compact.quantised import IntegerKind, QuantisedFile
-from seft.checkpoint.compact.reader import Container, open_container
+from seft.checkpoint.compact.reader import Container
 from seft.checkpoint.compact.writer import write
 from seft.checkpoint.outputs import UNFINISHED
 from seft.config import OutputFormat, format_of
@@ -37,26 +38,26 @@ def write_compact(folder: Path, format_: OutputFormat, file: BinaryIO) -> None:
     write(folder, file, names=_model_files(folder), integers=_INTEGERS.get(format_), threads=THREADS)
 
 
-def verify_compact(folder: Path, file: Path, format_: OutputFormat) -> None:
+def verify_compact(folder: Path, file: ByteSource, format_: OutputFormat) -> None:
     """Compare a container with the folder from which it was written, byte by byte. Raises VerifyError.
 
     Matrices of integers are made again from the folder.
     """
-    expected, kind = _model_files(folder), _INTEGERS.get(format_)
+    expected, kind, name = _model_files(folder), _INTEGERS.get(format_), Path(file.name).name
     experts = expert_count(json.loads((folder / CONFIG).read_bytes())) if kind else 0
     try:
-        with open_container(file) as container:
-            if names := expected ^ {each.name for each in container.files}:
-                raise VerifyError(f"{file.name} must have the files of the model; {min(names)} differs. {_AGAIN}")
-            for each in container.files:
-                if kind and each.tensors:
-                    path = folder / each.name
-                    made = QuantisedFile(path, file_header(path), kind, experts)
-                    wrong = _wrong_tensor(made, container, each)
-                else:
-                    wrong = _wrong_file(folder, container, each)
-                if wrong:
-                    raise VerifyError(f"{wrong} in {file.name} must have the values of the folder. {_AGAIN}")
+        container = Container(file)
+        if names := expected ^ {each.name for each in container.files}:
+            raise VerifyError(f"{name} must have the files of the model; {min(names)} differs. {_AGAIN}")
+        for each in container.files:
+            if kind and each.tensors:
+                path = folder / each.name
+                made = QuantisedFile(path, file_header(path), kind, experts)
+                wrong = _wrong_tensor(made, container, each)
+            else:
+                wrong = _wrong_file(folder, container, each)
+            if wrong:
+                raise VerifyError(f"{wrong} in {name} must have the values of the folder. {_AGAIN}")
     except (ContainerError, SourceError) as error:
         raise VerifyError(str(error)) from error
 
