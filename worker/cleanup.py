@@ -38,6 +38,7 @@ def delete_leftovers(sessions: sessionmaker[Session], storage: Storage, job_id: 
     ended = row is None or status in ENDED
     kept = published if ended else [file["key"] for file in (resume or {"files": []})["files"]]
     prefix = f"jobs/{job_id}/" if ended else f"jobs/{job_id}/{attempt}/"
+    storage.abort_uploads(prefix)
     storage.delete([key for key in storage.keys(prefix) if not key.startswith(tuple(kept))])
     if ended:
         with sessions.begin() as session:

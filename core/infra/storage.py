@@ -39,7 +39,7 @@ ABORT_INCOMPLETE_UPLOADS: "LifecycleRuleUnionTypeDef" = {
 }
 """Bucket rule by which the server deletes the parts of uploads that were never completed.
 
-These parts appear in no listing, so this software cannot find and delete them.
+The parts appear in no list of objects. Not every server lists the uploads, as `Storage.abort_uploads` needs it.
 """
 
 log = structlog.get_logger(__name__)
@@ -127,6 +127,11 @@ class Storage:
         """Begin a multipart upload and return its id. The object exists only after `finish_upload`."""
         return self._s3.create_multipart_upload(Bucket=self._bucket, Key=key)["UploadId"]
 
+    def upload_part(self, key: str, upload: str, number: int, content: bytes) -> Part:
+        """Store one part of a multipart upload. Part numbers start at 1. A part that is sent again is replaced."""
+        reply = self._s3.upload_part(Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=number, Body=content)
+        return Part(len(content), reply["ETag"])
+
     def part_link(self, key: str, upload: str, number: int, length: int) -> str:
         """Return a URL to which one part of exactly `length` bytes can be sent by PUT.
 
@@ -156,6 +161,15 @@ class Storage:
         with suppress(self._s3.exceptions.NoSuchUpload):
             self._s3.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
 
+    def abort_uploads(self, prefix: str) -> None:
+        """Abort all multipart uploads of keys that start with `prefix`, if the server lists them."""
+        try:
+            for page in self._s3.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=prefix):
+                for each in page.get("Uploads", ()):
+                    self.abort_upload(each["Key"], each["UploadId"])
+        except ClientError as error:  # no permission, or the server does not support the list
+            log.warning("storage.keeps_torn_uploads", error=str(error))
+
     def keys(self, prefix: str) -> list[str]:
         """Return all keys that start with `prefix`, sorted."""
         return sorted(each.key for page in self.pages(prefix) for each in page)
@@ -164,6 +178,10 @@ class Storage:
         """Yield lists of up to 1000 objects whose keys start with `prefix`."""
         for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
             yield [StoredObject(each["Key"], each["LastModified"]) for each in page.get("Contents", ())]
+
+    def size(self, key: str) -> int:
+        """Return the number of bytes of an object."""
+        return self._s3.head_object(Bucket=self._bucket, Key=key)["ContentLength"]
 
     def modified(self, key: str) -> datetime | None:
         """Return when an object was last written, by the clock of the storage.

@@ -42,6 +42,18 @@ def test_deleting_a_prefix_leaves_the_rest(storage: Storage) -> None:
     assert storage.keys("") == ["datasets/x", "jobs/1/2/a"]
 
 
+def test_the_unfinished_uploads_of_a_prefix_are_aborted_and_others_stay(storage: Storage) -> None:
+    uploads = {key: storage.begin_upload(key) for key in ("jobs/1/1/a", "jobs/1/2/b", "jobs/2/1/a", "imports/1")}
+    parts = {key: {1: storage.upload_part(key, upload, 1, b"part")} for key, upload in uploads.items()}
+    storage.abort_uploads("jobs/1/")
+    left = {key for key, upload in uploads.items() if storage.parts(key, upload)}
+    assert left == {"jobs/2/1/a", "imports/1"}
+    for key in left:
+        storage.finish_upload(key, uploads[key], parts[key])
+        assert storage.read(key) == b"part"
+        assert storage.size(key) == 4
+
+
 class DeniesDeletion(BaseHTTPRequestHandler):
     """Answers a deletion with 200 and lists the object that was not deleted, as S3 does."""
 
