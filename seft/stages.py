@@ -19,7 +19,7 @@ from seft.checkpoint.export import export, remove_dense
 from seft.checkpoint.facts import Base, Facts, Machine, Record
 from seft.checkpoint.formats import Store
 from seft.checkpoint.verify import verify
-from seft.config import OutputFormat, PruneConfig, RepairConfig, Retain, published_bytes
+from seft.config import OutputFormat, PruneConfig, RepairConfig, Retain
 from seft.data import records
 from seft.data.packing import Encoded, Packed, concatenate, pack
 from seft.data.text import encode, windows
@@ -28,7 +28,6 @@ from seft.errors import DataError
 from seft.evaluate import mean_loss
 from seft.models.gguf_tokenizer import tokenizer_rules
 from seft.models.load import Loaded
-from seft.models.targets import target_linears
 from seft.prune.found import find_zeros, found_config
 from seft.prune.loop import prune_model
 from seft.prune.reconstruct import reconstruct
@@ -240,16 +239,6 @@ def require_expressible(tokenizer: Any, formats: Sequence[OutputFormat]) -> None
     """Raise ConfigError if a format has no such tokenizer, so that a job fails before it trains."""
     if any(each.is_gguf for each in formats):
         tokenizer_rules(json.loads(tokenizer.backend_tokenizer.to_str()))
-
-
-def exported_bytes(loaded: Loaded, formats: Sequence[OutputFormat]) -> int:
-    """Return about how many bytes an export has on disk. The dense model is there even if it is not published."""
-    model: Any = loaded.model
-    parameters, head = list(model.parameters()), model.get_output_embeddings().weight.numel()
-    weights = sum(parameter.numel() for parameter in parameters)
-    zeros = weights - sum(int(torch.count_nonzero(parameter)) for parameter in parameters)
-    targets = sum(target.weight.numel() for target in target_linears(model).values())
-    return published_bytes({OutputFormat.DENSE, *formats}, weights, zeros, head, targets)
 
 
 def publish(

@@ -50,11 +50,11 @@ from worker.protocol import (
     Measured,
     NoDiskSpace,
     Progressed,
-    Reading,
     Refused,
     Saved,
     Scored,
     Stopped,
+    Storing,
     TopologyEvolved,
     decode,
 )
@@ -202,7 +202,7 @@ class Supervisor:
         except ValueError as error:
             flaw = f"The training process wrote a line that is not a message: {line[:200]!r}. Report this as a bug."
             raise AttemptError("protocol_broken", flaw) from error
-        self.watchdog.record(message)
+        self.watchdog.record(message)  # `Reading` is for the watchdog alone
         self.phases.record(message)
         match message:
             case Progressed() | Measured() | TopologyEvolved() | Scored():
@@ -211,6 +211,10 @@ class Supervisor:
                 self.transfers.submit(partial(self.files.upload_state, step), partial(self._keep_state, step))
             case Refused():
                 self._restart_training("state.refused", message.message)
+            case Storing():
+                assert self.process is not None
+                serve = partial(self.files.formats.serve, self.process.connection, self.watchdog.touch)
+                self.transfers.submit(serve, lambda _: None)
             case Finished():
                 self._take_result(message)
             case Failed():
@@ -219,8 +223,6 @@ class Supervisor:
                 self._pause_for_space(Reason.DISK_FULL, message.message, message.needed)
             case Stopped():
                 log.info("training.stopped")
-            case Reading():
-                pass
 
     def _keep_state(self, step: int, files: list[Json]) -> None:
         """Record a state in object storage as the one to resume from, then delete the files of the previous state.

@@ -1,6 +1,7 @@
-"""The training process of one job: `python -m worker.child FOLDER PIPE PARENT`. Only a worker starts it.
+"""The training process of one job: `python -m worker.child FOLDER PIPE PARENT STORE`. Only a worker starts it.
 
 The process writes messages to the file descriptor PIPE (see `worker.protocol`) and ends when the process PARENT ends.
+Over the file descriptor STORE it sends files of formats (see `worker.format_store`).
 This program fetches the model from the hub. Then it gives up everything that training does not need and executes
 `worker.training`: the network, the token of the operator, and all files but the model, the job's folder and the
 programs (`core.infra.sandbox`). SIGTERM ends this program at once, because there is nothing to save.
@@ -22,7 +23,7 @@ from worker.protocol import Progressed, Task
 from worker.reporting import errors_sent, sender
 
 
-def main(folder: Path, pipe: int, parent: int) -> None:
+def main(folder: Path, pipe: int, parent: int, store: int) -> None:
     """Fetch the model of the job whose files are in the folder, and execute the training in the sandbox."""
     exit_with_parent(parent)
     send, task = sender(pipe), Task.read(folder)
@@ -35,7 +36,8 @@ def main(folder: Path, pipe: int, parent: int) -> None:
         programs = sandbox.code(os.environ, ("core", "seft", "worker"))
         sockets = sandbox.LOCAL_SOCKETS if task.spec.devices == 1 else sandbox.CONNECTING_SOCKETS
         sandbox.confine([*programs, *model], [sandbox.ROOT], writable=[folder.resolve()], sockets=sockets)
-        command = [sys.executable, "-P", "-m", "worker.training", str(folder), str(pipe), str(parent)]
+        numbers = map(str, (pipe, parent, store))
+        command = [sys.executable, "-P", "-m", "worker.training", str(folder), *numbers]
         os.execve(sys.executable, command, environment.of_training(os.environ, folder.resolve()))  # noqa: S606
 
 
@@ -57,4 +59,4 @@ def _fetched(task: Task) -> Iterator[Path | None]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -26,6 +26,7 @@ from core.tables import Json, StoredDataset
 from seft.models.source import fetch_into, find, find_on_hub
 from worker import child_files, disk_space
 from worker.child_files import RefusedFileError
+from worker.format_service import FormatService
 from worker.protocol import DATA, ENOUGH, HELD_OUT_DATA, MODELS, RESULT, RESUME, RETAIN_DATA, STATE, Task
 from worker.transfers import GoneError, Transfers, hash_open
 
@@ -70,6 +71,7 @@ class Files:
         self.attempt, self.settings, self.transfers = attempt, settings, transfers
         self.folder = settings.scratch / attempt.job_id / str(attempt.number)
         self.prefix = f"jobs/{attempt.job_id}/{attempt.number}/"
+        self.formats = FormatService(self.folder, self.result_prefix, transfers)
 
     @property
     def result_prefix(self) -> str:
@@ -174,22 +176,27 @@ class Files:
             shutil.rmtree(str(step), dir_fd=folder)
 
     def upload_result(self) -> list[Json]:
-        """Upload the checkpoint, with the manifest last.
+        """Upload the checkpoint, with the manifest last. Files of formats are in storage already.
 
         Return its list of files in the format of the checkpoint's row. Raises RefusedFileError if the manifest does not
-        describe the files of the result folder.
+        describe these files and those of the result folder.
         """
-        content = self._read_manifest()
+        content, stored = self._read_manifest(), self.formats.stored
         files: list[Json] = [file.model_dump() for file in _manifest(content).files]
+        if missing := stored.keys() - {file["name"] for file in files}:
+            raise RefusedFileError(f"{MANIFEST} must name the stored file {min(missing)}")
         for file in files:
-            if (found := self._size(RESULT, file["name"])) != file["size"]:
+            if (each := stored.get(file["name"])) and each._asdict() != file:
+                raise RefusedFileError(f"{file['name']} must have the size and SHA-256 {each[1:]}, not {file}")
+            if not each and (found := self._size(RESULT, file["name"])) != file["size"]:
                 raise RefusedFileError(f"{file['name']} must have {file['size']} bytes, as in {MANIFEST}, not {found}")
         last = {MANIFEST: content}
         if self.settings.signing_key:
             last = {SIGNATURE: sign(self.settings.signing_key, content), **last}
         with TRACER.start_as_current_span(Phase.UPLOADING):
             for file in files:
-                self._upload((RESULT, file["name"]), self.result_prefix + file["name"])
+                if file["name"] not in stored:
+                    self._upload((RESULT, file["name"]), self.result_prefix + file["name"])
             for name, text in last.items():
                 self.transfers.upload(partial(BytesIO, text), self.result_prefix + name)
         described = [

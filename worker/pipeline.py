@@ -13,10 +13,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from core.estimate.speed import DENSE_BYTES
 from core.stages import Stage
 from seft import stages
 from seft.checkpoint.export import round_weights
 from seft.checkpoint.facts import Conditions, Facts, versions
+from seft.checkpoint.formats import Store
 from seft.checkpoint.pack import load_pruned, save_pruned
 from seft.checkpoint.provenance import describe_model, this_machine
 from seft.config import RepairConfig
@@ -47,6 +49,7 @@ from worker.protocol import (
     Refused,
     Saved,
     Scored,
+    Storing,
     Task,
     TopologyEvolved,
 )
@@ -65,11 +68,18 @@ class Pipeline:
     """Runs one job.
 
     `send` sends a message to the worker. `stopping` is called often. When it returns True, the run saves its state
-    and ends.
+    and ends. Files of formats are in `store`. If it is None, they are in the folder of the result.
     """
 
-    def __init__(self, folder: Path, task: Task, send: Callable[[Message], None], stopping: Callable[[], bool]) -> None:
-        self.folder, self.task, self.send, self.stopping = folder, task, send, stopping
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        send: Callable[[Message], None],
+        stopping: Callable[[], bool],
+        store: Store | None = None,
+    ) -> None:
+        self.folder, self.task, self.send, self.stopping, self.store = folder, task, send, stopping, store
         self.prune, self.repair = task.spec.prune_config(), task.spec.repair_config(task.micro_batch)
         self.evaluate = task.spec.evaluate_config()
         self._device, self._dtype = device_of(task), dtype_of(task)
@@ -165,8 +175,7 @@ class Pipeline:
             self._evaluate("pruned", Stage.PRUNED, loaded, text)
         (folder := self._state_folder).mkdir(parents=True)
         weights = sum(parameter.numel() for parameter in loaded.model.parameters())
-        exported = stages.exported_bytes(loaded, self.task.spec.output.formats)
-        disk_space.require_space(folder, PRUNED_BYTES * weights + exported)
+        disk_space.require_space(folder, (PRUNED_BYTES + DENSE_BYTES) * weights)
         save_pruned(loaded.model, folder / PRUNED)
         if self.retained:
             save_retained(self.retained, folder / RETAINED)
@@ -285,8 +294,11 @@ class Pipeline:
     def _export(self, loaded: Loaded, facts: Facts) -> None:
         self._progress(Stage.EXPORTING, 0.0)
         formats = self.task.spec.output.formats
-        disk_space.require_space(self.folder, stages.exported_bytes(loaded, formats))
-        record = stages.publish(loaded, self.folder / RESULT, facts, self._report_export, formats)
+        weights = sum(parameter.numel() for parameter in loaded.model.parameters())
+        disk_space.require_space(self.folder, DENSE_BYTES * weights)
+        if self.store and any(each.file for each in formats):
+            self.send(Storing())
+        record = stages.publish(loaded, self.folder / RESULT, facts, self._report_export, formats, store=self.store)
         sparsity = record.data()["sparsity"]
         measured = {"linears": sparsity["linears"], "model": sparsity["model"], "grown_zeros": facts.grown_zeros}
         self.send(Finished(step=self.step, scores=self.scores, measured=measured))

@@ -1,4 +1,4 @@
-"""Control the training process from the worker: its process group, its pipe of messages, and its latest output.
+"""Control the training process from the worker: its process group, its two connections, and its latest output.
 
 The process gets only the environment variables that `worker.environment` names, so no secret of the worker.
 `worker.protocol` defines the messages.
@@ -6,9 +6,12 @@ The process gets only the environment variables that `worker.environment` names,
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,21 +38,26 @@ class Process:
         self._reaping = threading.Lock()
         self._tail = b""
         messages, child_end = os.pipe()
+        self._requests, requests_end = socket.socketpair()
+        self.connection = Connection(os.dup(self._requests.fileno()))
+        """The connection over which the process sends requests about files of formats."""
         try:
             self._process = subprocess.Popen(
-                [*command, str(folder), str(child_end), str(os.getpid())],
+                [*command, str(folder), str(child_end), str(os.getpid()), str(requests_end.fileno())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                pass_fds=[child_end],
+                pass_fds=[child_end, requests_end.fileno()],
                 start_new_session=True,
                 env=environment.of_child(os.environ, folder),
             )
         except BaseException:
             os.close(messages)
+            self._close_connection()
             raise
         finally:
             os.close(child_end)
+            requests_end.close()
         self._log = threading.Thread(target=self._read_log, daemon=True)
         self._log.start()
         self._listener = threading.Thread(target=self._listen, args=[os.fdopen(messages, "rb")], daemon=True)
@@ -88,10 +96,17 @@ class Process:
         with self._reaping:
             os.killpg(self._process.pid, signal.SIGKILL)
             code = self._process.wait()
+        self._close_connection()
         self._log.join(LOG_SECONDS)
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._on_exit(code)
+
+    def _close_connection(self) -> None:
+        """End the connection, also for a thread that waits for a request. That thread still has its own descriptor."""
+        with suppress(OSError):  # the other side has ended it
+            self._requests.shutdown(socket.SHUT_RDWR)
+        self._requests.close()
 
     def _read_log(self) -> None:
         assert self._process.stdout is not None

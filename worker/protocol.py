@@ -1,9 +1,12 @@
 """The protocol between a worker and its training process. Nothing here needs torch.
 
 The worker writes `job.json` to a folder and starts the process with it. The process sends messages over a pipe, each as
-one line of JSON, and writes files to the same folder. SIGTERM asks the process to save its state and exit. SIGUSR2 asks
-it to write the stacks of its threads to its output. The file `enough` asks it to end training early and then run the
-remaining stages. When the worker ends, standard input of the process closes and the process is killed.
+one line of JSON, and writes files to the same folder. Only files of formats other than `dense` do not go there: after
+the message `Storing`, the process sends them over a second connection, a Unix socket, and the worker stores them.
+
+SIGTERM asks the process to save its state and exit. SIGUSR2 asks it to write the stacks of its threads to its output.
+The file `enough` asks it to end training early and then run the remaining stages. When the worker ends, standard input
+of the process closes and the process is killed.
 
     job.json, data.jsonl    the task and the dataset
     retain.jsonl            the dataset to retain, if there is one
@@ -13,7 +16,7 @@ remaining stages. When the worker ends, standard input of the process closes and
     state/                  the state to resume from, if there is one
     resume/<step>/          resumable states, each announced by `Saved`; the worker deletes a folder once it is stored
     enough                  written by the worker to end training early: at the step in it, or at the next step
-    result/                 the checkpoint, announced by `Finished`
+    result/                 the checkpoint without the files of other formats, announced by `Finished`
 """
 
 from pathlib import Path
@@ -29,6 +32,8 @@ from seft.storable import printable
 MAX_MESSAGE_BYTES = 64 << 20
 """Largest line that a worker reads. A message about a topology update has about 100 bytes per pruned layer, and a model
 of many experts has tens of thousands of layers."""
+MAX_REQUEST_BYTES, MAX_BLOCK_BYTES = 1 << 16, 8 << 20
+"""Largest request about a file of a format, and largest number of its bytes in one message, in both directions."""
 TASK, MODELS, STATE = "job.json", "models", "state"
 DATA, RETAIN_DATA, HELD_OUT_DATA = "data.jsonl", "retain.jsonl", "held_out.jsonl"
 RESUME, ENOUGH, RESULT = "resume", "enough", "result"
@@ -153,8 +158,14 @@ class Refused(_Part):
     message: Text
 
 
+class Storing(_Part):
+    """Message: from now on, the process sends requests about files of formats."""
+
+    type: Literal["storing"] = "storing"
+
+
 class Finished(_Part):
-    """Message: the checkpoint in `result` is complete and verified.
+    """Message: the checkpoint in `result` is complete and verified, with the files of formats that are stored.
 
     `scores` are the final scores. `measured` was computed from the files of the checkpoint.
     """
@@ -196,6 +207,7 @@ Message = (
     | Scored
     | Saved
     | Refused
+    | Storing
     | Finished
     | Stopped
     | NoDiskSpace
@@ -204,11 +216,46 @@ Message = (
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 
 
-def encode(message: Message) -> bytes:
-    """Encode a message as one line of JSON."""
+class WriteFile(_Part):
+    """Request: store a file. Its bytes follow in messages, and an empty one ends it.
+
+    The reply is the entry of the file in the manifest.
+    """
+
+    type: Literal["write"] = "write"
+    name: str
+
+
+class MeasureFile(_Part):
+    """Request: the size in bytes of a stored file. The reply is this number as text."""
+
+    type: Literal["measure"] = "measure"
+    name: str
+
+
+class ReadFile(_Part):
+    """Request: `size` bytes of a stored file from the byte `begin`. The reply is these bytes."""
+
+    type: Literal["read"] = "read"
+    name: str
+    begin: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(gt=0, le=MAX_BLOCK_BYTES)]
+
+
+Request = WriteFile | MeasureFile | ReadFile
+_REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="type")])
+
+
+def encode(message: Message | Request) -> bytes:
+    """Encode a message or a request as one line of JSON."""
     return message.model_dump_json().encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
     """Decode a line of JSON to a message. Raises ValueError if the line is not a message."""
     return _MESSAGE.validate_json(line)
+
+
+def decode_request(content: bytes) -> Request:
+    """Decode a request. Raises ValueError if it is none."""
+    return _REQUEST.validate_json(content)

@@ -1,4 +1,4 @@
-"""The sandboxed part of a training process: `python -m worker.training FOLDER PIPE PARENT`.
+"""The sandboxed part of a training process: `python -m worker.training FOLDER PIPE PARENT STORE`.
 
 `worker.child` executes it when the model is on this machine. The arguments are the same. If the job asks for several
 devices, this process starts one process for each of them (`worker.launch`), and sends no messages itself.
@@ -17,43 +17,47 @@ from pathlib import Path
 from core.infra import sandbox
 from core.states import OUT_OF_MEMORY
 from seft.parent_process import end_with_parent
+from worker.format_store import FormatStore
 from worker.protocol import Failed, Message, Task
 from worker.reporting import errors_sent, sender
 
 
-def main(folder: Path, pipe: int, parent: int) -> None:
+def main(folder: Path, pipe: int, parent: int, connection: int) -> None:
     """Run the job whose files are in the folder, and send a message that says how the job ended."""
     end_with_parent(parent)
     # Otherwise Python tests whether it can write there, and the import of a library fails if the disk is full.
     tempfile.tempdir = str(folder)
     faulthandler.register(signal.SIGUSR2)
-    os.set_inheritable(pipe, False)
-    send, task = sender(pipe), Task.read(folder)
+    for descriptor in (pipe, connection):
+        os.set_inheritable(descriptor, False)
+    send, task, store = sender(pipe), Task.read(folder), FormatStore(connection)
     if task.spec.devices == 1:
-        run(folder, task, send)
+        run(folder, task, send, store)
         return
     sandbox.leave_network()
     from worker.launch import launch
 
-    launch(task.spec.devices, partial(_run_one_of_several, folder, task, send))
+    launch(task.spec.devices, partial(_run_one_of_several, folder, task, send, store))
 
 
-def _run_one_of_several(folder: Path, task: Task, send: Callable[[Message], None]) -> None:
+def _run_one_of_several(folder: Path, task: Task, send: Callable[[Message], None], store: FormatStore) -> None:
     """Run one process of a job on several devices. If the job did not end well, end all of them."""
-    if not run(folder, task, send):
+    if not run(folder, task, send, store):
         sys.exit(1)
 
 
-def run(folder: Path, task: Task, send: Callable[[Message], None]) -> bool:
+def run(folder: Path, task: Task, send: Callable[[Message], None], store: FormatStore) -> bool:
     """Run the job in this process, or its part of the job. Return whether the job has a result."""
     stop_signals: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stop_signals.append(number))
     with errors_sent(send):
-        return _compute(folder, task, send, lambda: bool(stop_signals))
+        return _compute(folder, task, send, lambda: bool(stop_signals), store)
     return False
 
 
-def _compute(folder: Path, task: Task, send: Callable[[Message], None], stopping: Callable[[], bool]) -> bool:
+def _compute(
+    folder: Path, task: Task, send: Callable[[Message], None], stopping: Callable[[], bool], store: FormatStore
+) -> bool:
     """Run the job itself. This is a function of its own because it imports torch."""
     import torch
 
@@ -63,10 +67,10 @@ def _compute(folder: Path, task: Task, send: Callable[[Message], None], stopping
 
     first = launch.rank() == 0
     try:
-        with standby() if first else nullcontext(), launch.process_group(task.spec.devices):
+        with standby(store) if first else nullcontext(), launch.process_group(task.spec.devices):
             if not first:
                 return replica.follow(folder, task)
-            Pipeline(folder, task, send, stopping).run()
+            Pipeline(folder, task, send, stopping, store).run()
     except torch.OutOfMemoryError as error:
         send(Failed(user_error=True, code=OUT_OF_MEMORY, message=str(error).splitlines()[0]))
         return False
@@ -74,4 +78,4 @@ def _compute(folder: Path, task: Task, send: Callable[[Message], None], stopping
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

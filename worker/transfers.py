@@ -8,7 +8,8 @@ import contextvars
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from queue import Queue
@@ -18,13 +19,16 @@ import structlog
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
-from core.infra.storage import Storage
+from core.infra.storage import Part, Storage, is_missing
+from seft.checkpoint.compact.ordered import ordered
 
 RETRY_SECONDS = 600.0
 """Seconds for which a transfer is retried while object storage is unreachable."""
 LONGEST_PAUSE = 10.0
 """Maximum seconds between two tries."""
-REJECTIONS = frozenset({400, 401, 403, 413})
+REJECTIONS = frozenset({400, 401, 403, 413, 416})
+UPLOADERS = 2
+"""Threads that send the parts of one object. Twice as many parts are in memory."""
 FULL_STATUS, FULL_CODES = 507, frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"})
 """HTTP status and error codes with which an S3 server reports that it is full. Amazon S3 is never full."""
 
@@ -110,6 +114,45 @@ class Transfers:
 
         self._retry(send)
 
+    def upload_parts(self, parts: Iterable[bytes], key: str) -> None:
+        """Upload an object from its parts, while they are made. Each part is sent again on its own.
+
+        If `parts` raises an error or the upload fails, there is no object, and the parts in storage are deleted.
+        """
+        upload, context = self._retry(lambda: self._storage.begin_upload(key)), contextvars.copy_context()
+
+        def send(part: tuple[int, bytes]) -> Part:
+            return context.copy().run(self._retry, partial(self._storage.upload_part, key, upload, *part))
+
+        try:
+            sent = enumerate(ordered(send, enumerate(parts, 1), UPLOADERS), 1)
+            self._retry(partial(self._finish, key, upload, dict(sent)))
+        except BaseException:
+            try:
+                self._storage.abort_upload(key, upload)
+            except (BotoCoreError, ClientError) as error:
+                log.warning("storage.not_aborted", key=key, error=str(error))
+            raise
+
+    def _finish(self, key: str, upload: str, parts: dict[int, Part]) -> None:
+        """Join the parts. If the reply to an earlier try was lost, the upload is gone and the object is there."""
+        try:
+            self._storage.finish_upload(key, upload, parts)
+        except ClientError as error:
+            if not is_missing(error) or self._storage.modified(key) is None:
+                raise
+
+    def size(self, key: str) -> int:
+        """Return the size of an object in bytes. Raises GoneError if it is missing."""
+        return self._retry(lambda: self._storage.size(key))
+
+    def read_range(self, key: str, begin: int, size: int) -> bytes:
+        """Return `size` bytes of an object from the byte `begin`. Raises TransferError if the object is shorter."""
+        content = self._retry(lambda: self._storage.read_range(key, begin, size))
+        if len(content) != size:
+            raise GoneError(f"The object {key} must have {size} bytes from {begin}; it has {len(content)}.")
+        return content
+
     def delete(self, keys: list[str]) -> None:
         """Delete objects. Errors are only logged, because the cleanup after the job deletes the objects that remain."""
         try:
@@ -126,7 +169,7 @@ class Transfers:
         if self._closed.is_set():
             raise TransferError("the attempt has ended")
 
-    def _retry(self, action: Callable[[], None]) -> None:
+    def _retry(self, action: Callable[[], T]) -> T:
         deadline, pause = time.monotonic() + RETRY_SECONDS, 0.2
         while True:
             self.check()

@@ -68,6 +68,10 @@ class Watchdog:
             self._durations.append(self._last_message - self._last_step)
             self._step, self._last_step = message.step, self._last_message
 
+    def touch(self) -> None:
+        """Record that the process does something without a message. Any thread may call this."""
+        self._last_message = time.monotonic()
+
     @property
     def overdue(self) -> Overdue | None:
         """Return what is overdue, or None if nothing is overdue."""

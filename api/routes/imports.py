@@ -13,6 +13,7 @@ from api.usecases import imports as usecases
 from core import ids
 from core.datasets import imports
 from core.errors import Code
+from core.infra.storage import PARTS
 
 ImportId = Annotated[str, Path(description="Import id.", examples=[IMPORT_ID])]
 ERRORS = responses(Code.NOT_FOUND, Code.INVALID_REQUEST)
@@ -65,7 +66,7 @@ def list_import_parts(
     services: CurrentServices,
     caller: Auth,
     import_id: ImportId,
-    after: Annotated[int, Query(ge=0, le=imports.PARTS, description="Number of a part. The page starts after it.")] = 0,
+    after: Annotated[int, Query(ge=0, le=PARTS, description="Number of a part. The page starts after it.")] = 0,
     limit: Limit = 20,
 ) -> PartPage:
     """List the parts of an import. Parts that the storage has not received yet have a link to PUT them to."""

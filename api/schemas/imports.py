@@ -9,6 +9,7 @@ from api.errors import FlawView
 from api.schemas.shared import FILE_ID, SHA256, TIME, example
 from core.datasets import imports
 from core.errors import Code
+from core.infra.storage import part_bytes
 from core.request_fields import WHOLE, Number, Spec, StorableText
 from core.states import ImportState
 from core.tables import Import
@@ -99,7 +100,7 @@ class ImportView(BaseModel):
         """Return the view of a row."""
         names = ("id", "name", "source", "bytes", "dataset_id", "error", "created_at")
         size = row.bytes
-        parts = (None, None) if size is None else (imports.part_bytes(size), imports.part_count(size))
+        parts = (None, None) if size is None else (part_bytes(size), imports.part_count(size))
         computed = {"status": row.state, "part_bytes": parts[0], "parts": parts[1]}
         return cls.model_validate({name: getattr(row, name) for name in names} | computed)
 

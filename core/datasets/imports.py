@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from core import ids, turns
 from core.errors import Code, Flaw, ProblemError
+from core.infra.storage import part_bytes
 from core.states import ImportState
 from core.tables import Dataset, Import, Json
 from core.turns import Queue
@@ -32,18 +33,11 @@ The bucket rule `core.infra.storage.ABORT_INCOMPLETE_UPLOADS` uses the same time
 """
 RETENTION = timedelta(days=30)
 """Time for which finished imports are kept."""
-PART_BYTES, PARTS = 16 << 20, 10_000
-"""Minimum bytes per part, and maximum number of parts. S3 accepts no more parts."""
 
 
 def key(import_id: str) -> str:
     """Return the storage key of the object into which the parts of the import are joined."""
     return f"imports/{import_id}"
-
-
-def part_bytes(size: int) -> int:
-    """Return the bytes of every part except the last, for a file of `size` bytes."""
-    return max(PART_BYTES, -(-size // PARTS))
 
 
 def part_count(size: int) -> int:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 DELETE_BATCH = 1000
 """Maximum number of objects that S3 deletes in one request."""
+PART_BYTES, PARTS = 16 << 20, 10_000
+"""Minimum bytes per part of a multipart upload, and maximum number of parts. S3 accepts no more parts."""
 READ_BYTES = 4 << 20
 """Bytes fetched per request when an object is read at random offsets."""
 ABORT_INCOMPLETE_UPLOADS: "LifecycleRuleUnionTypeDef" = {
@@ -43,6 +45,11 @@ The parts appear in no list of objects. Not every server lists the uploads, as `
 """
 
 log = structlog.get_logger(__name__)
+
+
+def part_bytes(size: int) -> int:
+    """Return the bytes of every part except the last, for an object of up to `size` bytes."""
+    return max(PART_BYTES, -(-size // PARTS))
 
 
 @dataclass(frozen=True, slots=True)

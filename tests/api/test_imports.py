@@ -20,6 +20,7 @@ from api.app import make_app
 from api.importer import Importer, TenantsInWork
 from core.datasets import imports
 from core.errors import Code, ProblemError
+from core.infra import storage
 from core.settings import Settings
 from core.tables import Import
 from local.servers import Servers
@@ -73,7 +74,7 @@ def stored(app: FastAPI) -> list[str]:
 def test_parts_become_the_same_dataset_as_one_upload_and_can_be_resumed(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(imports, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(storage, "PART_BYTES", 5 << 20)
     lines = b"".join(b'{"text": "%09d%s"}\n' % (number, b"x" * 990) for number in range(11_000))
     upload = begin(client, len(lines), resume_key="k")
     assert (upload["status"], upload["parts"]) == ("receiving", 3)

@@ -29,7 +29,7 @@ def worker() -> None:
     service.main([sys.executable, __file__, "child"])
 
 
-def child(folder: str, pipe: str, parent: str) -> None:
+def child(folder: str, pipe: str, parent: str, store: str) -> None:
     """Check that what `training` tries is possible without the sandbox. Then execute it in the sandbox."""
     from worker import child as original
 
@@ -42,7 +42,7 @@ def child(folder: str, pipe: str, parent: str) -> None:
     command = [sys.executable, __file__, "training", pipe, json.dumps(addresses)]
     execve = os.execve
     with patch("os.execve", lambda path, _, variables: execve(path, command, variables)):
-        original.main(Path(folder), int(pipe), int(parent))
+        original.main(Path(folder), int(pipe), int(parent), int(store))
 
 
 def training(pipe: str, addresses: str) -> None:

@@ -1,6 +1,7 @@
 """A fake training process: it follows the protocol of the real one, but runs a scripted scenario and trains nothing.
 
-`python -m tests.worker.stand_in SCENARIO FOLDER PIPE PARENT`. Pipes, files and signals are real; there is no torch.
+`python -m tests.worker.stand_in SCENARIO FOLDER PIPE PARENT STORE`. Pipes, files and signals are real. There is no
+torch.
 """
 
 import json
@@ -10,9 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import BinaryIO
 
+from core.infra.storage import PART_BYTES
 from core.states import Phase
+from seft.checkpoint.facts import ListedFile
+from worker.format_store import FormatStore
 from worker.parent_death import exit_with_parent
 from worker.protocol import (
     ENOUGH,
@@ -23,6 +29,7 @@ from worker.protocol import (
     Finished,
     LayerChange,
     Measured,
+    MeasureFile,
     Message,
     NoDiskSpace,
     Progressed,
@@ -31,19 +38,23 @@ from worker.protocol import (
     Saved,
     Scored,
     Stopped,
+    Storing,
     Task,
     TopologyEvolved,
     encode,
 )
 from worker.transfers import hash_file
 
+SMALL, LARGE = "model.seft", "model-BF16.gguf"
+FORMAT = bytes(range(256)) * ((PART_BYTES + (5 << 20)) // 256)
+"""Content of a file that is uploaded in more than one part."""
 HANG = 3600
 """Seconds for which a process hangs: longer than pytest lets a test run."""
 
 
 class StandIn:
-    def __init__(self, folder: Path, pipe: int) -> None:
-        self.folder, self.pipe = folder, pipe
+    def __init__(self, folder: Path, pipe: int, store: int) -> None:
+        self.folder, self.pipe, self.formats = folder, pipe, FormatStore(store)
         self.task = Task.read(folder)
 
     def say(self, message: Message) -> None:
@@ -161,6 +172,90 @@ class StandIn:
         self.say(Saved(step=3))
         time.sleep(HANG)
 
+    def write(self, name: str, content: bytes) -> ListedFile:
+        return self.formats.write(name, lambda sink: sink.write(content))
+
+    def finish_with_formats(self, **files: bytes) -> None:
+        """Store files, and finish with a result whose manifest names them."""
+        self.say(Storing())
+        entries = [self.write(name, content) for name, content in files.items()]
+        (self.folder / RESULT).mkdir(exist_ok=True)
+        (self.folder / RESULT / "manifest.json").write_text(json.dumps({"files": [each._asdict() for each in entries]}))
+        self.say(Finished(step=3, scores={}, measured={}))
+
+    def store(self) -> None:
+        self.finish_with_formats(**{SMALL: FORMAT[:1000], LARGE: FORMAT})
+
+    def store_and_read(self) -> None:
+        self.say(Storing())
+        self.write(LARGE, FORMAT)
+        stored = self.formats.open(LARGE)
+        assert stored.size == len(FORMAT)
+        assert stored.read(0, stored.size) == FORMAT
+        assert stored.read(12345, 7) == FORMAT[12345:12352]
+        self.finish_with_formats(**{SMALL: stored.read(0, 1000)})
+
+    def store_until_killed(self) -> None:
+        """Store a file. The first attempt writes more than a part of it and then nothing."""
+        if self.folder.name == "1":
+            self.write_a_part_and_hang()
+        self.store()
+
+    def write_a_part_and_hang(self) -> None:
+        self.say(Storing())
+
+        def write(sink: BinaryIO) -> None:
+            sink.write(FORMAT[:-1000])
+            time.sleep(HANG)
+
+        self.formats.write(LARGE, write)
+
+    def write_without_end(self) -> None:
+        self.say(Storing())
+
+        def write(sink: BinaryIO) -> None:
+            while True:
+                sink.write(FORMAT)
+
+        self.formats.write(LARGE, write)
+
+    def store_under_another_name(self) -> None:
+        self.finish_with_formats(**{"manifest.json": b"{}"})
+
+    def store_a_file_twice(self) -> None:
+        self.say(Storing())
+        self.write(SMALL, b"one")
+        self.write(SMALL, b"two")
+
+    def store_outside_of_the_prefix(self) -> None:
+        self.finish_with_formats(**{"../../../" + SMALL: b"one"})
+
+    def read_what_is_not_stored(self) -> None:
+        self.say(Storing())
+        self.formats.open("../resume/0/run")
+
+    def send_a_long_request(self) -> None:
+        self.say(Storing())
+        self.formats.ask(MeasureFile(name="a" * (1 << 17)))
+
+    def send_no_request(self) -> None:
+        self.say(Storing())
+        Connection(self.formats.fileno()).send({"type": "measure"})
+        time.sleep(HANG)
+
+    def lie_about_a_stored_file(self) -> None:
+        self.say(Storing())
+        entry = self.write(SMALL, b"one")
+        (self.folder / RESULT).mkdir()
+        files = [entry._replace(sha256="0" * 64)._asdict()]
+        (self.folder / RESULT / "manifest.json").write_text(json.dumps({"files": files}))
+        self.say(Finished(step=3, scores={}, measured={}))
+
+    def hide_a_stored_file(self) -> None:
+        self.say(Storing())
+        self.write(SMALL, b"one")
+        self.finish()
+
     def crash(self) -> None:
         sys.stderr.write("all the weights \0fell out")
         sys.stderr.flush()
@@ -237,10 +332,10 @@ class StandIn:
             time.sleep(0.02)
 
 
-def main(scenario: str, folder: str, pipe: str, parent: str) -> None:
+def main(scenario: str, folder: str, pipe: str, parent: str, store: str) -> None:
     exit_with_parent(int(parent))
     (Path(folder) / "environment").write_text("\n".join([*os.environ, tempfile.gettempdir()]))
-    getattr(StandIn(Path(folder), int(pipe)), scenario)()
+    getattr(StandIn(Path(folder), int(pipe), int(store)), scenario)()
 
 
 if __name__ == "__main__":
