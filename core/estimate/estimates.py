@@ -12,12 +12,12 @@ from sqlalchemy.orm import Session
 from core import workers
 from core.estimate import fitting, timings
 from core.estimate.footprint import FLOAT, memory_by_phase
-from core.estimate.speed import Speed
+from core.estimate.speed import DENSE_BYTES, Speed
 from core.settings import Settings
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
 from core.tables import Json, Worker
-from seft.config import OutputFormat, published_bytes
+from seft.config import published_bytes
 from seft.models.dimensions import Dimensions
 
 
@@ -25,8 +25,8 @@ def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Setti
     """Estimate a job. Return the values of the fields of `api.schemas.estimates.EstimateView`."""
     speeds = timings.load(session)
     query = select(Worker).where(workers.is_alive(settings.sweep_seconds)).order_by(Worker.name)
-    formats, head, state = spec.output.formats, model.hidden * model.vocabulary, FLOAT * model.parameters
-    zeros, stored = spec.zeros(model.parameters, model.targets), {OutputFormat.DENSE, *formats}
+    formats, head = spec.output.formats, model.hidden * model.vocabulary
+    zeros = spec.zeros(model.parameters, model.targets)
     living = [_on_worker(worker, model, spec, speeds) for worker in session.scalars(query)]
     return {
         "architecture": model.architecture,
@@ -39,7 +39,7 @@ def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Setti
             for phase, need in memory_by_phase(model, spec).items()
         ],
         "checkpoint_bytes": published_bytes(formats, model.parameters, zeros, head, model.targets),
-        "disk_bytes": state + published_bytes(stored, model.parameters, zeros, head, model.targets),
+        "disk_bytes": (FLOAT + DENSE_BYTES) * model.parameters,
         "fits": any(each["fits"] for each in living) if living else None,
         "workers": living,
     }

@@ -13,7 +13,7 @@ from core.estimate import calibration
 from core.spec_parts import RepairMethod
 from core.specs import Dtype, JobSpec
 from core.states import Phase
-from seft.config import OutputFormat, published_bytes
+from seft.config import OutputFormat
 from seft.models.dimensions import Dimensions
 
 LONGEST_SECONDS = 1e9
@@ -24,7 +24,7 @@ SIMILAR = 4
 In a job of a much smaller model, the start of processes takes most of the time.
 """
 DENSE_BYTES = 2
-"""Bytes of a weight in the dense model. To upload them is one unit of work."""
+"""Bytes of a weight in the dense model."""
 
 
 class Source(StrEnum):
@@ -94,14 +94,14 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
     """Return the units of work per task. The model has `parameters` weights, `targets` of them in pruned layers."""
     prune, repair, evaluate = spec.prune, spec.repair, spec.evaluate
     text = float(targets * prune.calibration.samples * prune.calibration.tokens)
-    formats = spec.output.formats
     # Each format is written and verified. The dense model is always written, because the others are made from it.
-    written = len({OutputFormat.DENSE, *formats})
-    uploaded = published_bytes(formats, parameters, spec.zeros(parameters, targets), targets=targets) / DENSE_BYTES
+    # The others are stored while they are written, so they are not uploaded later.
+    written = len({OutputFormat.DENSE, *spec.output.formats})
+    uploads = "" if OutputFormat.DENSE in spec.output.formats else "no weights"
     work: dict[Task, float] = {
         Task(Phase.LOADING): parameters,
         Task(Phase.EXPORTING): parameters * written,
-        Task(Phase.UPLOADING): uploaded,
+        Task(Phase.UPLOADING, uploads): parameters,
     }
     judged = evaluate.windows * evaluate.tokens + spec.retained_tokens // 8
     dtype = "" if spec.dtype is Dtype.FLOAT32 else f" {spec.dtype}"
