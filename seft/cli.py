@@ -331,7 +331,7 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     measure.add_argument("--task", help="Run a task of lm-evaluation-harness. Needs the extra `tasks`.")
     command.add_argument("--tasks", type=Path, help="Folder of task YAML files, used instead of the harness's tasks.")
     add_options(command, EvaluateConfig, optional=LENGTHS)
-    _add_place(command)
+    _add_place(command, dtype="float32")  # so that the scores of two machines can be compared
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
@@ -352,7 +352,7 @@ def _add_out(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, help="Folder to write. Must be new or empty.")
 
 
-def _add_place(command: argparse.ArgumentParser) -> None:
+def _add_place(command: argparse.ArgumentParser, dtype: str = "auto") -> None:
     command.add_argument(
         "--device",
         choices=["auto", "cpu", "cuda"],
@@ -361,9 +361,10 @@ def _add_place(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--dtype",
-        choices=["float32", "bfloat16"],
-        default="float32",
-        help="Data type of the weights in memory. Default: float32.",
+        choices=["auto", "float32", "bfloat16"],
+        default=dtype,
+        help="Data type of the weights in memory. auto is bfloat16 if the device has instructions for it, else float32."
+        f" Default: {dtype}.",
     )
 
 

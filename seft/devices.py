@@ -4,7 +4,11 @@ import os
 
 import torch
 
+from seft import processor
 from seft.errors import ConfigError
+
+AMPERE = 8
+"""First compute capability of CUDA devices with instructions for bfloat16."""
 
 
 def choose_device(name: str) -> str:
@@ -16,6 +20,23 @@ def choose_device(name: str) -> str:
     if name == "cuda" and not available:
         raise ConfigError("device", "must be available", name, "Torch finds no CUDA device. Use cpu or auto.")
     return "cuda" if available and name == "auto" else name.replace("auto", "cpu")
+
+
+def has_bfloat16(device: str) -> bool:
+    """Return whether a device, such as `cpu` or `cuda`, has instructions for bfloat16."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= AMPERE
+    return processor.has_bfloat16()
+
+
+def choose_dtype(name: str, device: str) -> torch.dtype:
+    """Return the data type for the setting `dtype`. `auto` is bfloat16 if the device has instructions for it.
+
+    Otherwise `auto` is float32.
+    """
+    chosen = ("bfloat16" if has_bfloat16(device) else "float32") if name == "auto" else name
+    dtype: torch.dtype = getattr(torch, chosen)
+    return dtype
 
 
 def configure_torch(threads: int, *, deterministic: bool = True) -> None:

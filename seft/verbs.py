@@ -25,7 +25,7 @@ from seft.config import EvaluateConfig, OutputFormat, PruneConfig, RepairConfig,
 from seft.data import records
 from seft.data.packing import Packed, pack
 from seft.data.text import encode, evaluation_windows, named
-from seft.devices import choose_device
+from seft.devices import choose_device, choose_dtype
 from seft.distill import require_same_shape
 from seft.errors import ConfigError, SourceError
 from seft.evaluate import perplexity
@@ -57,8 +57,12 @@ class Place:
 
     @classmethod
     def of(cls, device: str, dtype: str) -> "Place":
-        """Return the place for the names of a device and a dtype. The device `auto` is CUDA if it is available."""
-        return cls(choose_device(device), getattr(torch, dtype))
+        """Return the place for the names of a device and a dtype. The device `auto` is CUDA if it is available.
+
+        The dtype `auto` is bfloat16 if the device has instructions for it, else float32.
+        """
+        chosen = choose_device(device)
+        return cls(chosen, choose_dtype(dtype, chosen))
 
     @property
     def machine(self) -> Machine:
