@@ -68,6 +68,10 @@ class Dtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+Flops = dict[Dtype, float]
+"""Operations per second in a product of matrices, by the data type of the matrices."""
+
+
 class JobSpec(Spec):
     """A repair job: make `model` sparse, then repair it on `dataset`."""
 

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from core.capability import Capability, can_run
 from core.settings import Settings
+from core.specs import Dtype, Flops
 from core.states import Status
 from core.tables import Job, Worker
 
@@ -49,14 +50,21 @@ def record_heartbeat(session: Session, name: str, capability: Capability, temper
     session.execute(delete(Worker).where(Worker.seen_at < func.now() - DELETE_AFTER))
 
 
-def record_flops(session: Session, name: str, flops: float) -> None:
+def record_flops(session: Session, name: str, flops: Flops) -> None:
     """Record how many operations per second the device of the worker reaches in a product of matrices."""
-    session.execute(update(Worker).where(Worker.name == name).values(flops=flops))
+    values = {"flops": flops[Dtype.FLOAT32], "flops_bfloat16": flops[Dtype.BFLOAT16]}
+    session.execute(update(Worker).where(Worker.name == name).values(values))
 
 
-def find_flops(session: Session, device_name: str) -> float | None:
-    """Return what a worker has measured on a device of this name. Returns None if none has."""
-    return session.scalar(select(func.max(Worker.flops)).where(Worker.device_name == device_name))
+def find_flops(session: Session) -> dict[str, Flops]:
+    """Return what workers have measured, by the names of their devices."""
+    speeds = func.max(Worker.flops), func.max(Worker.flops_bfloat16)
+    rows = session.execute(select(Worker.device_name, *speeds).group_by(Worker.device_name)).all()
+    return {
+        name: {Dtype.FLOAT32: float32, Dtype.BFLOAT16: bfloat16}
+        for name, float32, bfloat16 in rows
+        if float32 is not None and bfloat16 is not None
+    }
 
 
 def record_notification(session: Session, name: str) -> None:

@@ -3,6 +3,7 @@
 A worker does not load torch. `python -m worker.calibration DEVICE THREADS PARENT` starts the process that measures.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from typing import Any
 import structlog
 
 from core.settings import Settings
+from core.specs import Dtype, Flops
 from seft.parent_process import end_with_parent
 from worker import environment
 
 SHAPES = ((512, 576, 1536), (1024, 1024, 4096), (2048, 4096, 4096))
 """Sizes (tokens, inputs, outputs) of the products that are measured. Their median counts."""
+DTYPES = (Dtype.FLOAT32, Dtype.BFLOAT16)
+"""Data types in which jobs train. All are measured, because a job can ask for one without instructions."""
 SECONDS = 0.3
 """Seconds for which each product is repeated. The fastest run counts, because others were interrupted."""
 
@@ -32,8 +36,11 @@ class Calibration:
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = False
 
-    def poll(self, *, idle: bool) -> float | None:
-        """Return the operations per second, or None before they are known. Starts the process if the device is idle."""
+    def poll(self, *, idle: bool) -> Flops | None:
+        """Return the operations per second by data type, or None before they are known.
+
+        Starts the process if the device is idle.
+        """
         if self._process is None:
             if idle:
                 self._start()
@@ -45,7 +52,7 @@ class Calibration:
         if self._process.returncode:
             log.warning("calibration.failed", status=self._process.returncode)
             return None
-        return float(output)
+        return {Dtype(name): value for name, value in json.loads(output).items()}
 
     def _start(self) -> None:
         name, threads = self._settings.device, self._settings.threads
@@ -55,7 +62,7 @@ class Calibration:
 
 
 def main(name: str, threads: int, parent: int) -> None:
-    """Print the median operations per second of products of matrices in float32, the type in which models train."""
+    """Print the median operations per second of products of matrices, as a JSON object by data type."""
     end_with_parent(parent)
     import torch
 
@@ -63,13 +70,15 @@ def main(name: str, threads: int, parent: int) -> None:
         torch.set_num_threads(threads)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    speeds = [measure(torch, torch.device(name), *shape) for shape in SHAPES]
-    sys.stdout.write(str(median(speeds)))
+    device = torch.device(name)
+    speeds = {each: median(measure(torch, device, *shape, dtype=each) for shape in SHAPES) for each in DTYPES}
+    sys.stdout.write(json.dumps(speeds))
 
 
-def measure(torch: Any, device: Any, tokens: int, inputs: int, outputs: int) -> float:
+def measure(torch: Any, device: Any, tokens: int, inputs: int, outputs: int, *, dtype: Dtype) -> float:
     """Return the operations per second of the fastest product of a matrix of inputs with a weight matrix."""
-    left, right = torch.randn(tokens, inputs, device=device), torch.randn(inputs, outputs, device=device)
+    place = {"device": device, "dtype": getattr(torch, dtype)}
+    left, right = torch.randn(tokens, inputs, **place), torch.randn(inputs, outputs, **place)
     best, end = float("inf"), time.monotonic() + SECONDS
     while time.monotonic() < end:
         start = time.perf_counter()

@@ -82,7 +82,7 @@ class Sweep(threading.Thread):
         if self.calibrated:
             return
         with self.sessions.begin() as session:
-            flops = workers.find_flops(session, device.find(self.settings.device, self.settings.devices).name)
+            flops = workers.find_flops(session).get(device.find(self.settings.device, self.settings.devices).name)
             idle = self.rounds > 1 and not workers.is_busy(session, self.worker)
         if flops is None:
             flops = self.calibration.poll(idle=idle)

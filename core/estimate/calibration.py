@@ -5,13 +5,15 @@ The phases of a job reach a fraction of that, `EFFICIENCY`. docs/log.md has the 
 """
 
 from core.spec_parts import RepairMethod
-from core.specs import JobSpec
+from core.specs import Dtype, JobSpec
 from core.states import Phase
 from seft.config import Allocation, PruneMethod
 from seft.models.dimensions import Dimensions
 
-EFFICIENCY = 0.7
-"""Operations per second of a job, as a fraction of those of a product of large matrices in float32. Measured on a CPU.
+EFFICIENCY = {Dtype.FLOAT32: 0.7, Dtype.BFLOAT16: 0.37}
+"""Operations per second of a job, as a fraction of those of a product of large matrices of the same data type.
+
+Measured on a CPU. Norms, softmax and the optimizer gain less from bfloat16 than products do.
 """
 FORWARD, BACKWARD = 2, 4
 """Operations per weight and token of a forward pass, and of the backward pass after it."""
@@ -31,12 +33,14 @@ WEIGHTS_PER_SECOND = 5e7
 def estimate_seconds(spec: JobSpec, model: Dimensions, flops: float | None) -> dict[Phase, float]:
     """Return the seconds of each phase that the job has, on a device that multiplies with `flops` operations/s.
 
-    If `flops` is None, the seconds of phases that compute are missing.
+    `flops` are those in the data type of the job. If `flops` is None, the seconds of phases
+    that compute are missing.
     """
     seconds = {phase: fixed + model.parameters / WEIGHTS_PER_SECOND for phase, fixed in FIXED_SECONDS.items()}
     if flops is None:
         return seconds
-    return seconds | {phase: number / (EFFICIENCY * flops) for phase, number in count_operations(spec, model).items()}
+    reached = EFFICIENCY[spec.dtype] * flops
+    return seconds | {phase: number / reached for phase, number in count_operations(spec, model).items()}
 
 
 def count_operations(spec: JobSpec, model: Dimensions) -> dict[Phase, float]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from core.estimate import calibration
 from core.spec_parts import RepairMethod
-from core.specs import Dtype, JobSpec
+from core.specs import Dtype, Flops, JobSpec
 from core.states import Phase
 from seft.config import OutputFormat
 from seft.models.dimensions import Dimensions
@@ -56,15 +56,15 @@ class Speed(BaseModel):
 
     paces: tuple[Pace, ...] = ()
     """The paces of recent jobs."""
-    flops: float | None = None
-    """Operations per second that a worker measured for products of matrices. None if none has measured them."""
+    flops: Flops = {}
+    """Operations per second that a worker measured for products of matrices. Empty if none has measured them."""
 
     def estimate(self, spec: JobSpec, model: Dimensions) -> tuple[dict[Phase, float], Source | None]:
         """Return the seconds of each phase of the job that can be estimated, and what they are based on.
 
         For each task, recent jobs of models of similar size count. If there are none, the calibration counts.
         """
-        calibrated = calibration.estimate_seconds(spec, model, self.flops)
+        calibrated = calibration.estimate_seconds(spec, model, self.flops.get(spec.dtype))
         seconds: dict[Phase, float] = {}
         source = None
         for task, amount in count_work(spec, model.parameters, model.targets).items():

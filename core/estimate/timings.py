@@ -4,13 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from pydantic import ValidationError
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from core import workers
 from core.estimate.speed import Pace, Speed, Task, count_work
 from core.specs import JobSpec
 from core.states import PHASE_BEGAN, Phase, Status, Transition
-from core.tables import Job, JobEvent, Worker
+from core.tables import Job, JobEvent
 
 LATEST = 50
 """Number of recent jobs whose times are used."""
@@ -26,10 +27,9 @@ def load(session: Session) -> dict[str, Speed]:
     for job, events in _recent_jobs(session):
         for pace in _measure(job, events):
             paces.setdefault(str(events[0].data.get("kind") or ""), []).append(pace)
-    query = select(Worker.device_name, func.max(Worker.flops)).group_by(Worker.device_name)
-    flops = {name: value for name, value in session.execute(query).all() if value is not None}
+    flops = workers.find_flops(session)
     return {
-        name: Speed(paces=tuple(paces.get(name, ())), flops=flops.get(name))
+        name: Speed(paces=tuple(paces.get(name, ())), flops=flops.get(name, {}))
         for name in {*paces, *flops}
         if name  # without a name, different devices would count as the same
     }

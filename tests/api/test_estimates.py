@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from core import workers
 from core.capability import CPU, Capability
 from tests.api.conftest import Json, problem
+from tests.core.conftest import FLOPS
 from tests.hollow import BLOCKS, LINEARS, SHAPES
 
 MEMORY = 4 << 30
@@ -65,12 +66,12 @@ def test_a_calibrated_worker_gives_a_time_before_any_job_has_run(
 
     assert seconds_of() == (None, None)
     with sessions.begin() as session:
-        workers.record_flops(session, worker, 1e10)
+        workers.record_flops(session, worker, FLOPS)
     short, source = seconds_of(repair={"steps": 100})
     assert (short > 0, source) == (True, "calibration")
     assert seconds_of(repair={"steps": 10_000})[0] > short
     with sessions.begin() as session:
-        workers.record_flops(session, worker, 1e9)
+        workers.record_flops(session, worker, {dtype: speed / 10 for dtype, speed in FLOPS.items()})
     assert seconds_of(repair={"steps": 100})[0] > short
 
 

@@ -1,6 +1,7 @@
 """Fixtures: a database with a dataset of one tenant, and jobs that use it."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
@@ -12,13 +13,15 @@ from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.jobs import jobs
 from core.settings import Settings
-from core.specs import JobSpec
+from core.specs import Dtype, JobSpec
 from seft.data.records import Format
 
 Sessions = sessionmaker[Session]
 MakeJob = Callable[..., str]
 AddDataset = Callable[..., str]
 GPU = Capability("cuda", "NVIDIA H100 80GB HBM3", 80 << 30, 500 << 30)
+FLOPS = {Dtype.FLOAT32: 1e12, Dtype.BFLOAT16: 4e12}
+"""Operations per second of `GPU` in these tests."""
 
 
 @pytest.fixture
@@ -67,8 +70,8 @@ def evaluate_on(spec: JobSpec, dataset_id: str) -> JobSpec:
 
 @pytest.fixture
 def make_job(sessions: Sessions, spec: JobSpec) -> MakeJob:
-    def make(priority: int = 0, devices: int = 1) -> str:
-        request = spec.model_copy(update={"priority": priority, "devices": devices})
+    def make(priority: int = 0, **fields: Any) -> str:
+        request = spec.model_copy(update={"priority": priority, **fields})
         with sessions.begin() as session:
             return jobs.create(session, "ours", request, None, request.fingerprint())[0].id
 

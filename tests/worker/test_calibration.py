@@ -1,5 +1,6 @@
 """The speed of a worker's device: measured once while the worker is idle, and known to its training processes."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -14,16 +15,15 @@ from core import workers
 from core.capability import CPU
 from core.infra import queue
 from core.jobs import forecast
+from core.specs import Dtype, Flops
 from core.tables import Worker
-from tests.core.conftest import GPU
+from tests.core.conftest import FLOPS, GPU
 from tests.waiting import wait_for
 from tests.worker.conftest import Backend, supervisor
-from worker import device
-from worker.calibration import SHAPES, Calibration, measure
+from worker.calibration import DTYPES, SHAPES, Calibration, measure
 from worker.protocol import Task
 from worker.sweep import Sweep
 
-FLOPS = 3e10
 NewSweep = Callable[[str], Sweep]
 
 
@@ -47,9 +47,10 @@ def new_sweep(local: Backend) -> NewSweep:
     return make
 
 
-def flops_of(backend: Backend, name: str) -> float | None:
+def flops_of(backend: Backend, name: str) -> tuple[float | None, float | None]:
     with backend.sessions.begin() as session:
-        return session.get_one(Worker, name).flops
+        worker = session.get_one(Worker, name)
+        return worker.flops, worker.flops_bfloat16
 
 
 class Measured(Calibration):
@@ -59,14 +60,16 @@ class Measured(Calibration):
 
     def _start(self) -> None:
         self.started += 1
-        self._process = subprocess.Popen([sys.executable, "-c", f"print({FLOPS})"], stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", f"print({json.dumps(json.dumps(FLOPS))})"], stdout=subprocess.PIPE
+        )
         self._process.wait()
 
 
 def test_a_process_measures_the_products_of_matrices(local: Backend) -> None:
     calibration = Calibration(local.settings)
     assert calibration.poll(idle=False) is None
-    found: list[float] = []
+    found: list[Flops] = []
 
     def is_known() -> bool:
         result = calibration.poll(idle=True)
@@ -74,16 +77,16 @@ def test_a_process_measures_the_products_of_matrices(local: Backend) -> None:
         return bool(found)
 
     wait_for(is_known)
-    assert found[0] > 1e7
+    assert set(found[0]) == {Dtype.FLOAT32, Dtype.BFLOAT16}
+    assert min(found[0].values()) > 1e6
     assert calibration.poll(idle=True) is None, "it is reported once"
 
 
 def test_the_speed_is_that_of_the_fastest_run() -> None:
     import torch
 
-    shape = SHAPES[0]
-    speed = measure(torch, torch.device(CPU), *shape)
-    assert 1e7 < speed < 1e15
+    for dtype in DTYPES:
+        assert 1e6 < measure(torch, torch.device(CPU), *SHAPES[0], dtype=dtype) < 1e15
 
 
 def test_a_failed_measurement_is_not_repeated(local: Backend) -> None:
@@ -107,12 +110,12 @@ def test_an_idle_worker_measures_and_a_second_one_on_an_equal_device_does_not(
     first.calibrate()
     assert first.calibration.started == 1
     first.calibrate()
-    assert flops_of(local, "first") == FLOPS
+    assert flops_of(local, "first") == tuple(FLOPS.values())
     second.calibrate()
-    assert (flops_of(local, "second"), second.calibration.started) == (FLOPS, 0)
+    assert (flops_of(local, "second"), second.calibration.started) == (tuple(FLOPS.values()), 0)
     with local.sessions.begin() as session:
         session.execute(text("UPDATE workers SET device_name = 'another device'"))
-        assert workers.find_flops(session, device.find(CPU, 1).name) is None
+        assert workers.find_flops(session) == {"another device": FLOPS}
 
 
 def test_a_worker_does_not_measure_while_it_runs_a_job(local: Backend, new_sweep: NewSweep, job_id: str) -> None:
@@ -121,7 +124,7 @@ def test_a_worker_does_not_measure_while_it_runs_a_job(local: Backend, new_sweep
     local.claim()
     for _ in range(3):
         sweep.calibrate()
-    assert (calibration.started, flops_of(local, "worker-1")) == (0, None)
+    assert (calibration.started, flops_of(local, "worker-1")) == (0, (None, None))
 
 
 def test_a_training_process_gets_the_speed_of_its_device_and_its_remaining_time_is_in_the_job(

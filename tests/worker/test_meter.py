@@ -7,7 +7,7 @@ import pytest
 
 from core import ids
 from core.estimate.speed import Pace, Speed, count_work
-from core.specs import JobSpec
+from core.specs import Dtype, JobSpec
 from core.stages import Stage, stages_of
 from core.states import Phase
 from seft.models.dimensions import read_dimensions
@@ -145,7 +145,7 @@ def test_nothing_is_estimated_for_a_model_of_unknown_dimensions(tmp_path: Path) 
     run.meter = Meter(SPECS["default"], lambda: run.now)
     source = find("tiny", roots=[tmp_path])
     (tmp_path / "tiny" / "model.safetensors").write_bytes(b"no header")
-    run.meter.expect(Speed(flops=1e9), source)
+    run.meter.expect(Speed(flops={Dtype.FLOAT32: 1e9}), source)
     for stage in run.stages[:-1]:
         run.left(stage, 0.0)
         assert run.left(stage, 0.5, 10.0) is None

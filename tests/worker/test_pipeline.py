@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from core.estimate.speed import Speed
-from core.specs import JobSpec
+from core.specs import Dtype, JobSpec
 from core.states import Phase
 from seft.checkpoint.facts import Record
 from seft.checkpoint.provenance import this_machine
@@ -101,7 +101,7 @@ class Run:
             checkpoint_seconds=1000,
             micro_batch=micro_batch,
             retained_sha256="1" * 64 if retained else None,
-            speed=Speed(flops=1e9),
+            speed=Speed(flops={Dtype.FLOAT32: 1e9}),
             held_out_sha256="2" * 64 if held_out else None,
         )
 

@@ -16,6 +16,7 @@ from core.specs import JobSpec
 from tests.api.conftest import Json
 from tests.api.dashboard.conftest import ROOT, Browser, visible
 from tests.api.test_fit import SHORT, UNFIT
+from tests.core.conftest import FLOPS
 from tests.hollow import write_hollow
 
 
@@ -224,7 +225,7 @@ def test_estimate_shows_what_the_job_needs_or_what_the_form_lacks(
     (fit,) = client.post("/jobs/estimate", json={"model": "tiny", "sparsity": 0.6}).json()["workers"]
     assert estimate().startswith(f"Fits on gpu-1 , {size(fit['needed_bytes'])} of 4.3 GB, peak in {fit['phase']}")
     with sessions.begin() as session:
-        workers.record_flops(session, "gpu-1:7:x", 1e12)
+        workers.record_flops(session, "gpu-1:7:x", FLOPS)
     assert re.search(r"Fits on gpu-1 , about .* time from a short calibration of the device", estimate())
     text = estimate(**{f"repair.{name}": str(value) for name, value in large.items()})
     assert text.startswith("Fits on no worker : training needs")

@@ -11,16 +11,16 @@ from core.capability import UNLIMITED, Capability
 from core.estimate import calibration, timings
 from core.estimate.speed import Source, Speed, Task, count_work
 from core.jobs import attempts
-from core.specs import JobSpec
+from core.specs import Dtype, JobSpec
 from core.states import Phase
 from seft.models.dimensions import Dimensions, Matrix
-from tests.core.conftest import GPU, MakeJob, Sessions
+from tests.core.conftest import FLOPS, GPU, MakeJob, Sessions
 
 MEASURED = {"model": {"weights": 1000}, "linears": {"weights": 800}, "grown_zeros": 0}
 MODEL = Dimensions("Tiny", 2048, 1000, 200, 10, 20, 10, 10, blocks=((Matrix(20, 20), Matrix(20, 20)),))
 """A model with 1000 weights, 800 of them in layers that are pruned."""
 LARGE = Dimensions("Large", 2048, 10**9, 10**8, 1000, 20000, 1000, 1000, blocks=((Matrix(1000, 1000),) * 8,) * 100)
-FLOPS = 1e12
+SPEED = FLOPS[Dtype.FLOAT32]
 PHASES = [
     Phase.EVALUATING,
     Phase.WRITING,
@@ -102,14 +102,13 @@ def test_a_calibration_fills_in_what_no_earlier_job_tells(sessions: Sessions, sp
         workers.record_heartbeat(session, "w1", GPU)
         workers.record_heartbeat(session, "w2", replace(GPU, device_name="unmeasured"))
         workers.record_flops(session, "w1", FLOPS)
-        assert workers.find_flops(session, GPU.device_name) == FLOPS
-        assert workers.find_flops(session, "unmeasured") is None
+        assert workers.find_flops(session) == {GPU.device_name: FLOPS}
         speeds = timings.load(session)
     assert set(speeds) == {GPU.device_name}
     speed = speeds[GPU.device_name]
     assert total(speed, spec, MODEL) == (80, Source.EARLIER_JOBS)
     other = changed(spec, "repair", method="spp", density="auto")
-    training = calibration.estimate_seconds(other, MODEL, FLOPS)[Phase.TRAINING]
+    training = calibration.estimate_seconds(other, MODEL, SPEED)[Phase.TRAINING]
     seconds, source = speed.estimate_total(other, MODEL)
     assert seconds == pytest.approx(70 + training)
     assert source is Source.CALIBRATION
@@ -130,15 +129,15 @@ CHANGES: dict[str, tuple[str, dict[str, Any], Phase]] = {
 def test_by_calibration_a_phase_with_more_work_takes_longer(
     spec: JobSpec, part: str, values: dict[str, Any], phase: Phase
 ) -> None:
-    usual = calibration.estimate_seconds(changed(spec, "prune", reconstruct_epochs=1), LARGE, FLOPS)
+    usual = calibration.estimate_seconds(changed(spec, "prune", reconstruct_epochs=1), LARGE, SPEED)
     more = calibration.estimate_seconds(
-        changed(changed(spec, "prune", reconstruct_epochs=1), part, **values), LARGE, FLOPS
+        changed(changed(spec, "prune", reconstruct_epochs=1), part, **values), LARGE, SPEED
     )
     assert more[phase] > 1.1 * usual[phase]
 
 
 def test_by_calibration_a_device_of_half_the_speed_needs_twice_the_time_to_compute(spec: JobSpec) -> None:
-    fast, slow = (calibration.estimate_seconds(spec, LARGE, flops) for flops in (FLOPS, FLOPS / 2))
+    fast, slow = (calibration.estimate_seconds(spec, LARGE, flops) for flops in (SPEED, SPEED / 2))
     assert set(fast) == {Phase(task.phase) for task in count_work(spec, 1, 1)}
     for phase, seconds in fast.items():
         computes = phase not in calibration.FIXED_SECONDS
@@ -147,7 +146,7 @@ def test_by_calibration_a_device_of_half_the_speed_needs_twice_the_time_to_compu
 
 def test_by_calibration_pruning_without_text_or_products_takes_no_time(spec: JobSpec) -> None:
     magnitude, wanda, admm, alps = (
-        calibration.estimate_seconds(changed(spec, "prune", method=method), LARGE, FLOPS)[Phase.PRUNING]
+        calibration.estimate_seconds(changed(spec, "prune", method=method), LARGE, SPEED)[Phase.PRUNING]
         for method in ("magnitude", "wanda", "admm", "alps")
     )
     assert 0 == magnitude < wanda < admm < alps
@@ -162,6 +161,14 @@ def test_a_gradual_job_has_no_work_of_pruning_and_two_evaluations(spec: JobSpec)
     evaluating = Task(Phase.EVALUATING)
     assert after[evaluating] == pytest.approx(before[evaluating] * 2 / 3)
     assert not {task for task in before if task.phase is Phase.TRAINING} & set(after), "methods differ in speed"
+
+
+def test_by_calibration_each_data_type_has_its_own_speed(spec: JobSpec) -> None:
+    single, half = (spec.model_copy(update={"dtype": dtype}) for dtype in (Dtype.FLOAT32, Dtype.BFLOAT16))
+    slow, fast = (Speed(flops=FLOPS).estimate(each, LARGE)[0][Phase.TRAINING] for each in (single, half))
+    # The log has 10.2 s and 4.6 s for a step with products of 106 and 446 GFLOP/s.
+    assert slow / fast == pytest.approx(10.2 / 4.6 * (106 / 446) * 4, rel=0.01)
+    assert Speed(flops={}).estimate_total(half, LARGE) == (None, None)
 
 
 def test_jobs_on_unknown_machines_and_stopped_jobs_are_not_measured(sessions: Sessions, make_job: MakeJob) -> None:

@@ -9,6 +9,7 @@ import pytest
 from core import workers
 from core.capability import CPU, Capability
 from seft.client.shell import Exit
+from tests.core.conftest import FLOPS
 from tests.seft.client.conftest import Shell, create
 
 
@@ -29,7 +30,7 @@ def test_models_are_listed_and_an_estimate_needs_no_dataset_and_suggests_what_fi
     assert (worker["name"], worker["memory"]) == ("w1", 4 << 30)
     assert shell.run("workers").stdout.splitlines()[1].split()[:6] == ["w1", "idle", "cpu", "x86_64", "4.3", "GB"]
     with shell.service.sessions.begin() as session:
-        workers.record_flops(session, "w1", 1e10)
+        workers.record_flops(session, "w1", FLOPS)
     (line,) = (line for line in shell.run("estimate", *words).stdout.splitlines() if line.startswith("w1"))
     assert re.search(r"about (\d+ s|\d+ min), roughly, from a short calibration of the device", line)
     for model_words in (["models"], ["models", "tiny"]):
