@@ -29,6 +29,8 @@ class Capability:
     """Bytes of free disk space for the job's files."""
     devices: int = 1
     """Number of devices. All are of the same kind and size."""
+    bfloat16: bool = False
+    """Whether the device has instructions for bfloat16. Jobs with the dtype `auto` then run in bfloat16."""
     spec_version: int = SPEC_VERSION
     """Newest version of job requests that the worker can run."""
 

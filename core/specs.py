@@ -62,8 +62,9 @@ def _pattern_sparsity(pattern: object) -> float | None:
 
 
 class Dtype(StrEnum):
-    """Data type of the weights while a job runs."""
+    """Data type of the weights while a job runs. The claim of a job replaces `auto` by one of the others."""
 
+    AUTO = "auto"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 
@@ -115,10 +116,11 @@ class JobSpec(Spec):
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="How the models are evaluated.")
     output: OutputSpec = Field(default_factory=OutputSpec, description="Formats and lifetime of the checkpoint.")
     dtype: Dtype = Field(
-        default=Dtype.FLOAT32,
-        description="Data type of the weights while the job runs. `bfloat16` needs half the memory. It is several times"
-        " faster on devices with instructions for it: GPUs since Ampere, and processors with AVX-512 BF16 or AMX. The"
-        " result is bfloat16 in any case.",
+        default=Dtype.AUTO,
+        description="Data type of the weights while the job runs. `auto`: `bfloat16` if the worker's device has"
+        " instructions for it, as GPUs since Ampere and processors with AVX-512 BF16 or AMX have, else `float32`."
+        " `bfloat16` needs half the memory. It is several times faster with these instructions, and slower without"
+        " them. The result is bfloat16 in any case.",
     )
     devices: Integer = Field(
         default=1,
@@ -219,10 +221,26 @@ class JobSpec(Spec):
             way_out = "Use another dataset, or leave it out to hold out a part of dataset."
             raise ConfigError("evaluate.dataset", rule, dataset, way_out)
 
+    def resolve_dtype(self, *, bfloat16: bool) -> Self:
+        """Return the request with the data type that `auto` means on a device.
+
+        `bfloat16` says whether the device has instructions for bfloat16.
+        """
+        if self.dtype is not Dtype.AUTO:
+            return self
+        return self.model_copy(update={"dtype": Dtype.BFLOAT16 if bfloat16 else Dtype.FLOAT32})
+
+    @property
+    def resolved_dtype(self) -> Dtype:
+        """Data type of the weights while the job runs. Raises ValueError if it is `auto`."""
+        if self.dtype is Dtype.AUTO:
+            raise ValueError("the dtype must be that of a device; it is auto. Call resolve_dtype.")
+        return self.dtype
+
     @property
     def value_bytes(self) -> int:
-        """Bytes of a weight or an activation while the job runs."""
-        return 4 if self.dtype is Dtype.FLOAT32 else 2
+        """Bytes of a weight or an activation while the job runs. Raises ValueError if the data type is `auto`."""
+        return 4 if self.resolved_dtype is Dtype.FLOAT32 else 2
 
     def prune_config(self) -> config.PruneConfig:
         """Return the pruning settings of the library. Fields of the same name have the same meaning."""
@@ -337,12 +355,20 @@ def path_in_request(part: str, field: str) -> str:
     return ".".join([*filter(None, [next(found, "")]), field])
 
 
+def read_stored(stored: dict[str, Any]) -> JobSpec:
+    """Return a stored request. Raises ValidationError if it is invalid now.
+
+    Versions before 12 stored no `dtype`. They ran every job in float32.
+    """
+    return JobSpec.model_validate({"dtype": Dtype.FLOAT32, **stored})
+
+
 def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
     """Return a stored request, with the defaults of fields that were added since it was stored.
 
     A request of another version that is invalid now is returned without changes.
     """
     try:
-        return JobSpec.model_validate(stored).model_dump(mode="json")
+        return read_stored(stored).model_dump(mode="json")
     except ValidationError:
         return stored

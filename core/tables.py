@@ -210,6 +210,8 @@ class Job(Base):
     """Number of sequences on the device at a time, set after an attempt ran out of memory. None before that."""
     needs: Mapped[Json] = mapped_column(server_default=text("'{}'"))
     """What the job needs from a worker: {"disk", "memory", "device"}, each optional. See `core.capability`."""
+    dtype: Mapped[str | None]
+    """Data type of the weights in the newest attempt. None before the first one."""
     lease_expires_at: Mapped[datetime | None]
     notified_at: Mapped[datetime | None] = mapped_column("hinted_at")
     """Time at which the workers were last notified of this job."""
@@ -350,6 +352,8 @@ class Worker(Base):
     """Bytes of free disk space for a job's files at `seen_at`."""
     devices: Mapped[int] = mapped_column(server_default=text("1"))
     """Number of devices, all of the same kind and size."""
+    bfloat16: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether the device has instructions for bfloat16."""
     temperature: Mapped[int | None]
     """Temperature of the device at `seen_at` in degrees Celsius. None if unknown."""
     flops: Mapped[float | None] = mapped_column(Double)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from core.capability import CPU, Capability
 from core.infra import devices
 from core.settings import INVALID, Settings
+from seft import processor
 from worker import disk_space
 
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
@@ -26,7 +27,6 @@ FREEING_SECONDS = 20.0
 DRIVER_BYTES = 256 << 20
 """Bytes of device memory that the driver may use for itself."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-CPU_INFO = Path("/proc/cpuinfo")
 
 
 class Device(NamedTuple):
@@ -35,14 +35,16 @@ class Device(NamedTuple):
     kind: str
     name: str
     memory: int
+    bfloat16: bool
+    """Whether it has instructions for bfloat16."""
     uuid: str = ""
     """Id of the device for NVML, NVIDIA's library for monitoring. Empty if the device has none."""
 
 
 def capability(settings: Settings) -> Capability:
     """Return what this worker can run now: its device, memory and free disk space."""
-    device, disk = find(settings.device, settings.devices), disk_space.free(settings.scratch)
-    return Capability(device.kind, device.name, device.memory, disk, settings.devices)
+    device, free = find(settings.device, settings.devices), disk_space.free(settings.scratch)
+    return Capability(device.kind, device.name, device.memory, free, settings.devices, bfloat16=device.bfloat16)
 
 
 def used(settings: Settings) -> int | None:
@@ -99,19 +101,20 @@ def cpu() -> Device:
     """Return the CPU as a device. Its memory is that of the machine, or the limit of the container."""
     limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device(CPU, cpu_name(), memory if limit == "max" else min(memory, int(limit)))
+    usable = memory if limit == "max" else min(memory, int(limit))
+    return Device(CPU, cpu_name(), usable, processor.has_bfloat16())
 
 
 def cpu_name() -> str:
     """Return the model of the CPU and the number of cores that this process may use, such as `AMD EPYC, 2 cores`."""
-    lines = (line.partition(":") for line in CPU_INFO.read_text().splitlines())
-    model = next((value.strip() for name, _, value in lines if name.strip() == "model name"), platform.machine())
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+    return f"{processor.name() or platform.machine()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def main(name: str, count: int) -> None:
     """Print the first device of a worker as a JSON list. Raises ValueError unless the others are of the same kind."""
     import torch
+
+    from seft.devices import has_bfloat16
 
     device = torch.device(("cuda" if torch.cuda.is_available() else CPU) if name == "auto" else name)
     if device.type == CPU:
@@ -122,7 +125,8 @@ def main(name: str, count: int) -> None:
             other = torch.cuda.get_device_properties(number)
             if (other.name, other.total_memory) != (properties.name, properties.total_memory):
                 raise ValueError(f"device {number} is another one than device {first}: {other.name}")
-        result = Device(device.type, properties.name, properties.total_memory, str(properties.uuid))
+        memory, bfloat16 = properties.total_memory, has_bfloat16(str(device))
+        result = Device(device.type, properties.name, memory, bfloat16, str(properties.uuid))
     sys.stdout.write(json.dumps(result))
 
 

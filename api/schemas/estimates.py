@@ -52,6 +52,7 @@ class FitView(BaseModel):
     device: str
     device_name: str = Field(description="Model of the device. Equal devices take about the same time for a job.")
     devices: int = Field(description="Number of devices of the worker.")
+    dtype: str = Field(description="Data type of the weights on this worker. It tells what `auto` means there.")
     fits: bool = Field(description="True if the worker has as many devices as the job asks for, and the memory.")
     phase: Phase = Field(description="Phase that needs the most memory. It decides whether the job fits.")
     needed_bytes: int = Field(description="Bytes of memory that this phase needs.")
@@ -96,6 +97,7 @@ class EstimateView(BaseModel):
                         "device": "cuda",
                         "device_name": "NVIDIA H100 80GB HBM3",
                         "devices": 1,
+                        "dtype": "bfloat16",
                         "fits": True,
                         "phase": "pruning",
                         "needed_bytes": 2400000000,
@@ -114,7 +116,10 @@ class EstimateView(BaseModel):
     target_weights: int = Field(description="Number of weights in the linear layers that are pruned.")
     steps: int = Field(description="Number of optimizer steps.")
     tokens: TokensView
-    memory: list[StageView] = Field(description="Peak memory of each phase, in the order of the phases.")
+    memory: list[StageView] = Field(
+        description="Peak memory of each phase, in the order of the phases. With the dtype `auto`, these are the values"
+        " for `float32`; `workers` has those of each worker's own dtype."
+    )
     checkpoint_bytes: int = Field(
         description="Bytes of the weight files in the published checkpoint, in all its formats."
     )

@@ -48,6 +48,10 @@ class JobView(BaseModel):
     )
     step: int = Field(description="Number of optimizer steps done, out of `spec.repair.steps`.")
     attempt: int = Field(description="Number of the newest attempt. 0 before the first one.")
+    dtype: str | None = Field(
+        description="Data type of the weights in the newest attempt. It tells what `auto` in `spec.dtype` was. `null`"
+        " before the first attempt."
+    )
     scores: dict[str, float] = Field(
         description="Perplexities of the `dense`, `pruned` and `repaired` model, each as soon as it is measured. With"
         " the schedule `gradual` there is no `pruned` model. `dense_retained` and so on are those on retained text, and"
@@ -80,6 +84,7 @@ _JOB = {
     "estimated_finish": "2026-09-27T13:47:02Z",
     "step": 180,
     "attempt": 1,
+    "dtype": "bfloat16",
     "scores": {"dense": 20.63, "pruned": 51.2},
     "measured": None,
     "error": None,

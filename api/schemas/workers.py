@@ -19,6 +19,9 @@ class WorkerView(BaseModel):
     devices: int = Field(description="Number of devices of the worker, all of this kind and size.")
     memory: int = Field(description="Memory of a device in bytes.")
     disk: int = Field(description="Free disk space for files of jobs, in bytes, at the last heartbeat.")
+    bfloat16: bool = Field(
+        description="Whether the device has instructions for bfloat16. Jobs with the dtype `auto` then run in it."
+    )
     temperature: int | None = Field(
         description="Device temperature in degrees Celsius at the last heartbeat. `null` without NVML."
     )
@@ -57,6 +60,7 @@ class WorkerList(BaseModel):
                     "devices": 1,
                     "memory": 85017493504,
                     "disk": 512110190592,
+                    "bfloat16": True,
                     "temperature": 61,
                     "versions": {"seft": "0.1.0", "torch": "2.13.0"},
                     "alive": True,

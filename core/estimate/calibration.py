@@ -33,13 +33,13 @@ WEIGHTS_PER_SECOND = 5e7
 def estimate_seconds(spec: JobSpec, model: Dimensions, flops: float | None) -> dict[Phase, float]:
     """Return the seconds of each phase that the job has, on a device that multiplies with `flops` operations/s.
 
-    `flops` are those in the data type of the job. If `flops` is None, the seconds of phases
-    that compute are missing.
+    `flops` are those in the data type of the job. If `flops` is None, the seconds of phases that compute are missing.
+    Raises ValueError if the data type is `auto` and `flops` is given.
     """
     seconds = {phase: fixed + model.parameters / WEIGHTS_PER_SECOND for phase, fixed in FIXED_SECONDS.items()}
     if flops is None:
         return seconds
-    reached = EFFICIENCY[spec.dtype] * flops
+    reached = EFFICIENCY[spec.resolved_dtype] * flops
     return seconds | {phase: number / reached for phase, number in count_operations(spec, model).items()}
 
 

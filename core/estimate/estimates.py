@@ -27,6 +27,8 @@ def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Setti
     query = select(Worker).where(workers.is_alive(settings.sweep_seconds)).order_by(Worker.name)
     formats, head = spec.output.formats, model.hidden * model.vocabulary
     zeros = spec.zeros(model.parameters, model.targets)
+    # The list belongs to no worker, so `auto` counts as the larger type.
+    memory = memory_by_phase(model, spec.resolve_dtype(bfloat16=False))
     living = [_on_worker(worker, model, spec, speeds) for worker in session.scalars(query)]
     return {
         "architecture": model.architecture,
@@ -36,7 +38,7 @@ def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Setti
         "tokens": _tokens(spec),
         "memory": [
             {"phase": phase, "device_bytes": need.device, "host_bytes": need.host, "together_bytes": need.combined}
-            for phase, need in memory_by_phase(model, spec).items()
+            for phase, need in memory.items()
         ],
         "checkpoint_bytes": published_bytes(formats, model.parameters, zeros, head, model.targets),
         "disk_bytes": (FLOAT + DENSE_BYTES) * model.parameters,
@@ -56,6 +58,7 @@ def _tokens(spec: JobSpec) -> dict[str, int]:
 
 
 def _on_worker(worker: Worker, model: Dimensions, spec: JobSpec, speeds: Mapping[str, Speed]) -> dict[str, Any]:
+    spec = spec.resolve_dtype(bfloat16=worker.bfloat16)
     fit = fitting.fit(model, spec, worker)
     seconds, source = speeds.get(worker.device_name, Speed()).estimate_total(spec, model)
     return {
@@ -63,6 +66,7 @@ def _on_worker(worker: Worker, model: Dimensions, spec: JobSpec, speeds: Mapping
         "device": worker.device,
         "device_name": worker.device_name,
         "devices": worker.devices,
+        "dtype": spec.dtype,
         "fits": fit.fits,
         "phase": fit.phase,
         "needed_bytes": fit.needed_bytes,

@@ -44,7 +44,8 @@ class Fit:
 def fit(model: Dimensions, spec: JobSpec, worker: Capability | Worker) -> Fit:
     """Compare the memory that a job needs with the memory of a worker.
 
-    If the worker has an accelerator, the memory of its host is not checked.
+    If the worker has an accelerator, the memory of its host is not checked. Raises ValueError if the data type of the
+    request is `auto`.
     """
     needed = {phase: _needed(need, worker) for phase, need in memory_by_phase(model, spec).items()}
     phase = max(needed, key=lambda each: needed[each])

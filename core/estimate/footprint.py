@@ -1,6 +1,6 @@
 """Estimate the peak memory of a job in each phase. The formulas follow what the training code keeps in memory.
 
-They count tensors in float32, the type of a model in a worker, and `PROCESS_BYTES` for the process. If the device is
+They count weights and activations in the data type of the job, and `PROCESS_BYTES` for the process. If the device is
 the CPU, device and host have the same memory. `tests/worker/test_footprint.py` compares the estimates with real runs.
 """
 

@@ -64,7 +64,7 @@ class Speed(BaseModel):
 
         For each task, recent jobs of models of similar size count. If there are none, the calibration counts.
         """
-        calibrated = calibration.estimate_seconds(spec, model, self.flops.get(spec.dtype))
+        calibrated = calibration.estimate_seconds(spec, model, self.flops.get(spec.resolved_dtype))
         seconds: dict[Phase, float] = {}
         source = None
         for task, amount in count_work(spec, model.parameters, model.targets).items():
@@ -91,7 +91,10 @@ class Speed(BaseModel):
 
 
 def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float]:
-    """Return the units of work per task. The model has `parameters` weights, `targets` of them in pruned layers."""
+    """Return the units of work per task. The model has `parameters` weights, `targets` of them in pruned layers.
+
+    Raises ValueError if the data type of the request is `auto`.
+    """
     prune, repair, evaluate = spec.prune, spec.repair, spec.evaluate
     text = float(targets * prune.calibration.samples * prune.calibration.tokens)
     # Each format is written and verified. The dense model is always written, because the others are made from it.
@@ -104,7 +107,7 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
         Task(Phase.UPLOADING, uploads): parameters,
     }
     judged = evaluate.windows * evaluate.tokens + spec.retained_tokens // 8
-    dtype = "" if spec.dtype is Dtype.FLOAT32 else f" {spec.dtype}"
+    dtype = "" if spec.resolved_dtype is Dtype.FLOAT32 else f" {spec.dtype}"
     work[Task(Phase.EVALUATING, dtype)] = float(parameters * len(spec.scored) * judged)
     if "pruned" in spec.scored:
         work[Task(Phase.PRUNING, f"{prune.method} {prune.refine} {spec.allocation}{dtype}")] = text

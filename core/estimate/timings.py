@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from core import workers
 from core.estimate.speed import Pace, Speed, Task, count_work
-from core.specs import JobSpec
+from core.specs import Dtype, read_stored
 from core.states import PHASE_BEGAN, Phase, Status, Transition
 from core.tables import Job, JobEvent
 
@@ -50,7 +50,8 @@ def _recent_jobs(session: Session) -> Iterator[tuple[Job, Sequence[JobEvent]]]:
 def _measure(job: Job, events: Sequence[JobEvent]) -> Iterator[Pace]:
     """Yield the seconds per unit of work of each task that a job has run."""
     try:
-        spec, measured = JobSpec.model_validate(job.spec), job.measured or {}
+        spec = read_stored(job.spec).resolve_dtype(bfloat16=job.dtype == Dtype.BFLOAT16)
+        measured = job.measured or {}
         parameters = measured["model"]["weights"]
         work: Mapping[Task, float] = count_work(spec, parameters, measured["linears"]["weights"])
     except (ValidationError, KeyError):  # written by another version of the software

@@ -23,7 +23,7 @@ from core.errors import LeaseLostError
 from core.jobs import fairness, pushes
 from core.jobs.transitions import hold, record_event, requeue, transition
 from core.models import results
-from core.specs import JobSpec
+from core.specs import Dtype, JobSpec, read_stored
 from core.states import OUT_OF_MEMORY, PHASE_BEGAN, TOPOLOGY_EVOLVED, Phase, Reason, Status, Transition
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Json, StoredDataset
 from core.totals import Kind, Sum
@@ -46,6 +46,7 @@ class Attempt:
     request_id: str | None
     traceparent: str | None
     spec: JobSpec
+    """The request. Its dtype is not `auto`."""
     dataset: StoredDataset
     retained: StoredDataset | None
     """The dataset to retain. None if the job retains no dataset."""
@@ -95,6 +96,7 @@ def claim(
     limits = {"tenant_limit": tenant_running, "key_limit": key_running}
     while row := fairness.next_job(session, capability, **limits, weights=weights):
         job, dataset = row
+        spec = _read_spec(job, capability)
         if not transition(
             session,
             job.id,
@@ -103,27 +105,28 @@ def claim(
             data={"worker": worker, "kind": capability.device_name},
             worker=worker,
             lease_expires_at=_after(lease_seconds),
+            dtype=spec.dtype if isinstance(spec, JobSpec) else None,
         ):
             raise LeaseLostError(f"{job.id} changed while its row was locked")
-        if spec := _parse_spec(session, job):
+        if isinstance(spec, JobSpec):
             return _attempt(session, job, spec, dataset, capability)
+        transition(session, job.id, Transition.FAILED, attempt=job.attempt + 1, data={"error": spec}, error=spec)
     return None
 
 
-def _parse_spec(session: Session, job: Job) -> JobSpec | None:
-    """Return the request of a job that was just claimed. If the request is invalid, fail the job and return None."""
+def _read_spec(job: Job, capability: Capability) -> JobSpec | Json:
+    """Return the request with a dtype other than `auto`, or the error of the job if the request is invalid.
+
+    An attempt that continues from a saved state keeps the dtype of the attempt that saved it, also on another worker.
+    """
+    bfloat16 = job.dtype == Dtype.BFLOAT16 if job.resume else capability.bfloat16
     try:
-        return JobSpec.model_validate(job.spec)
+        return read_stored(job.spec).resolve_dtype(bfloat16=bfloat16)
     except ValidationError as error:
         flaws = "; ".join(f"{'.'.join(map(str, flaw['loc']))}: {flaw['msg']}" for flaw in error.errors())
-        failure = {
-            "fault": Fault.SYSTEM,
-            "code": "request_outdated",
-            "message": f"The request was accepted by another version of the service; this version rejects it: {flaws}."
-            " Create the job again.",
-        }
-        transition(session, job.id, Transition.FAILED, attempt=job.attempt + 1, data={"error": failure}, error=failure)
-        return None
+        rejected = "The request was accepted by another version of the service; this version rejects it"
+        message = f"{rejected}: {flaws}. Create the job again."
+        return {"fault": Fault.SYSTEM, "code": "request_outdated", "message": message}
 
 
 def _attempt(session: Session, job: Job, spec: JobSpec, dataset: Dataset, capability: Capability) -> Attempt:

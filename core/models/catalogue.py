@@ -124,8 +124,8 @@ class Catalogue:
     def _entry(self, tenant: str, source: ModelSource, living: Sequence[Worker]) -> CatalogueEntry:
         model = self._resolver.dimensions(tenant, source)
         job = TYPICAL_JOB.within(model.context)
-        fits_on = [worker.name for worker in living if fitting.fit(model, job, worker).fits]
-        return CatalogueEntry(source, model, fits_on)
+        fits = [fitting.fit(model, job.resolve_dtype(bfloat16=each.bfloat16), each).fits for each in living]
+        return CatalogueEntry(source, model, [worker.name for worker, fit in zip(living, fits, strict=True) if fit])
 
     def _living_workers(self) -> Sequence[Worker]:
         alive = workers.is_alive(self._settings.sweep_seconds)

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0271"
-down_revision = "0260"
+down_revision = "0270"
 
 
 def upgrade() -> None:

@@ -33,6 +33,7 @@ class Job(TypedDict):
     estimated_finish: str | None
     step: int
     attempt: int
+    dtype: str | None
     scores: dict[str, float]
     measured: Json | None
     error: Failure | None
@@ -61,6 +62,7 @@ class Fit(TypedDict):
     device: str
     device_name: str
     devices: int
+    dtype: str
     fits: bool
     phase: str
     needed_bytes: int
@@ -98,6 +100,7 @@ class Worker(TypedDict):
     devices: int
     memory: int
     disk: int
+    bfloat16: bool
     temperature: int | None
     versions: dict[str, str]
     alive: bool

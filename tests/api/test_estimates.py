@@ -88,6 +88,20 @@ def test_the_estimate_of_a_job_that_fits_nowhere_suggests_a_change(
     assert estimated(client, dtype="bfloat16", repair={**huge, **fit["change"]["repair"]})["fits"] is True
 
 
+def test_auto_is_the_data_type_of_each_worker(client: TestClient, sessions: sessionmaker[Session], worker: str) -> None:
+    newer = Capability(CPU, "newer", MEMORY, 1 << 40, bfloat16=True)
+    with sessions.begin() as session:
+        workers.record_heartbeat(session, "w2", newer)
+        for name in (worker, "w2"):
+            workers.record_flops(session, name, FLOPS)
+    auto, single, half = (estimated(client, dtype=dtype) for dtype in ("auto", "float32", "bfloat16"))
+    assert estimated(client) == auto
+    assert [fit["dtype"] for fit in auto["workers"]] == ["float32", "bfloat16"]
+    assert auto["workers"] == [single["workers"][0], half["workers"][1]]
+    assert auto["workers"][1]["needed_bytes"] < auto["workers"][0]["needed_bytes"]
+    assert auto["memory"] == single["memory"]
+
+
 def test_a_gradual_job_that_fits_no_live_worker_is_refused_with_a_way_out(
     client: TestClient, sessions: sessionmaker[Session], body: Json, worker: str
 ) -> None:

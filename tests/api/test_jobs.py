@@ -24,6 +24,7 @@ from core.settings import Settings
 from core.specs import JobSpec
 from core.states import Phase
 from tests.api.conftest import Json, NewClient, problem
+from tests.core.conftest import GPU
 
 ACTIONS = ("/cancel", "/pause", "/resume", "/stop", "/start")
 
@@ -41,6 +42,16 @@ def test_a_job_is_accepted_with_its_address_and_all_defaults(client: TestClient,
     assert answer.headers["etag"] == found.headers["etag"]
     clone = client.post(f"/jobs/{job['id']}/clone", json={})
     assert clone.headers["etag"] == client.get(clone.headers["location"]).headers["etag"]
+
+
+def test_a_job_says_in_which_data_type_it_runs(
+    client: TestClient, job_id: str, sessions: sessionmaker[Session]
+) -> None:
+    assert client.get(f"/jobs/{job_id}").json()["dtype"] is None
+    with sessions.begin() as session:
+        assert attempts.claim(session, "gpu-1", 60, GPU)
+    for job in (client.get(f"/jobs/{job_id}").json(), *client.get("/jobs").json()["data"]):
+        assert (job["spec"]["dtype"], job["dtype"]) == ("auto", "bfloat16")
 
 
 def test_a_notification_is_sent_for_a_new_job_only(client: TestClient, body: Json, settings: Settings) -> None:

@@ -19,7 +19,7 @@ from seft.data.records import Format
 Sessions = sessionmaker[Session]
 MakeJob = Callable[..., str]
 AddDataset = Callable[..., str]
-GPU = Capability("cuda", "NVIDIA H100 80GB HBM3", 80 << 30, 500 << 30)
+GPU = Capability("cuda", "NVIDIA H100 80GB HBM3", 80 << 30, 500 << 30, bfloat16=True)
 FLOPS = {Dtype.FLOAT32: 1e12, Dtype.BFLOAT16: 4e12}
 """Operations per second of `GPU` in these tests."""
 
@@ -35,7 +35,7 @@ def sessions(settings: Settings) -> Iterator[Sessions]:
 def spec(sessions: Sessions) -> JobSpec:
     with sessions.begin() as session:
         row = datasets.add(session, "ours", "texts.jsonl", datasets.Content("0" * 64, 4096, 2, Format.TEXT))
-    return JobSpec(model="tiny", dataset=row.id, sparsity=0.6)
+    return JobSpec(model="tiny", dataset=row.id, sparsity=0.6, dtype=Dtype.FLOAT32)
 
 
 @pytest.fixture

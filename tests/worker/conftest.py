@@ -18,6 +18,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import ids
+from core.capability import UNLIMITED, Capability
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.jobs import attempts, jobs
@@ -59,13 +60,15 @@ class Backend:
         return file_id
 
     def add_job(self, dataset: str, **spec: Any) -> str:
-        job_spec = JobSpec.model_validate({"model": "tiny", "sparsity": 0.6, "dataset": dataset, **spec})
+        job_spec = JobSpec.model_validate(
+            {"model": "tiny", "sparsity": 0.6, "dataset": dataset, "dtype": "float32", **spec}
+        )
         with self.sessions.begin() as session:
             return jobs.create(session, TENANT, job_spec, None, "")[0].id
 
-    def claim(self) -> Attempt:
+    def claim(self, capability: Capability = UNLIMITED) -> Attempt:
         with self.sessions.begin() as session:
-            attempt = attempts.claim(session, "worker-1", self.settings.lease_seconds)
+            attempt = attempts.claim(session, "worker-1", self.settings.lease_seconds, capability)
         assert attempt is not None
         return attempt
 

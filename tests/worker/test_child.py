@@ -79,7 +79,7 @@ class Child:
 def write_job(folder: Path, texts: list[str], **spec: Any) -> None:
     folder.mkdir(parents=True)
     (folder / DATA).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    body = {"dataset": "file_" + "0" * 26, "sparsity": 0.6, "repair": {"method": "none"}, **spec}
+    body = {"dataset": "file_" + "0" * 26, "sparsity": 0.6, "repair": {"method": "none"}, "dtype": "float32", **spec}
     Task(
         spec=JobSpec.model_validate({**body, "evaluate": {"windows": 2, "tokens": 96}}),
         dataset_sha256="0" * 64,

@@ -1,6 +1,7 @@
 """The device of a worker: what it is, its memory and its temperature."""
 
 import os
+import platform
 import threading
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from core.capability import CPU
 from core.infra import queue
 from core.settings import Settings
 from core.tables import Worker
+from seft import processor
 from tests.worker.conftest import Backend
 from worker import device
 from worker.device import Device
@@ -32,10 +34,24 @@ def test_memory_is_at_most_the_limit_of_the_container(tmp_path: Path, monkeypatc
         assert result == memory if memory else result >= whole.memory
 
 
+@pytest.mark.parametrize("flags", ["avx2 avx512_bf16", "avx2"])
+def test_a_processor_has_the_name_of_its_model_and_says_whether_it_has_instructions_for_bfloat16(
+    flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cpuinfo"
+    monkeypatch.setattr(processor, "CPU_INFO", file)
+    file.write_text(f"processor : 0\nmodel name : A 4 GHz: fast\nflags : {flags}\n\n")
+    assert device.cpu().name.startswith("A 4 GHz: fast, ")
+    assert device.cpu().bfloat16 is ("avx512_bf16" in flags)
+    file.write_text("processor : 0\n")
+    assert device.cpu().name.startswith(platform.machine())
+
+
 def test_disk_is_the_free_space_and_0_if_the_folder_cannot_be_created(settings: Settings) -> None:
     local = settings.model_copy(update={"device": CPU})
     capability = device.capability(local)
     assert (capability.device, capability.disk > 0) == (CPU, True)
+    assert capability.bfloat16 is processor.has_bfloat16()
     (settings.scratch / "file").touch()
     assert device.capability(local.model_copy(update={"scratch": settings.scratch / "file" / "x"})).disk == 0
 
@@ -48,7 +64,8 @@ def card(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) ->
     tool.write_text(f'#!/bin/sh\n[ "$1" = --id=GPU-of-ours ] && exec cat {value}\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(device, "find", lambda name, count: Device("cuda", "H100", 80 << 30, "of-ours"))
+    card = Device("cuda", "H100", 80 << 30, bfloat16=True, uuid="of-ours")
+    monkeypatch.setattr(device, "find", lambda name, count: card)
     value.write_text("500\n")
     return value
 

@@ -1,13 +1,56 @@
 """Jobs whose weights are bfloat16 while they run."""
 
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core.capability import CPU, UNLIMITED, Capability
+from core.states import Status
+from core.tables import Job
 from seft.checkpoint.facts import Record
+from tests.waiting import wait_for
+from tests.worker.conftest import Backend
 from tests.worker.test_pipeline import SPEC, Run, _restore_torch_settings  # noqa: F401
+from worker.attempt import Supervisor
 from worker.protocol import RESULT
+
+
+def run(backend: Backend, *capabilities: Capability, **spec: Any) -> Job:
+    """Run a job on a worker of each capability. Each attempt but the last one stops after its first state."""
+    settings = backend.settings.model_copy(update={"checkpoint_seconds": 0.1, "threads": 1, "device": CPU})
+    job_id = backend.add_job(spec.pop("data"), **spec)
+    for number, capability in enumerate(capabilities, 1):
+        draining = threading.Event()
+        attempt = Supervisor(backend.claim(capability), backend.sessions, backend.storage, settings, draining=draining)
+        thread = threading.Thread(target=attempt.run)
+        thread.start()
+        if number < len(capabilities):
+            wait_for(lambda: (backend.job(job_id).resume or {"step": 0})["step"] > 0)
+            draining.set()
+        thread.join()
+    return backend.job(job_id)
+
+
+def test_auto_gives_the_bytes_of_the_data_type_of_the_first_worker(
+    backend: Backend, tiny_folder: Path, tiny_texts: list[str]
+) -> None:
+    settings = backend.settings.model_copy(update={"model_roots": [tiny_folder.parent]})
+    backend = Backend(settings, backend.sessions, backend.storage)
+    fields = {name: SPEC[name] for name in ("prune", "evaluate")}
+    fields |= {"data": backend.add_dataset(tiny_texts[:40]), "repair": {**SPEC["repair"], "steps": 40}}
+    older, newer = UNLIMITED, replace(UNLIMITED, bfloat16=True)
+    sums = dict[str, str]()
+    for name, first, second in (("bfloat16", newer, older), ("float32", older, newer)):
+        asked = run(backend, first, dtype=name, **fields)
+        auto = run(backend, first, second, dtype="auto", **fields)
+        assert (asked.status, asked.attempt, asked.dtype) == (Status.SUCCEEDED, 1, name)
+        assert (auto.status, auto.attempt, auto.dtype) == (Status.SUCCEEDED, 2, name)
+        sums[name] = backend.checkpoint(auto.id).sha256
+        assert sums[name] == backend.checkpoint(asked.id).sha256
+    assert sums["bfloat16"] != sums["float32"]
 
 
 @pytest.mark.parametrize("repair", [{}, {"density": "all", "retain": "written", "micro_batch": 2}], ids=["seft", "all"])

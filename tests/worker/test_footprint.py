@@ -65,7 +65,7 @@ JOBS: dict[str, dict[str, Any]] = {
 
 def job_spec(more: dict[str, Any]) -> JobSpec:
     shared = {"model": "model", "dataset": ids.new("file"), "sparsity": 0.6, "evaluate": {"windows": 1, "tokens": 256}}
-    return JobSpec.model_validate({**shared, **more})
+    return JobSpec.model_validate({**shared, "dtype": "float32", **more})
 
 
 def write_model(folder: Path) -> None:

@@ -21,8 +21,8 @@ ONE_STAGE = 10.0
 
 
 def make_spec(**changes: Any) -> JobSpec:
-    fields = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6, "repair": {"steps": 100}, **changes}
-    return JobSpec.model_validate(fields)
+    fields = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6, "repair": {"steps": 100}}
+    return JobSpec.model_validate({**fields, "dtype": "float32", **changes})
 
 
 SPECS = {

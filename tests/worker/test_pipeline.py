@@ -47,6 +47,7 @@ SPEC: dict[str, Any] = {
     "model": "tiny",
     "dataset": "file_" + "0" * 26,
     "sparsity": 0.6,
+    "dtype": "float32",
     "prune": {"method": "wanda", "calibration": {"samples": 4, "tokens": 96}},
     "repair": {
         "steps": 8,

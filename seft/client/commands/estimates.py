@@ -55,7 +55,7 @@ def _rows(estimate: Estimate) -> Iterator[list[str]]:
 
 def _why(worker: Fit) -> str:
     needs = f"{worker['phase']} needs {_bytes(worker['needed_bytes'])} of {_bytes(worker['memory_bytes'])}"
-    words = [f"{worker['device']} {worker['device_name']}".strip(), needs]
+    words = [f"{worker['device']} {worker['device_name']}".strip(), f"{needs} in {worker['dtype']}"]
     if worker["seconds"] is None:
         words.append("time not known yet")
     else:

@@ -18,7 +18,7 @@ from seft.models.shapes import shapes
 from seft.models.source import find
 from tests.hollow import write_hollow
 
-MINIMAL: dict[str, Any] = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6}
+MINIMAL: dict[str, Any] = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6, "dtype": "float32"}
 MEBIBYTE = 1 << 20
 
 

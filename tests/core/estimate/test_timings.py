@@ -9,6 +9,7 @@ from sqlalchemy import text
 from core import workers
 from core.capability import UNLIMITED, Capability
 from core.estimate import calibration, timings
+from core.estimate.footprint import memory_by_phase
 from core.estimate.speed import Source, Speed, Task, count_work
 from core.jobs import attempts
 from core.specs import Dtype, JobSpec
@@ -163,12 +164,32 @@ def test_a_gradual_job_has_no_work_of_pruning_and_two_evaluations(spec: JobSpec)
     assert not {task for task in before if task.phase is Phase.TRAINING} & set(after), "methods differ in speed"
 
 
+def test_a_job_counts_for_jobs_of_the_data_type_that_it_ran_in(
+    sessions: Sessions, spec: JobSpec, make_job: MakeJob
+) -> None:
+    single, half = (spec.model_copy(update={"dtype": dtype}) for dtype in (Dtype.FLOAT32, Dtype.BFLOAT16))
+    for has, known, unknown in ((GPU, half, single), (replace(GPU, device_name="old", bfloat16=False), single, half)):
+        make_job(dtype=Dtype.AUTO)
+        run(sessions, has)
+        with sessions.begin() as session:
+            speed = timings.load(session)[has.device_name]
+        assert total(speed, known, MODEL) == (80, Source.EARLIER_JOBS)
+        assert speed.estimate_total(unknown, MODEL) == (None, None)
+
+
 def test_by_calibration_each_data_type_has_its_own_speed(spec: JobSpec) -> None:
     single, half = (spec.model_copy(update={"dtype": dtype}) for dtype in (Dtype.FLOAT32, Dtype.BFLOAT16))
     slow, fast = (Speed(flops=FLOPS).estimate(each, LARGE)[0][Phase.TRAINING] for each in (single, half))
     # The log has 10.2 s and 4.6 s for a step with products of 106 and 446 GFLOP/s.
     assert slow / fast == pytest.approx(10.2 / 4.6 * (106 / 446) * 4, rel=0.01)
     assert Speed(flops={}).estimate_total(half, LARGE) == (None, None)
+
+
+def test_the_data_type_auto_has_no_work_and_no_memory_of_its_own(spec: JobSpec) -> None:
+    auto = spec.model_copy(update={"dtype": Dtype.AUTO})
+    for compute in (lambda: count_work(auto, 1, 1), lambda: memory_by_phase(MODEL, auto)):
+        with pytest.raises(ValueError, match="must be that of a device; it is auto"):
+            compute()
 
 
 def test_jobs_on_unknown_machines_and_stopped_jobs_are_not_measured(sessions: Sessions, make_job: MakeJob) -> None:

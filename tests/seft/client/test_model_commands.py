@@ -32,6 +32,7 @@ def test_models_are_listed_and_an_estimate_needs_no_dataset_and_suggests_what_fi
     with shell.service.sessions.begin() as session:
         workers.record_flops(session, "w1", FLOPS)
     (line,) = (line for line in shell.run("estimate", *words).stdout.splitlines() if line.startswith("w1"))
+    assert " in float32; " in line
     assert re.search(r"about (\d+ s|\d+ min), roughly, from a short calibration of the device", line)
     for model_words in (["models"], ["models", "tiny"]):
         (row,) = shell.run(*model_words).stdout.splitlines()[1:]

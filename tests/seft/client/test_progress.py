@@ -20,6 +20,7 @@ JOB: Job = {
     "estimated_finish": None,
     "step": 3,
     "attempt": 1,
+    "dtype": "float32",
     "scores": {},
     "measured": None,
     "error": None,
