@@ -1,12 +1,13 @@
 """Computes selected entries of the product of two dense matrices, without the full product (SDDMM).
 
-On a CPU, a kernel of `seft.native` computes them. Without it, and on CUDA, `torch.sparse.sampled_addmm` does, with the
+On a CPU and on CUDA, a kernel of `seft.native` computes them. Without it, `torch.sparse.sampled_addmm` does, with the
 positions as a CSR pattern. On other devices the two vectors of each entry are gathered, a limited number at a time. If
-many entries are needed without the kernel, the dense product is computed for a few rows at a time. All ways sum in
+many entries are needed without a kernel, the dense product is computed for a few rows at a time. All ways sum in
 float32 or wider and agree up to rounding.
 """
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 
 import torch
 from jaxtyping import Float, Int
@@ -56,18 +57,29 @@ def row_chunks(shape: Sequence[int], most: int | None = None) -> Iterator[slice]
 def can_use_kernel(
     left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"], indices: Int[Tensor, "positions"]
 ) -> bool:
-    """Return whether a kernel can compute the entries: of bfloat16 or float32 matrices on the CPU."""
-    suitable = left.device.type == "cpu" and left.dtype == right.dtype and indices.dtype == torch.int32
-    return suitable and left.dtype in kernels.DTYPES and kernels.library() is not None
+    """Return whether a kernel can compute the entries: of bfloat16 or float32 matrices on the CPU or on CUDA."""
+    if left.dtype not in kernels.DTYPES or left.dtype != right.dtype or indices.dtype != torch.int32:
+        return False
+    match left.device.type:
+        case "cpu":
+            return kernels.library() is not None
+        case "cuda":
+            return find_spec("triton") is not None
+        case _:
+            return False
 
 
 def by_kernel(
     left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"], indices: Int[Tensor, "positions"]
 ) -> Float[Tensor, "positions"]:
-    """Return the selected entries, computed by the compiled kernel. `can_use_kernel` must be true.
+    """Return the selected entries, computed by a compiled kernel. `can_use_kernel` must be true.
 
     It copies the columns of both matrices, so that the tokens of a column follow each other in memory.
     """
+    if left.device.type == "cuda":
+        from seft.native import cuda
+
+        return cuda.sample(left, right, indices)
     left, right, indices = left.contiguous(), right.contiguous(), indices.contiguous()
     entries = torch.empty(len(indices), dtype=torch.float32)
     sizes = (len(left), left.shape[1], right.shape[1])
