@@ -59,7 +59,8 @@ def count_operations(spec: JobSpec, model: Dimensions) -> dict[Phase, float]:
     if repair.method is not RepairMethod.NONE:
         trained = _forward(model, repair.steps * repair.batch_tokens, repair.sequence_tokens)
         distills = bool(repair.distill_weight or repair.hidden_weight)
-        operations[Phase.TRAINING] = trained * (1 + BACKWARD / FORWARD + distills)
+        # Of one device. Processes on a CPU share its cores, so for them this is too low.
+        operations[Phase.TRAINING] = trained * (1 + BACKWARD / FORWARD + distills) / spec.devices
     return operations
 
 

@@ -117,6 +117,7 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
         work[Task(Phase.RECONSTRUCTING, dtype)] = text * prune.reconstruct_epochs
     if repair.method is not RepairMethod.NONE:
         distills = bool(repair.distill_weight or repair.hidden_weight)
-        method = f"{repair.method} {spec.trains_all} {prune.schedule} {distills}{dtype}"
+        devices = f" on {spec.devices}" if spec.devices > 1 else ""
+        method = f"{repair.method} {spec.trains_all} {prune.schedule} {distills}{dtype}{devices}"
         work[Task(Phase.TRAINING, method)] = float(parameters * repair.steps * repair.batch_tokens)
     return work

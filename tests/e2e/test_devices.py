@@ -16,7 +16,8 @@ from tests.e2e.test_jobs import SPEC, end, in_mid_repair
 from tests.waiting import alive, wait_for
 from tests.worker.conftest import children_of
 
-TWO: dict[str, Any] = {**SPEC, "devices": 2}
+ONE: dict[str, Any] = {**SPEC, "repair": {**SPEC["repair"], "steps": 24}}
+TWO: dict[str, Any] = {**ONE, "devices": 2, "output": {"formats": ["dense", "compact"]}}
 
 
 def start_worker(service: Service, devices: int) -> int:
@@ -56,7 +57,7 @@ def test_two_devices_repair_a_model_together_and_a_killed_one_changes_no_bit(ser
 
 def check_equal_to_one_device(service: Service, together: Job, folder: Path) -> None:
     """The zeros are those of the job on one device, and the scores are equal up to rounding."""
-    alone = finish(service, **SPEC)
+    alone = finish(service, **ONE)
     for name, score in alone["scores"].items():
         assert together["scores"][name] == pytest.approx(score, rel=0.01)
     weights = []

@@ -8,6 +8,7 @@ import pytest
 from core import ids
 from core.capability import CPU, LARGEST, Capability
 from core.estimate import fitting
+from core.estimate.calibration import estimate_seconds
 from core.estimate.footprint import PROCESS_BYTES, memory_by_phase
 from core.estimate.speed import count_work
 from core.jobs.overrides import apply_overrides
@@ -65,6 +66,14 @@ def test_each_device_has_its_part_of_a_batch_and_a_worker_with_fewer_devices_get
     assert fitting.fit(model, one, worker).fits
     assert not fitting.fit(model, two, worker).fits
     assert fitting.suggest_change(model, two, worker) == {"devices": 1}
+
+
+def test_two_devices_train_in_half_the_time_and_their_times_are_measured_apart(model: Dimensions) -> None:
+    one, two = (JobSpec.model_validate({**MINIMAL, "dtype": "float32", "devices": count}) for count in (1, 2))
+    seconds = [estimate_seconds(spec, model, 1e9)[Phase.TRAINING] for spec in (one, two)]
+    assert seconds[1] == seconds[0] / 2
+    tasks = [set(count_work(spec, model.parameters, model.targets)) for spec in (one, two)]
+    assert {task.phase for task in tasks[0] ^ tasks[1]} == {Phase.TRAINING}
 
 
 def training_bytes(model: Dimensions, **repair: Any) -> int:
