@@ -50,7 +50,7 @@ def count_operations(spec: JobSpec, model: Dimensions) -> dict[Phase, float]:
     retained = _forward(model, spec.retained_tokens, repair.sequence_tokens)
     operations = {Phase.EVALUATING: len(spec.scored) * (judged + retained / 8)}
     if "pruned" in spec.scored:
-        operations[Phase.PRUNING] = _pruning(spec, model)
+        operations[Phase.PRUNING] = sum(pruning_operations(spec, model).values())
     if repair.retains:
         together = spec.written_at_once
         operations[Phase.WRITING] = retained * (WRITTEN + WRITTEN_ALONE / together if together else 1)
@@ -77,14 +77,18 @@ def _calibration_tokens(spec: JobSpec) -> int:
     return spec.prune.calibration.samples * spec.prune.calibration.tokens
 
 
-def _pruning(spec: JobSpec, model: Dimensions) -> float:
-    """Return the operations of pruning: the runs of the blocks, the Hessians, and the products with them."""
+def pruning_operations(spec: JobSpec, model: Dimensions) -> dict[str, float]:
+    """Return the operations of the parts of pruning.
+
+    These are the runs of the blocks (`passes`), the Hessians (`statistics`), and the products with them (`solving`).
+    Factorisations of a Hessian are not counted, because they are few products.
+    """
     prune = spec.prune
     tokens = _calibration_tokens(spec) if spec.prune_config().text_users else 0
     passes = 3 if spec.allocation is Allocation.OWL else 2
-    operations = passes * FORWARD * model.active_targets * tokens
+    operations = {"passes": passes * FORWARD * model.active_targets * tokens}
     if products := PRODUCTS.get(prune.method):
         matrices = [matrix for block in model.blocks for matrix in block]
-        operations += sum(2 * each.use * each.count * each.cols**2 * tokens for each in matrices)
-        operations += sum(2 * each.total * each.cols * products for each in matrices)
+        operations["statistics"] = sum(2 * each.use * each.count * each.cols**2 * tokens for each in matrices)
+        operations["solving"] = sum(2 * each.total * each.cols * products for each in matrices)
     return operations

@@ -156,11 +156,13 @@ def _pruning(model: Dimensions, spec: JobSpec) -> int:
     """
     if not spec.prune_config().text_users:
         return max(_mask_selection(matrix) for matrix in _all(model))
-    calibration = spec.prune.calibration
-    states = _states(model, spec)
-    forward = _block_peak(model, calibration.tokens, spec)
-    statistics = max(_statistics(block, spec.prune.method) for block in model.blocks)
-    return states + max(states + forward, statistics + forward)
+    states, statistics = pruning_parts(model, spec)
+    return states + max(states, statistics) + _block_peak(model, spec.prune.calibration.tokens, spec)
+
+
+def pruning_parts(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
+    """Return the bytes of the hidden states of the calibration text, and of the statistics of a block."""
+    return _states(model, spec), max(_statistics(block, spec.prune.method) for block in model.blocks)
 
 
 def _states(model: Dimensions, spec: JobSpec) -> int:
@@ -209,8 +211,44 @@ def _reconstructing(model: Dimensions, spec: JobSpec) -> Footprint:
     return Footprint(weights + 2 * states + tuned + saved // len(model.blocks), weights + 2 * states)
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingParts:
+    """The bytes that training needs at its peak, by part."""
+
+    weights: int
+    """The model, and the dense model that it learns from, if there is one."""
+    state: int
+    """What the repair method keeps between two steps, and the gradients that it adds up."""
+    saved: int
+    """Activations of a micro-batch that are saved for the backward pass."""
+    work: int
+    """The rest of a step: the logits, the activations of one block, and the copies that change its weights."""
+    copied: int
+    """What is needed between two steps, but not in them: above all, a copy of all nonzeros that is saved."""
+    best_state: int
+    """The copy of the best state, on the host."""
+
+    @property
+    def device(self) -> int:
+        """Bytes on the device."""
+        return self.weights + self.state + max(self.saved + self.work, self.copied)
+
+
 def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     """Return the memory that training needs: weights, state of the repair method, and activations of a micro-batch."""
+    parts = training_parts(model, spec)
+    host = parts.best_state if spec.repair.evaluate_interval else 0
+    host += retained_bytes(spec)
+    return Footprint(parts.device, host, fragmentation=round(FRAGMENTATION * parts.saved), processes=spec.devices)
+
+
+def retained_bytes(spec: JobSpec) -> int:
+    """Return the bytes of the dense model's predictions for the retained text, on the host."""
+    return PREDICTED * spec.retained_tokens if spec.repair.retains else 0
+
+
+def training_parts(model: Dimensions, spec: JobSpec) -> TrainingParts:
+    """Return the bytes of each part of the memory that training needs at its peak."""
     repair = spec.repair
     tokens = min(repair.micro_batch * repair.sequence_tokens, repair.batch_tokens) // spec.devices
     head, models = 3, 1
@@ -229,12 +267,9 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
         state, best_state = state + WITH_INITIAL * model.vectors, best_state + VECTOR * model.vectors
         blocks = 1 if repair.activation_checkpointing else len(model.blocks)
         saved += hidden * (2 * blocks + 1)  # the outputs of the norms before scaling
-    work = max(saved + peak + teacher, _outside_steps(model, spec) if whole else 0)
-    device = models * spec.value_bytes * model.parameters + state + work
-    host = best_state if repair.evaluate_interval else 0
-    if repair.retains:
-        host += PREDICTED * spec.retained_tokens
-    return Footprint(device, host, fragmentation=round(FRAGMENTATION * saved), processes=spec.devices)
+    copied = _outside_steps(model, spec) if whole else 0
+    weights = models * spec.value_bytes * model.parameters
+    return TrainingParts(weights, state, saved, peak + teacher, copied, best_state)
 
 
 def _saved_for_backward(model: Dimensions, tokens: int, spec: JobSpec) -> int:
