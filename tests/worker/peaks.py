@@ -1,11 +1,13 @@
-"""`python -m tests.worker.peaks FOLDER`: run the job in the folder and print the peak memory of each phase as JSON.
+"""The peak memory of each phase of a job, measured in a process of its own.
 
-The memory is the private memory (Pss_Anon) of the process and its children, sampled every few milliseconds. A page that
-two processes share counts once.
+`python -m tests.worker.peaks FOLDER` runs the job in the folder and prints the peaks as JSON. The memory is the private
+memory (Pss_Anon) of the process and its children, sampled every few milliseconds. A page that two processes share
+counts once.
 """
 
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,10 +15,23 @@ from threading import Thread
 
 from core.states import Phase
 from seft.checkpoint.verify import standby
+from worker import environment
 from worker.pipeline import Pipeline
 from worker.protocol import Message, Progressed, Task
 
 SAMPLE_SECONDS = 0.003
+
+
+def measure_peaks(job: Path) -> dict[Phase, int]:
+    """Run the job in the folder in a new process. Return the peak memory of each phase in bytes."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.worker.peaks", str(job)],
+        env=environment.of_training(environment.of_child(os.environ, job.parent), job.parent),
+        stdout=subprocess.PIPE,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    return {Phase(name): peak for name, peak in json.loads(result.stdout).items()}
 
 
 def private_bytes(pid: int) -> int:

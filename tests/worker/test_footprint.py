@@ -1,9 +1,6 @@
 """The memory estimate of a job matches its process, on a model that needs more memory than the process itself."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ from core.states import Phase
 from seft.models.dimensions import read_dimensions
 from seft.models.shapes import shapes
 from seft.models.source import find
-from worker import environment
+from tests.worker.peaks import measure_peaks
 from worker.protocol import DATA, Task
 
 CUDA_BUILD_BYTES = 130_000_000
@@ -111,15 +108,7 @@ def test_the_memory_of_every_phase_is_within_fifteen_percent_of_the_estimate(
         checkpoint_seconds=1000,
         micro_batch=None,
     ).write(job)
-    command = [sys.executable, "-m", "tests.worker.peaks", str(job)]
-    result = subprocess.run(
-        command,
-        env=environment.of_training(environment.of_child(os.environ, tmp_path), tmp_path),
-        stdout=subprocess.PIPE,
-        check=True,
-        cwd=Path(__file__).parents[2],
-    )
-    peaks = json.loads(result.stdout)
+    peaks = measure_peaks(job)
     source = find("model", roots=[tmp_path])
     expected = memory_by_phase(read_dimensions(source, shapes(source)), spec)
     if torch.version.cuda:
