@@ -27,9 +27,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.llama import LlamaCpp, write_gguf
+from benchmarks.shapes import config_of, random_model
 from seft.data.records import read
 from seft.data.text import encode, evaluation_windows
 from seft.models.load import load, load_tokenizer
@@ -84,18 +84,7 @@ def _base(reference: str | None, zeros: float) -> Any:
     if reference:
         model: Any = load(find(reference), dtype=torch.bfloat16).model
     else:
-        config = LlamaConfig(
-            vocab_size=32000,
-            hidden_size=2048,
-            intermediate_size=5632,
-            num_hidden_layers=22,
-            num_attention_heads=32,
-            num_key_value_heads=4,
-        )
-        torch.manual_seed(0)
-        torch.set_default_dtype(torch.bfloat16)
-        model = LlamaForCausalLM(config).eval()
-        torch.set_default_dtype(torch.float32)
+        model = random_model(config_of("1.1B"), "cpu", torch.bfloat16)
     for target in target_linears(model).values():
         weight = target.weight
         part = weight.abs().float().flatten()[:1_000_000]

