@@ -123,6 +123,14 @@ def study_table(name: str) -> str:
     return table(STUDIES[name](), Results(RESULTS, STUDIED, any_code=True), columns) + "\n"
 
 
+def scaling_table(name: str) -> str:
+    """Return a table of what large models would need."""
+    from benchmarks import scaling  # it loads torch
+
+    table: str = getattr(scaling, name)()
+    return table
+
+
 MADE: dict[str, list[Callable[[], str]]] = {
     "configuration.md": [settings_table],
     "job-fields.md": [fields_table],
@@ -131,6 +139,9 @@ MADE: dict[str, list[Callable[[], str]]] = {
     "results.md": [
         partial(study_table, name)
         for name in ("bases", "defaults", "peers", "methods", "retention", "swaps", "ablations")
+    ],
+    "scaling.md": [
+        partial(scaling_table, f"{name}_table") for name in ("memory", "fit", "cards", "operations", "time", "check")
     ],
 }
 

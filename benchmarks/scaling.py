@@ -1,0 +1,178 @@
+"""How much memory and time would a model of 7B, 13B or 70B need? Tables by formula; nothing is run.
+
+    python -m benchmarks.scaling
+
+The formulas are those with which the service estimates a job (`core.estimate`). `benchmarks.scaling_check` compares
+them with real runs of small models. docs/scaling.md has the tables and says what they leave out.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+from benchmarks.scaling_check import RESULTS, by_formula, read_rows
+from benchmarks.shapes import config_of, dimensions_of
+from core.capability import LARGEST, Capability
+from core.estimate.calibration import count_operations, pruning_operations
+from core.estimate.fitting import USABLE_FRACTION, fit
+from core.estimate.footprint import memory_by_phase, pruning_parts, retained_bytes, training_parts
+from core.spec_parts import EXAMPLE_DATASET
+from core.specs import JobSpec
+from core.states import Phase
+from seft.models.dimensions import Dimensions
+
+MODELS = ("7B", "13B", "70B")
+CARDS = 8
+CARD = Capability("cuda", "a card of 80 GB", 80 * 10**9, LARGEST)
+BFLOAT16_PEAK, FLOAT32_PEAK = 989e12, 67e12
+"""Operations per second of an NVIDIA H100 SXM by its data sheet: dense bfloat16, and float32 without tensor cores."""
+BFLOAT16_PART, FLOAT32_PART = 0.4, 0.7
+"""Assumed fractions of these peaks. They were not measured."""
+SHARED: dict[str, Any] = {"model": "model", "dataset": EXAMPLE_DATASET, "sparsity": 0.6, "dtype": "bfloat16"}
+JOBS: dict[str, dict[str, Any]] = {"all nonzeros": {}, "0.5 %": {"density": 0.005}}
+"""Fields of the repair that are no defaults. All jobs compute activations again, and are in bfloat16."""
+GB, TERA = 1e9, 1e12
+
+
+def main() -> None:
+    """Print all tables."""
+    sys.stdout.write("\n".join(make() for make in TABLES))
+
+
+@cache
+def _dimensions(name: str) -> Dimensions:
+    return dimensions_of(config_of(name))
+
+
+def _spec(job: str, devices: int = 1) -> JobSpec:
+    """Return a job. On several devices, each reads one window of a step."""
+    windows = {"batch_tokens": 512 * devices, "micro_batch": devices} if devices > 1 else {}
+    repair = {"activation_checkpointing": True, **JOBS[job], **windows}
+    return JobSpec.model_validate({**SHARED, "devices": devices, "repair": repair})
+
+
+def _jobs() -> Iterator[tuple[str, Dimensions, str, JobSpec]]:
+    """Yield each model and each job with the names of both."""
+    for name in MODELS:
+        for job in JOBS:
+            yield name, _dimensions(name), job, _spec(job)
+
+
+def memory_table() -> str:
+    """Return the table of the bytes of pruning and of training by part, on one card, in GB."""
+    head = ("model", "trained", "weights", "hidden states", "statistics", "pruning", "state", "saved", "step", "copy")
+    rows = []
+    for name, model, job, spec in _jobs():
+        states, statistics = pruning_parts(model, spec)
+        parts, phases = training_parts(model, spec), memory_by_phase(model, spec)
+        pruning, training = (phases[phase].device for phase in (Phase.PRUNING, Phase.TRAINING))
+        pruned = (parts.weights, states, statistics, pruning)
+        sizes = (*pruned, parts.state, parts.saved, parts.work, parts.copied, training)
+        rows.append((name, job, *map(_gb, sizes)))
+    return _table((*head, "training"), rows)
+
+
+def fit_table() -> str:
+    """Return the table that says whether the jobs fit one card of 80 GB, and by how much not."""
+    rows = []
+    for name, model, job, spec in _jobs():
+        found = fit(model, spec, CARD)
+        spare = USABLE_FRACTION * CARD.memory - found.needed_bytes
+        answer = f"fits, {_gb(spare)} GB to spare" if found.fits else f"{_gb(-spare)} GB too much"
+        host = memory_by_phase(model, spec)
+        rows.append(
+            (
+                name,
+                job,
+                str(found.phase),
+                _gb(found.needed_bytes),
+                answer,
+                _gb(max(each.host for each in host.values())),
+                f"{retained_bytes(spec) / 1e6:.0f}",
+            )
+        )
+    head = ("model", "trained", "largest phase", "GB", "in 90 % of 80 GB", "host, GB", "predictions, MB")
+    return _table(head, rows)
+
+
+def cards_table() -> str:
+    """Return the table of the bytes of training per card of eight, with one window of a step per card."""
+    rows = []
+    for name, model, job, _ in _jobs():
+        parts = training_parts(model, _spec(job, CARDS))
+        block = max(sum(matrix.total for matrix in block) for block in model.blocks) * 2
+        work = max(parts.saved + parts.work, parts.copied / CARDS)
+        sharded = (parts.weights + parts.state) / CARDS + block + work
+        usable = USABLE_FRACTION * CARD.memory
+        rows.append(
+            (name, job, *(cell for each in (parts.device, sharded) for cell in (_gb(each), _yes(each <= usable))))
+        )
+    return _table(("model", "trained", "data parallel, GB", "fits", "sharded, GB (not built)", "fits"), rows)
+
+
+def operations_table() -> str:
+    """Return the table of the operations of a default job by part, in 10^15 (PFLOP)."""
+    rows = []
+    for name in MODELS:
+        model, spec = _dimensions(name), _spec("all nonzeros")
+        parts = pruning_operations(spec, model)
+        phases = count_operations(spec, model)
+        counts = (
+            *(parts[part] for part in ("passes", "statistics", "solving")),
+            *(phases[phase] for phase in (Phase.WRITING, Phase.TRAINING, Phase.EVALUATING)),
+        )
+        rows.append((name, *(f"{count / 1e15:,.0f}" for count in counts)))
+    return _table(("model", "passes", "statistics", "solving", "writing", "training", "evaluating"), rows)
+
+
+def time_table() -> str:
+    """Return the table of the minutes of a default job by phase, from its operations."""
+    rows = []
+    for name in MODELS:
+        model, spec = _dimensions(name), _spec("all nonzeros")
+        parts, phases = pruning_operations(spec, model), count_operations(spec, model)
+        fast, slow = BFLOAT16_PEAK * BFLOAT16_PART, FLOAT32_PEAK * FLOAT32_PART
+        pruning = parts["passes"] / fast + (parts["statistics"] + parts["solving"]) / slow
+        others = [phases[phase] / fast for phase in (Phase.WRITING, Phase.TRAINING, Phase.EVALUATING)]
+        shared = count_operations(_spec("all nonzeros", CARDS), model)[Phase.TRAINING] / fast
+        one, eight = pruning + sum(others), pruning + sum(others) - others[1] + shared
+        rows.append((name, *(f"{seconds / 60:,.1f}" for seconds in (pruning, *others, one, eight))))
+    return _table(
+        ("model", "pruning", "writing", "training", "evaluating", "on one card", "training on eight cards"), rows
+    )
+
+
+def check_table() -> str:
+    """Return the table of the formulas and of the measurements in `RESULTS`."""
+    measured = {(row.hidden, row.method, row.phase): row for row in read_rows(RESULTS)}
+    rows = []
+    for hidden, method in dict.fromkeys((row.hidden, row.method) for row in measured.values()):
+        for row in by_formula(hidden, method):
+            real = measured[row.hidden, row.method, row.phase]
+            flops = (f"{row.operations / GB:,.1f}", f"{real.operations / GB:,.1f}")
+            sizes = (f"{row.memory / 1e6:,.0f}", f"{real.memory / 1e6:,.0f}")
+            more = [f"{each:+.0%}" for each in (row.operations / real.operations - 1, row.memory / real.memory - 1)]
+            rows.append((str(hidden), method, str(row.phase), *flops, more[0], *sizes, more[1]))
+    head = ("hidden", "trained", "phase", "GFLOP, formula", "counted", "deviation", "MB, formula", "measured")
+    return _table((*head, "deviation"), rows)
+
+
+TABLES = (memory_table, fit_table, cards_table, operations_table, time_table, check_table)
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:,.1f}"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ("--",) * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
