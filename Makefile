@@ -15,7 +15,7 @@ MDFORMAT := $(BIN)/mdformat --wrap 100 --number --compact-tables
 LAUNCHER := exec $(BIN)/python -I -S local/launcher.py $$PPID 15
 
 .DEFAULT_GOAL := help
-.PHONY: demo test screenshots attack faults fuzz containers up down secrets backup restore bundle load check format lint types imports leaks audit bom lock venv clean help
+.PHONY: demo test gpu wheels screenshots attack faults fuzz containers up down secrets backup restore bundle load check format lint types imports leaks audit bom lock venv clean help
 
 demo: $(READY) ## prune a real language model to 60 % zeros and repair it, through the whole service
 	@$(LAUNCHER) $(BIN)/python -m local demo
@@ -32,6 +32,13 @@ faults: $(READY) ## run 200 jobs with one random fault each: about an hour; resu
 
 attack: $(READY) ## attack the running service with hostile models and floods of requests: minutes
 	@$(LAUNCHER) $(BIN)/python -m tests.attack
+
+wheels: $(READY) ## collect the wheels that `make gpu` needs, for Python 3.12, in build/wheels or WHEELS=: at most 60 MB
+	@$(BIN)/python -m tests.gpu.wheels $(or $(WHEELS),build/wheels)
+
+gpu: ## test and measure on a card, without internet, into build/gpu.json: 25 minutes; PARTS= runs some parts only
+	@$(PYTHON) -m tests.gpu.environment $(or $(WHEELS),build/wheels) build/gpu
+	@$(LAUNCHER:$(BIN)/python=build/gpu/bin/python) build/gpu/bin/python -m tests.gpu $(if $(PARTS),--keep $(PARTS)) $(if $(MODEL),--model $(MODEL))
 
 screenshots: $(READY) ## take the screenshots of the dashboard, from real jobs of a tiny model: minutes
 	@$(LAUNCHER) $(BIN)/python -m tests.browser.screenshots
