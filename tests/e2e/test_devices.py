@@ -33,10 +33,13 @@ def finish(service: Service, **spec: Any) -> Job:
 
 def trainers(worker: int) -> Iterator[int]:
     """Yield the processes that train the running job of a worker, in the order of their starts."""
-    (launcher,) = children_of(worker)
-    for process in sorted(children_of(launcher)):
-        if b"worker.training" in Path(f"/proc/{process}/cmdline").read_bytes():
-            yield process
+    (launcher,) = filter(trains, children_of(worker))
+    yield from filter(trains, sorted(children_of(launcher)))
+
+
+def trains(process: int) -> bool:
+    """Return whether a process is the launcher or one that it started, and not one that measures the device."""
+    return b"worker.training" in Path(f"/proc/{process}/cmdline").read_bytes()
 
 
 def sha256(service: Service, job: Job) -> str:
