@@ -186,7 +186,9 @@ SEFT_API int32_t seft_sample(const void* left, const void* right, int64_t tokens
                              const int32_t* positions, int64_t count, float* out, int32_t dtype, int32_t threads) {
     const SampleLoops level = sample_loops(chosen, Dtype(dtype));
     const int64_t most = tokens < COPIED_TOKENS ? tokens : COPIED_TOKENS, bytes = dtype == BFLOAT16 ? 2 : 4;
-    Sample sample{0, rows, cols, positions, out, Dtype(dtype), divided_up(most, TOKENS) * TOKENS, nullptr, nullptr};
+    // An odd number of blocks: with a power of two, all columns would share few sets of the cache.
+    const int64_t blocks = divided_up(most, TOKENS) | 1;
+    Sample sample{0, rows, cols, positions, out, Dtype(dtype), blocks * TOKENS, nullptr, nullptr};
     const size_t left_bytes = divided_up(rows * sample.padded * level.input_bytes, 64) * 64;
     try {
         char* memory = scratch(left_bytes + cols * sample.padded * level.input_bytes);
@@ -200,9 +202,8 @@ SEFT_API int32_t seft_sample(const void* left, const void* right, int64_t tokens
         sample.tokens = tokens - token < most ? tokens - token : most;
         auto copy = [&](const void* matrix, int64_t width, void* to) {
             auto from = static_cast<const char*>(matrix) + token * width * bytes;
-            share(divided_up(width, TILE_SIZE), width * sample.tokens, threads, [&](int64_t first, int64_t last) {
-                const int64_t end = last * TILE_SIZE < width ? last * TILE_SIZE : width;
-                level.copy(sample, from, width, first * TILE_SIZE, end, to);
+            share(divided_up(width, STRIPE), width * sample.tokens, threads, [&](int64_t first, int64_t last) {
+                level.copy(sample, from, width, first * STRIPE, last * STRIPE < width ? last * STRIPE : width, to);
             });
         };
         copy(left, rows, sample.left_copy);

@@ -41,6 +41,7 @@ struct Job {
 
 // Some entries of left^T right: products of a column of `left` with a column of `right`, over all tokens.
 constexpr int TILE_SIZE = 8;
+constexpr int STRIPE = 32;
 constexpr int TOKENS = 32;
 struct Sample {
     int64_t tokens, rows, cols;

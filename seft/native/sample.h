@@ -12,22 +12,27 @@ static void copy_tile(const Sample& sample, const void* matrix, int64_t at, int6
             out[col * height + token] = Product::read(sample, matrix, at + token * width + col);
 }
 
-// Copies the columns from `first` to before `last`.
+// Copies the columns from `first` to before `last`, as many at a time as are in a cache line.
 template <class Product>
 static void copy_columns(const Sample& sample, const void* matrix, int64_t width, int64_t first, int64_t last, void* copy) {
     auto out = static_cast<typename Product::Input*>(copy);
-    const int64_t height = sample.padded;
-    for (int64_t col = first; col < last; col += TILE_SIZE) {
-        const int64_t cols = last - col < TILE_SIZE ? last - col : TILE_SIZE;
+    const int64_t height = sample.padded, line = 64 / sizeof(typename Product::Input);
+    for (int64_t stripe = first; stripe < last; stripe += line) {
+        const int64_t end = last - stripe < line ? last : stripe + line;
+        const int64_t tiled = stripe + (end - stripe) / TILE_SIZE * TILE_SIZE;
         int64_t token = 0;
-        if (cols == TILE_SIZE)
-            for (; token + TILE_SIZE <= sample.tokens; token += TILE_SIZE)
+        for (; token + TILE_SIZE <= sample.tokens; token += TILE_SIZE) {
+            for (int64_t col = stripe; col < tiled; col += TILE_SIZE)
                 Product::copy(sample, matrix, token * width + col, width, out + col * height + token, height);
-        for (; token < sample.tokens; token++)
-            for (int64_t each = col; each < col + cols; each++)
-                out[each * height + token] = Product::read(sample, matrix, token * width + each);
-        for (int64_t each = col; each < col + cols; each++)
-            memset(out + each * height + sample.tokens, 0, (height - sample.tokens) * sizeof(typename Product::Input));
+            for (int64_t col = tiled; col < end; col++)
+                for (int64_t each = token; each < token + TILE_SIZE; each++)
+                    out[col * height + each] = Product::read(sample, matrix, each * width + col);
+        }
+        for (int64_t col = stripe; col < end; col++) {
+            for (int64_t each = token; each < sample.tokens; each++)
+                out[col * height + each] = Product::read(sample, matrix, each * width + col);
+            memset(out + col * height + sample.tokens, 0, (height - sample.tokens) * sizeof(typename Product::Input));
+        }
     }
 }
 
