@@ -114,7 +114,7 @@ def _same_positions(one: Path, two: Path) -> float:
     """
     first, second = (load_file(folder / "repair.safetensors") for folder in (one, two))
     active = [torch.isin(first[key], second[key]) for key in first if key.endswith("active.indices")]
-    equal = torch.cat(active or [first[key] == second[key] for key in first if key.endswith("/kept")])
+    equal = torch.cat(active or [(first[key] == second[key]).flatten() for key in first if key.endswith("/kept")])
     return float(equal.double().mean())
 
 

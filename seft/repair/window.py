@@ -19,6 +19,7 @@ count as zero, which can only lower its score.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -26,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern
+from seft.devices import has_bfloat16
 from seft.dtypes import master_dtype
 from seft.repair.positions import Positions, entries, fields_of, named_fields
 from seft.repair.processes import sum_over_processes
@@ -37,6 +39,8 @@ W = TypeVar("W", bound="GradientSums")
 
 CANDIDATES_PER_POSITION = 4
 """Number of candidates for growth, and for removal, per position that the event chooses."""
+
+_has_bfloat16 = cache(has_bfloat16)
 
 SAMPLE_SIZE = 4096
 """Largest number of nonzeros in the sample from which the typical gradient is computed."""
@@ -142,11 +146,14 @@ class Window:
         `left` is the gradient of the linear's outputs, and `right` its inputs. `active` has the active positions, which
         cannot grow.
         """
-        left, right = left.to(self.outputs.dtype), right.to(self.inputs.dtype)
+        dtype = self.outputs.dtype
         self._add(left, right)
         taken = torch.cat([active, self.growth.indices]).sort().values
+        if left.dtype != torch.bfloat16 or not _has_bfloat16(str(left.device)):
+            left, right = left.to(dtype), right.to(dtype)
         for rows in row_chunks(self._weight.shape):
-            self._list(sum_over_processes((left[:, rows].t() @ right).flatten()), rows, taken)
+            gradient = sum_over_processes((left[:, rows].t() @ right).flatten())
+            self._list(gradient.to(dtype), rows, taken)
         self.observed += 1
 
     def removal(self, kept: Int[Tensor, "positions"]) -> Int[Tensor, "removal"]:
@@ -161,8 +168,9 @@ class Window:
 
     def _add(self, left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"]) -> None:
         """Add the gradients of one micro-batch to the sums of all positions that are listed already."""
-        self.outputs = self.outputs + sum_over_processes(left.square().sum(0))
-        self.inputs = self.inputs + sum_over_processes(right.square().sum(0))
+        dtype = self.outputs.dtype
+        self.outputs = self.outputs + sum_over_processes(left.to(dtype).square().sum(0))
+        self.inputs = self.inputs + sum_over_processes(right.to(dtype).square().sum(0))
         self.sample = self.sample.updated(sum_over_processes(sampled_product(left, right, self.sample.indices)))
         self.growth = self.growth.updated(sum_over_processes(sampled_product(left, right, self.growth.indices)))
 
@@ -215,7 +223,9 @@ class Window:
     def _draws(self, gradient: Float[Tensor, "chunk"], rows: slice) -> Float[Tensor, "chunk"]:
         """Return the random numbers of the positions in some rows, which are the same on every call."""
         name = str(rows.start * self._weight.shape[1])
-        return torch.empty_like(gradient).exponential_(generator=generator(self._seed, name, gradient.device))
+        random = generator(self._seed, name, gradient.device)
+        uniform = torch.rand(gradient.shape, dtype=gradient.dtype, device=gradient.device, generator=random)
+        return uniform.log_().neg_()  # several times as fast as `exponential_` on a CPU
 
     def _sample(self) -> Int[Tensor, "sampled"]:
         """Return the sorted positions of a uniform sample of the nonzeros: those among evenly drawn positions."""
