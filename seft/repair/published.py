@@ -62,6 +62,9 @@ class PublishedWindow(Window):
         """Return the change of the loss, to first order, if a weight became zero, for each of `places`."""
         return (entries(self._weight, places) * entries(self.sums, places)).abs()
 
+    def _sensitivities(self, rows: slice) -> Float[Tensor, "chunk cols"]:
+        return (self._weight[rows] * self.sums[rows]).abs()
+
     def _sample(self) -> Int[Tensor, "sampled"]:
         """Return no positions, because no typical gradient is needed."""
         return torch.zeros(0, dtype=torch.int32, device=self._weight.device)

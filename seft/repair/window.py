@@ -189,15 +189,23 @@ class Window:
         rows, cols = places // self._weight.shape[1], places % self._weight.shape[1]
         return entries(self._weight, places).abs() * self.outputs.sqrt()[rows] * self.inputs.sqrt()[cols]
 
+    def _sensitivities(self, rows: slice) -> Float[Tensor, "chunk cols"]:
+        """Return the sensitivities of all weights of some rows."""
+        return self._weight[rows].abs() * self.outputs.sqrt()[rows, None] * self.inputs.sqrt()
+
     def _least_sensitive(self) -> Int[Tensor, "least"]:
         """Return the positions of the least sensitive nonzeros, found chunk by chunk."""
-        weight = self._weight
+        weight, most = self._weight, self.count * CANDIDATES_PER_POSITION
         least = torch.zeros(0, dtype=torch.int64, device=weight.device)
+        sizes = self.outputs.new_zeros(0)
         for rows in row_chunks(weight.shape):
-            nonzeros = weight[rows].flatten().nonzero().squeeze(1) + rows.start * weight.shape[1]
-            least = torch.cat([least, nonzeros])
-            count = min(self.count * CANDIDATES_PER_POSITION, len(least))
-            least = least[self._sensitivity(least).topk(count, largest=False).indices]
+            zeros = (weight[rows] == 0).flatten()
+            found = self._sensitivities(rows).flatten().masked_fill_(zeros, torch.inf)
+            chosen = found.topk(min(most, len(found) - int(zeros.sum())), largest=False)
+            least = torch.cat([least, chosen.indices + rows.start * weight.shape[1]])
+            sizes = torch.cat([sizes, chosen.values])
+            best = sizes.topk(min(most, len(sizes)), largest=False).indices
+            least, sizes = least[best], sizes[best]
         return least.sort().values
 
     def _rivals(self, kept: Int[Tensor, "positions"]) -> Int[Tensor, "rivals"]:
