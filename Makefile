@@ -38,7 +38,7 @@ wheels: $(READY) ## collect the wheels that `make gpu` needs, for Python 3.12, i
 
 gpu: ## test and measure on a card, without internet, into build/gpu.json: 25 minutes; PARTS= runs some parts only
 	@$(PYTHON) -m tests.gpu.environment $(or $(WHEELS),build/wheels) build/gpu
-	@$(LAUNCHER:$(BIN)/python=build/gpu/bin/python) build/gpu/bin/python -m tests.gpu $(if $(PARTS),--keep $(PARTS)) $(if $(MODEL),--model $(MODEL))
+	@$(LAUNCHER:$(BIN)/python=build/gpu/bin/python) build/gpu/bin/python -m tests.gpu $(PARTS) $(if $(MODEL),--model $(MODEL))
 
 screenshots: $(READY) ## take the screenshots of the dashboard, from real jobs of a tiny model: minutes
 	@$(LAUNCHER) $(BIN)/python -m tests.browser.screenshots

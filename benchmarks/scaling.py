@@ -138,9 +138,7 @@ def time_table() -> str:
         shared = count_operations(_spec("all nonzeros", CARDS), model)[Phase.TRAINING] / fast
         one, eight = pruning + sum(others), pruning + sum(others) - others[1] + shared
         rows.append((name, *(f"{seconds / 60:,.1f}" for seconds in (pruning, *others, one, eight))))
-    return _table(
-        ("model", "pruning", "writing", "training", "evaluating", "on one card", "training on eight cards"), rows
-    )
+    return _table(("model", "pruning", "writing", "training", "evaluating", "job, one card", "job, eight cards"), rows)
 
 
 def check_table() -> str:

@@ -261,7 +261,10 @@ def device(settings: Settings) -> str:
 def training_sandbox(settings: Settings) -> str:
     """Check that the kernel and the container engine offer everything that confines a training process."""
     if flaws := sandbox.missing(settings.devices):
-        fix = "Use a newer kernel, or a container engine whose seccomp profile allows Landlock (Docker 23 or newer)."
+        fix = (
+            "Use a newer kernel, or a container engine whose seccomp profile allows Landlock (Docker 23 or newer), and"
+            " `unshare` for jobs on several devices."
+        )
         raise CheckFailed("this machine lacks " + "; ".join(flaws), fix, State.NOTE)
     return f"Landlock version {sandbox.landlock_abi()} and seccomp confine training processes"
 

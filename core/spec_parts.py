@@ -170,7 +170,8 @@ class RepairSpec(Spec):
         default=2,
         ge=1,
         le=4096,
-        description="Number of sequences on the device at a time. Changes memory and speed, not the result.",
+        description="Number of sequences on all devices of the job at a time, a multiple of `devices`. Changes memory"
+        " and speed, not the result.",
     )
     activation_checkpointing: Boolean = Field(
         default=False,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core.capability import CPU, Capability
-from core.infra import devices
+from core.infra import devices, sandbox
 from core.settings import INVALID, Settings
 from seft import processor
 from worker import disk_space
@@ -44,7 +44,8 @@ class Device(NamedTuple):
 def capability(settings: Settings) -> Capability:
     """Return what this worker can run now: its device, memory and free disk space."""
     device, free = find(settings.device, settings.devices), disk_space.free(settings.scratch)
-    return Capability(device.kind, device.name, device.memory, free, settings.devices, bfloat16=device.bfloat16)
+    devices = settings.devices if settings.devices == 1 or sandbox.can_leave_network() else 1
+    return Capability(device.kind, device.name, device.memory, free, devices, bfloat16=device.bfloat16)
 
 
 def used(settings: Settings) -> int | None:
@@ -124,7 +125,8 @@ def main(name: str, count: int) -> None:
         for number in range(first, first + count):
             other = torch.cuda.get_device_properties(number)
             if (other.name, other.total_memory) != (properties.name, properties.total_memory):
-                raise ValueError(f"device {number} is another one than device {first}: {other.name}")
+                needed = f"{properties.name} with {properties.total_memory} bytes, as device {first}"
+                raise ValueError(f"device {number} must be {needed}; it is {other.name} with {other.total_memory}")
         memory, bfloat16 = properties.total_memory, has_bfloat16(str(device))
         result = Device(device.type, properties.name, memory, bfloat16, str(properties.uuid))
     sys.stdout.write(json.dumps(result))

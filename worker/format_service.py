@@ -1,10 +1,13 @@
-"""Stores the files of formats for a training process, and reads them for its verification (`worker.format_store`).
+"""The worker's side of the store of formats: stores files that a training process sends, and reads ranges of them.
+
+The process reads them to verify them (`worker.format_store` is its side).
 
 A file goes from the connection to object storage in parts, so it is never on the disk, and few parts are in memory. The
 service does not trust the process: it accepts the names of formats, each once, and a limited number of bytes.
 """
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -14,7 +17,7 @@ from typing import assert_never
 from core.infra.storage import part_bytes
 from seft.checkpoint.facts import ListedFile, canonical_json
 from seft.config import OutputFormat
-from worker import disk_space
+from worker import child_files
 from worker.child_files import RefusedFileError
 from worker.protocol import (
     MAX_BLOCK_BYTES,
@@ -99,6 +102,8 @@ class FormatService:
                     del part[:length]
             if part:
                 yield bytes(part)
+            if not size:
+                raise RefusedFileError(f"{name} must not be empty")
 
         self._transfers.upload_parts(parts(), self._prefix + name)
         return ListedFile(name, size, digest.hexdigest())
@@ -108,7 +113,9 @@ class FormatService:
 
         The process could claim a dense folder of any size, but not one that is larger than the disk.
         """
-        dense = min(disk_space.size(self._folder / RESULT), shutil.disk_usage(self._folder).total)
+        with child_files.open_folder(self._folder, RESULT) as folder:
+            files = [os.stat(name, dir_fd=folder, follow_symlinks=False) for name in os.listdir(folder)]  # noqa: PTH208
+        dense = min(sum(file.st_size for file in files), shutil.disk_usage(self._folder).total)
         return int(MOST_OF_DENSE * dense) + SPARE_BYTES
 
 

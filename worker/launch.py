@@ -1,4 +1,4 @@
-"""Run the processes of a job on several devices, one per device, with the elastic launch of torch.
+"""Run the processes of a job on several devices, one per device, with the elastic launch of torch. What each may use.
 
 The first process runs the whole job (`worker.pipeline`). The others take part in its training (`worker.replica`). If
 one of them fails, the launch ends all of them and restarts none: the attempt fails, and the next one resumes. Gloo
@@ -17,6 +17,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from core.capability import CPU
 from seft.devices import choose_device
+from seft.models.source import ModelSource, downloaded, find
 from seft.parent_process import end_with_parent
 from worker.lifecycle import PAUSE_SECONDS
 from worker.protocol import Task
@@ -59,6 +60,19 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def find_model(task: Task) -> ModelSource:
+    """Return the source of the model of a job, with the folder of a hub model that was downloaded."""
+    folder = task.downloaded
+    ask_hub = None if folder is None else lambda reference, _: downloaded(reference, folder)
+    return find(task.spec.model, roots=task.model_roots, revision=task.spec.revision, ask_hub=ask_hub)
+
+
+def dtype_of(task: Task) -> torch.dtype:
+    """Return the data type of the weights while the job runs."""
+    dtype: torch.dtype = getattr(torch, task.spec.dtype)
+    return dtype
+
+
 def device_of(task: Task) -> str:
     """Return the name of the device of this process, such as `cuda:1`."""
     device = choose_device(task.device)
@@ -87,7 +101,5 @@ def process_group(count: int) -> Iterator[None]:
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()  # not after an error, because it could wait for processes that wait for this one

@@ -34,7 +34,7 @@ from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
 from seft.retain import load_retained, save_retained, split_retained
 from worker import disk_space, usage
 from worker.conditions import read_conditions, write_conditions
-from worker.launch import device_of, threads_of
+from worker.launch import device_of, dtype_of, find_model, threads_of
 from worker.meter import Meter
 from worker.protocol import (
     ENOUGH,
@@ -53,7 +53,7 @@ from worker.protocol import (
     Task,
     TopologyEvolved,
 )
-from worker.replica import Start, decide, dtype_of, find_model, share
+from worker.replica import Start, decide, share
 from worker.texts import JobTexts, read_texts
 
 PRUNED, SCORES, RETAINED = "pruned.safetensors", "scores.json", "retained.safetensors"

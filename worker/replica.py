@@ -8,18 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from seft import stages
 from seft.config import PruneConfig, RepairConfig
 from seft.data.packing import Packed
 from seft.devices import configure_torch
 from seft.models.load import Loaded, load
-from seft.models.source import ModelSource, downloaded, find
 from seft.repair import Repair
 from seft.repair.processes import broadcast, broadcast_weights
 from seft.report import Reporter, silent
-from worker.launch import device_of, threads_of
+from worker.launch import device_of, dtype_of, find_model, threads_of
 from worker.protocol import STATE, Task
 
 
@@ -73,19 +70,6 @@ def decide(*, stop: bool, end: bool) -> tuple[bool, bool]:
     """
     decided: tuple[bool, bool] = broadcast((stop, end))
     return decided
-
-
-def find_model(task: Task) -> ModelSource:
-    """Return the source of the model of a job, with the folder of a hub model that was downloaded."""
-    folder = task.downloaded
-    ask_hub = None if folder is None else lambda reference, _: downloaded(reference, folder)
-    return find(task.spec.model, roots=task.model_roots, revision=task.spec.revision, ask_hub=ask_hub)
-
-
-def dtype_of(task: Task) -> torch.dtype:
-    """Return the data type of the weights while the job runs."""
-    dtype: torch.dtype = getattr(torch, task.spec.dtype)
-    return dtype
 
 
 def follow(folder: Path, task: Task) -> bool:

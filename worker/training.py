@@ -5,6 +5,7 @@ devices, this process starts one process for each of them (`worker.launch`), and
 """
 
 import faulthandler
+import multiprocessing
 import os
 import signal
 import sys
@@ -37,7 +38,14 @@ def main(folder: Path, pipe: int, parent: int, connection: int) -> None:
     sandbox.leave_network()
     from worker.launch import launch
 
-    launch(task.spec.devices, partial(_run_one_of_several, folder, task, send, store))
+    # The system sends long messages in pieces, which must not be mixed with those of another process.
+    lock = multiprocessing.get_context("fork").Lock()
+
+    def send_in_turn(message: Message) -> None:
+        with lock:
+            send(message)
+
+    launch(task.spec.devices, partial(_run_one_of_several, folder, task, send_in_turn, store))
 
 
 def _run_one_of_several(folder: Path, task: Task, send: Callable[[Message], None], store: FormatStore) -> None:

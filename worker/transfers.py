@@ -28,7 +28,7 @@ LONGEST_PAUSE = 10.0
 """Maximum seconds between two tries."""
 REJECTIONS = frozenset({400, 401, 403, 413, 416})
 UPLOADERS = 2
-"""Threads that send the parts of one object. Twice as many parts are in memory."""
+"""Threads that send the parts of one object. Up to twice as many parts wait or are sent, and one is being filled."""
 FULL_STATUS, FULL_CODES = 507, frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"})
 """HTTP status and error codes with which an S3 server reports that it is full. Amazon S3 is never full."""
 

@@ -22,6 +22,7 @@ import struct
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ LOCAL_SOCKETS = (socket.AF_UNIX,)
 """Families of sockets that a confined process may open."""
 CONNECTING_SOCKETS = (*LOCAL_SOCKETS, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
 """The same for the processes of a job on several devices, which connect to each other. See `leave_network`. To find the
-loopback interface they ask the kernel through AF_NETLINK."""
+loopback interface they ask the kernel through AF_NETLINK, of which they may use the protocol ROUTE (0) alone."""
 
 NEW_USER, NEW_NETWORK = 0x10000000, 0x40000000
 """Flags of `unshare`: a user namespace, a network namespace."""
@@ -96,8 +97,8 @@ def missing(devices: int = 1) -> list[str]:
         flaws.append("the scopes of Landlock (Linux 6.12), so a training process could kill processes of its user")
     if not _has_seccomp():
         flaws.append("seccomp, so a training process could use the network and leave its process group")
-    if devices > 1 and not _has_network_namespaces():
-        flaws.append("network namespaces, so a job on several devices could use the network")
+    if devices > 1 and not can_leave_network():
+        flaws.append("network namespaces with a loopback interface, so no job runs on several devices")
     return flaws
 
 
@@ -113,21 +114,26 @@ def _has_seccomp() -> bool:
     return bool(available)
 
 
-def _has_network_namespaces() -> bool:
-    """Return whether a process without rights can leave the network. A process of its own tries it."""
+@cache
+def can_leave_network() -> bool:
+    """Return whether `leave_network` works here. A process of its own tries it."""
     if (process := os.fork()) == 0:
-        os._exit(0 if _unshare_network() else 1)
+        with suppress(OSError):
+            leave_network()
+            os._exit(0)
+        os._exit(1)
     return os.waitpid(process, 0)[1] == 0
 
 
-def leave_network() -> bool:
+def leave_network() -> None:
     """Move this process to a network namespace that has only a loopback interface. Call before any thread starts.
 
-    The processes of a job on several devices connect to each other over it. Returns False if the kernel or the
-    container engine does not allow this. Then the process stays in the network.
+    The processes of a job on several devices connect to each other over it. Their libraries listen on all interfaces
+    and trust whoever connects, so these processes must not run in a network with others. Raises OSError if the kernel
+    or the container engine does not allow this.
     """
-    if not _unshare_network():
-        return False
+    if _libc().unshare(NEW_USER | NEW_NETWORK) != 0:
+        raise OSError(ctypes.get_errno(), f"unshare: {os.strerror(ctypes.get_errno())}")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         name = b"lo".ljust(16, b"\0")
         flags = struct.unpack_from("H", fcntl.ioctl(any_socket, GET_FLAGS, name + bytes(24)), 16)[0]
@@ -135,11 +141,6 @@ def leave_network() -> bool:
     header, nothing = struct.pack("Ii", CAPABILITIES_VERSION, 0), bytes(24)
     if _libc().capset(header, nothing) != 0:  # those that the new user namespace gave
         raise OSError(ctypes.get_errno(), f"capset: {os.strerror(ctypes.get_errno())}")
-    return True
-
-
-def _unshare_network() -> bool:
-    return bool(_libc().unshare(NEW_USER | NEW_NETWORK) == 0)
 
 
 def code(variables: Mapping[str, str], packages: Iterable[str]) -> list[Path]:
@@ -217,7 +218,7 @@ def _allow(ruleset: int, path: Path, rights: int) -> None:
 def _filter_system_calls(machine: Machine, sockets: Sequence[int]) -> None:
     """Install a program of the Berkeley packet filter. Each instruction is (code, jump if true, if false, value)."""
     load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
-    number, architecture, argument = 0, 4, 16
+    number, architecture, argument, protocol = 0, 4, 16, 32
     checks = [(equal, call) for call in machine.refused]
     if machine is MACHINES["x86_64"]:
         checks.append((at_least, X32_CALLS))
@@ -228,8 +229,10 @@ def _filter_system_calls(machine: Machine, sockets: Sequence[int]) -> None:
         *((code, "refuse", 0, value) for code, value in checks),
         (equal, 0, "allow", machine.socket),
         (load, 0, 0, argument),
-        *((equal, "allow", 0, family) for family in sockets),
+        *((equal, "allow", 0, family) for family in sockets if family != socket.AF_NETLINK),
     ]
+    if socket.AF_NETLINK in sockets:
+        body += [(equal, 0, "refuse", socket.AF_NETLINK), (load, 0, 0, protocol), (equal, "allow", 0, 0)]
     targets = {"refuse": len(body), "allow": len(body) + 1}
 
     def jump(at: int, to: int | str) -> int:

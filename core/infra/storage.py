@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 DELETE_BATCH = 1000
 """Maximum number of objects that S3 deletes in one request."""
-PART_BYTES, PARTS = 16 << 20, 10_000
-"""Minimum bytes per part of a multipart upload, and maximum number of parts. S3 accepts no more parts."""
+PART_BYTES, MOST_PART_BYTES, PARTS = 16 << 20, 128 << 20, 10_000
+"""Minimum and maximum bytes per part of a multipart upload, and maximum number of parts. S3 accepts no more parts."""
 READ_BYTES = 4 << 20
 """Bytes fetched per request when an object is read at random offsets."""
 ABORT_INCOMPLETE_UPLOADS: "LifecycleRuleUnionTypeDef" = {
@@ -48,8 +48,8 @@ log = structlog.get_logger(__name__)
 
 
 def part_bytes(size: int) -> int:
-    """Return the bytes of every part except the last, for an object of up to `size` bytes."""
-    return max(PART_BYTES, -(-size // PARTS))
+    """Return the bytes of every part except the last, for an object of up to `size` bytes and 1.3 TB."""
+    return min(max(PART_BYTES, -(-size // PARTS)), MOST_PART_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Storage:
         """Return `size` bytes of an object from offset `start`. The result is shorter only at the end of the object."""
         byte_range = f"bytes={start}-{start + size - 1}"
         with self._s3.get_object(Bucket=self._bucket, Key=key, Range=byte_range)["Body"] as body:
-            return body.read()
+            return body.read(size)  # a server that does not know ranges would send the whole object
 
     def open(self, key: str, bucket: str | None = None) -> BinaryIO:
         """Open an object as a seekable file. `bucket` is another bucket to read from; None for this one."""

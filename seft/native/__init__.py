@@ -1,1 +1,1 @@
-"""Compiled kernels of the CPU, which `seft.repair` and `seft.runtime` use, and a Triton kernel of the repair."""
+"""Compiled kernels of the CPU, for `seft.repair` and `seft.runtime`."""

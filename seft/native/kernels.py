@@ -35,7 +35,7 @@ DTYPES = {torch.bfloat16: 0, torch.float32: 1}
 
 
 class Matrix(ctypes.Structure):
-    """The struct `Matrix` of `native/matrix.h`, with the addresses of its arrays."""
+    """The struct `Matrix` of `matrix.h`, with the addresses of its arrays."""
 
     _fields_ = (
         ("rows", ctypes.c_int64),

@@ -77,7 +77,7 @@ def by_kernel(
     It copies the columns of both matrices, so that the tokens of a column follow each other in memory.
     """
     if left.device.type == "cuda":
-        from seft.native import cuda
+        from seft.repair import cuda
 
         return cuda.sample(left, right, indices)
     left, right, indices = left.contiguous(), right.contiguous(), indices.contiguous()

@@ -1,8 +1,8 @@
 """A matrix with its nonzero values only: masks of 64 columns and packed values, in panels of 8 rows.
 
-`native/matrix.h` describes the layout. int8 values have one scale per row: a weight is `value * scale`, and the scale
-is the row's largest magnitude / 127. Zeros stay exact in both kinds. With int8 values, x is quantised to 12 bits per
-row (token).
+`seft/native/matrix.h` describes the layout. int8 values have one scale per row: a weight is `value * scale`, and the
+scale is the row's largest magnitude / 127. Zeros stay exact in both kinds. With int8 values, x is quantised to 12 bits
+per row (token).
 """
 
 import ctypes

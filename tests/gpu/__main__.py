@@ -60,7 +60,8 @@ def main() -> int:
     machine = find_machine()
     small = arguments.small or not machine["card"]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    done: dict[str, Any] = json.loads(arguments.out.read_text())["parts"] if arguments.keep else {}
+    before = json.loads(arguments.out.read_text()) if arguments.parts and arguments.out.exists() else {}
+    done: dict[str, Any] = before["parts"] if before.get("machine") == machine else {}
     for name in arguments.parts or PARTS:
         sys.stdout.write(f"{name} ... ")
         sys.stdout.flush()
@@ -77,9 +78,10 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="parts to run; default: all")
+    parser.add_argument(
+        "parts", nargs="*", choices=[*PARTS, []], help="parts to run; the JSON keeps the others; default: all"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/gpu.json"), help="JSON file; default: build/gpu.json")
-    parser.add_argument("--keep", action="store_true", help="keep the results of other parts in the JSON file")
     parser.add_argument("--small", action="store_true", help="run at a small size, as without a card")
     parser.add_argument("--model", type=Path, help="SmolLM2, as a folder or GGUF file; default: see tests.gpu.service")
     return parser.parse_args()

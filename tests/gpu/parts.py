@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-TESTS = ("tests/gpu/test_card.py", "tests/seft/native/test_cuda.py", "tests/seft/runtime/test_cuda.py")
+TESTS = ("tests/gpu/test_card.py", "tests/seft/repair/test_cuda.py", "tests/seft/runtime/test_cuda.py")
 STEP = ("benchmarks.step", "--device", "{device}", "--dtype", "bfloat16", "--out", "{out}", "--sides")
 PRUNING = ("benchmarks.pruning", "--device", "{device}", "--dtype", "bfloat16", "--out", "{out}")
 SERVICE = ("tests.gpu.service", "--out", "{out}")

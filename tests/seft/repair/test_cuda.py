@@ -14,7 +14,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_entries_are_those_of_the_dense_product(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    from seft.native import cuda
+    from seft.repair import cuda
 
     left, right, positions = make(*shape, dtype)
     product = (left.double().T @ right.double()).flatten()[positions]
