@@ -16,7 +16,7 @@ from seft.models.dimensions import Dimensions, Matrix
 FLOAT, HALF = 4, 2
 WHOLE_LOGITS = 1 << 24
 """Maximum number of logits that are in memory at the same time, as in `seft.loss`."""
-PROCESS_BYTES = 390_000_000
+PROCESS_BYTES = 410_000_000
 """Bytes of a process that has loaded torch, transformers, a tokenizer and the text of the dataset.
 
 40 MB of it are for its copy, which waits to verify the checkpoint and shares most of its memory. With a torch built for
