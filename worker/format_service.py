@@ -113,9 +113,11 @@ class FormatService:
 
         The process could claim a dense folder of any size, but not one that is larger than the disk.
         """
-        with child_files.open_folder(self._folder, RESULT) as folder:
-            files = [os.stat(name, dir_fd=folder, follow_symlinks=False) for name in os.listdir(folder)]  # noqa: PTH208
-        dense = min(sum(file.st_size for file in files), shutil.disk_usage(self._folder).total)
+        dense = 0
+        if (self._folder / RESULT).exists():
+            with child_files.open_folder(self._folder, RESULT) as folder:
+                files = [os.stat(name, dir_fd=folder, follow_symlinks=False) for name in os.listdir(folder)]  # noqa: PTH208
+            dense = min(sum(file.st_size for file in files), shutil.disk_usage(self._folder).total)
         return int(MOST_OF_DENSE * dense) + SPARE_BYTES
 
 
