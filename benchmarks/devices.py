@@ -11,7 +11,6 @@ in turn, so that a noisy machine slows both.
 import argparse
 import itertools
 import json
-import resource
 import statistics
 import tempfile
 import time
@@ -24,7 +23,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from benchmarks.turns import answer, take_turns
+from benchmarks.turns import answer, peak_bytes, take_turns
 from seft.config import PruneConfig, PruneMethod, RepairConfig
 from seft.data.records import read
 from seft.data.text import tokenize
@@ -32,9 +31,9 @@ from seft.models.load import load
 from seft.models.source import find
 from seft.prune.loop import prune_model
 from seft.repair import Repair
-from seft.repair.processes import broadcast, is_first
+from seft.repair.processes import broadcast
 from seft.repair.schedule import WINDOW, next_event
-from worker.launch import launch, process_group
+from worker.launch import launch, process_group, rank
 
 WARM_UP = 2
 EVENTS_EVERY = 10
@@ -144,16 +143,12 @@ def _train(setting: Setting, pipe: Any) -> None:
                 repair.save(setting.state)
             return took, counter.sent
 
-        if is_first():
-            answer(pipe, step, _peak)
+        if rank() == 0:
+            answer(pipe, step, partial(peak_bytes, "cpu"))
             broadcast(False)
         else:
             while broadcast(None):
                 repair.advance()
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class _Counter:

@@ -28,9 +28,9 @@ from core.spec_parts import EXAMPLE_DATASET
 from core.specs import JobSpec
 from core.states import Phase
 from tests.tiny import tiny_texts, tiny_tokenizer
-from tests.worker.peaks import measure_peaks
+from tests.worker.peaks import measure_peaks, write_job
 from worker.pipeline import Pipeline
-from worker.protocol import DATA, Message, Progressed, Task
+from worker.protocol import Message, Progressed, Task
 
 RESULTS = Path(__file__).with_name("scaling.json")
 SIZES = {128: 4, 192: 6, 256: 8, 384: 8}
@@ -109,7 +109,7 @@ def measure(folder: Path, hidden: int, method: str) -> list[Row]:
     """Return the rows of one job by two runs in the empty folder."""
     write_model(folder, hidden)
     spec = spec_of(method)
-    counted, peaks = count_flops(folder, spec), measure_peaks(write_job(folder / "memory", spec))
+    counted, peaks = count_flops(folder, spec), measure_peaks(write_job(folder / "memory", spec, tiny_texts()))
     loading = memory_by_phase(dimensions_of(config_of(hidden)), spec)[Phase.LOADING]
     before = peaks[Phase.LOADING] - loading.device
     return [Row(hidden, method, phase, counted[phase], peaks[phase] - before) for phase in COUNTED]
@@ -121,26 +121,9 @@ def write_model(folder: Path, hidden: int) -> None:
     tiny_tokenizer().save_pretrained(folder / "model")
 
 
-def write_job(folder: Path, spec: JobSpec) -> Path:
-    """Write the files of a job to a new folder, and return it. The model is beside the folder."""
-    folder.mkdir()
-    (folder / DATA).write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_texts()))
-    Task(
-        spec=spec,
-        dataset_sha256="0" * 64,
-        resume=None,
-        model_roots=[folder.parent],
-        device="cpu",
-        threads=1,
-        checkpoint_seconds=1000,
-        micro_batch=None,
-    ).write(folder)
-    return folder
-
-
 def count_flops(folder: Path, spec: JobSpec) -> dict[Phase, float]:
     """Run a job in this process, and return the operations of each phase."""
-    job = write_job(folder / "flops", spec)
+    job = write_job(folder / "flops", spec, tiny_texts())
     counts, phase, before = dict.fromkeys(Phase, 0.0), Phase.LOADING, 0.0
     causal = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _causal,

@@ -6,8 +6,8 @@
 *floor* is the forward pass and the backward pass to the inputs, with nothing trained. *lora* is PEFT's LoRA without a
 mask. *spiel* does what SpIEL's published code does (github.com/AlanAnsell/peft): in both passes it copies the weight
 and adds the trained values to the copy. It computes the gradient of the whole weight and takes the trained positions
-from it. *lora* and *spiel* use AdamW of torch. They train as many values as the recipes of `benchmarks.recipes`, which
-are the other sides.
+from it. *lora* and *spiel* use AdamW of torch. The other sides are the recipes of `benchmarks.recipes`. *lora* and
+*spiel* train the same number of values as the recipes that train a fraction of the weights.
 
 A run has one shape of a batch, such as 2x512 for 2 windows of 512 tokens, and one density. Each side has a process of
 its own, so that its peak memory is its own. All processes have their models in memory at once. The sides take their
@@ -18,7 +18,6 @@ time. The table has medians.
 import argparse
 import itertools
 import json
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from torch.nn import functional
 
 from benchmarks.recipes import RECIPES, Recipe
 from benchmarks.shapes import model_and_text, model_name
-from benchmarks.turns import answer, take_turns
+from benchmarks.turns import answer, peak_bytes, take_turns
 from seft.config import PruneConfig, PruneMethod
 from seft.loss import TokenLoss
 from seft.models.targets import target_linears
@@ -128,13 +127,7 @@ def _serve(setting: Setting, pipe: Any) -> None:
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    answer(pipe, timed, partial(_peak, setting.device))
-
-
-def _peak(device: str) -> int:
-    if device == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return torch.cuda.max_memory_allocated()
+    answer(pipe, timed, partial(peak_bytes, setting.device))
 
 
 def _make(setting: Setting, model: Any, tokens: Int[Tensor, "tokens"]) -> Run:

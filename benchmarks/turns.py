@@ -3,9 +3,11 @@
 Each side has a process of its own, so that its peak memory is its own.
 """
 
+import resource
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch.multiprocessing import get_context
 
 
@@ -43,3 +45,10 @@ def answer(pipe: Any, run: Callable[[], Any], peak: Callable[[], int]) -> None:
     while pipe.recv() == "run":
         pipe.send(run())
     pipe.send(peak())
+
+
+def peak_bytes(device: str) -> int:
+    """Return the peak memory of this process since its start, or that of its tensors if the device is not the CPU."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return torch.cuda.max_memory_allocated(device)

@@ -248,8 +248,8 @@ class Settings(DatabaseSettings):
         default=1,
         ge=1,
         le=64,
-        description="Number of devices of a worker: `SEFT_DEVICE` and those that follow it, all of one kind. A job runs"
-        " on as many of them as it asks for, and on a CPU in as many processes. The worker runs one job at a time.",
+        description="Number of devices of a worker: `SEFT_DEVICE` and those that follow it, all of one kind. A job says"
+        " how many of them it uses. On a CPU this is a number of processes. The worker runs one job at a time.",
     )
     threads: int = Field(
         default=0,

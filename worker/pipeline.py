@@ -174,8 +174,7 @@ class Pipeline:
         if not self.prune.gradual:
             self._evaluate("pruned", Stage.PRUNED, loaded, text)
         (folder := self._state_folder).mkdir(parents=True)
-        weights = sum(parameter.numel() for parameter in loaded.model.parameters())
-        disk_space.require_space(folder, (PRUNED_BYTES + DENSE_BYTES) * weights)
+        disk_space.require_space(folder, (PRUNED_BYTES + DENSE_BYTES) * _count_weights(loaded))
         save_pruned(loaded.model, folder / PRUNED)
         if self.retained:
             save_retained(self.retained, folder / RETAINED)
@@ -294,8 +293,7 @@ class Pipeline:
     def _export(self, loaded: Loaded, facts: Facts) -> None:
         self._progress(Stage.EXPORTING, 0.0)
         formats = self.task.spec.output.formats
-        weights = sum(parameter.numel() for parameter in loaded.model.parameters())
-        disk_space.require_space(self.folder, DENSE_BYTES * weights)
+        disk_space.require_space(self.folder, DENSE_BYTES * _count_weights(loaded))
         if self.store and any(each.file for each in formats):
             self.send(Storing())
         record = stages.publish(loaded, self.folder / RESULT, facts, self._report_export, formats, store=self.store)
@@ -361,3 +359,7 @@ class Pipeline:
         self.meter.last_step = self._last_step
         progress, remaining = self.meter.report(stage, fraction)
         self.send(Progressed(phase=stage.phase, progress=progress, step=self.step, remaining=remaining))
+
+
+def _count_weights(loaded: Loaded) -> int:
+    return sum(parameter.numel() for parameter in loaded.model.parameters())

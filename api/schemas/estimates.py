@@ -53,7 +53,7 @@ class FitView(BaseModel):
     device_name: str = Field(description="Model of the device. Equal devices take about the same time for a job.")
     devices: int = Field(description="Number of devices of the worker.")
     dtype: str = Field(description="Data type of the weights on this worker. It tells what `auto` means there.")
-    fits: bool = Field(description="True if the worker has as many devices as the job asks for, and the memory.")
+    fits: bool = Field(description="True if the worker has enough devices and enough memory for the job.")
     phase: Phase = Field(description="Phase that needs the most memory. It decides whether the job fits.")
     needed_bytes: int = Field(description="Bytes of memory that this phase needs.")
     memory_bytes: int = Field(description="Bytes of memory of the device. A tenth of it must stay free.")

@@ -27,7 +27,7 @@ Results would else be poor.
 class Fit:
     """The phase of a job that needs the most memory, the bytes that it needs, and the bytes that the worker has.
 
-    `enough_devices` is true if the worker has as many devices as the job asks for.
+    `enough_devices` is true if the worker has the number of devices that the job asks for.
     """
 
     phase: Phase

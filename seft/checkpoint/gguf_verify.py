@@ -22,7 +22,7 @@ from gguf.gguf_reader import ReaderTensor
 from gguf.quants import dequantize, quantize
 
 from seft.checkpoint.bfloat16 import to_float32
-from seft.checkpoint.compact.byte_sources import ByteSource
+from seft.checkpoint.compact.byte_sources import ByteSource, blocks
 from seft.checkpoint.gguf_file import Stored, stored_tensors, value_bytes
 from seft.config import OutputFormat
 from seft.errors import SourceError, VerifyError
@@ -44,8 +44,6 @@ _SETTINGS = (
 )
 _SAME = 1e-6
 """Largest relative difference of a setting, which the file has as a 32-bit number."""
-_WINDOW = 8 << 20
-"""Bytes that are read at a time."""
 
 
 class _LazyTensor:
@@ -59,10 +57,10 @@ class _LazyTensor:
     def data(self) -> np.ndarray[Any, Any]:
         """The stored values."""
         begin, hole = int(self._place.data_offset), self._place.data
-        content = np.empty(hole.nbytes, np.uint8)
-        for at in range(0, len(content), _WINDOW):
-            part = content[at : at + _WINDOW]
-            part[:] = np.frombuffer(self._source.read(begin + at, len(part)), np.uint8)
+        content, at = np.empty(hole.nbytes, np.uint8), 0
+        for block in blocks(self._source, begin, len(content)):
+            content[at : at + len(block)] = np.frombuffer(block, np.uint8)
+            at += len(block)
         values: np.ndarray[Any, Any] = content.view(hole.dtype).reshape(hole.shape)
         return values
 

@@ -23,7 +23,7 @@ from huggingface_hub import constants
 from torch import nn
 
 from seft.checkpoint import sparsity
-from seft.checkpoint.compact.byte_sources import ByteSource
+from seft.checkpoint.compact.byte_sources import ByteSource, blocks
 from seft.checkpoint.counts import Sparsity
 from seft.checkpoint.facts import MANIFEST, Fingerprint, ListedFile, Record, manifest
 from seft.checkpoint.formats import Store, verify_format, verify_source
@@ -40,8 +40,6 @@ PACKAGE_ROOT = Path(__file__).parents[2]
 """Folder that contains the package `seft`, so that the separate process imports the same one."""
 _END = "\0"
 """End of a complete answer of the process that waits."""
-WINDOW = 8 << 20
-"""Bytes of a stored file that are read at a time to compute its SHA-256."""
 FINGERPRINT_TOKENS = 32
 FINGERPRINT_TOLERANCE = 3e-4  # nats; another machine differs by less in float32, one wrong weight usually by more
 
@@ -235,8 +233,8 @@ def _verify_files(folder: Path, store: Store | None) -> dict[str, ByteSource]:
 def _listed(name: str, source: ByteSource) -> ListedFile:
     """Return the entry of the manifest that a stored file must have. Reads the whole file."""
     digest = hashlib.sha256()
-    for begin in range(0, source.size, WINDOW):
-        digest.update(source.read(begin, min(WINDOW, source.size - begin)))
+    for block in blocks(source, 0, source.size):
+        digest.update(block)
     return ListedFile(name, source.size, digest.hexdigest())
 
 

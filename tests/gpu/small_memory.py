@@ -1,6 +1,6 @@
 """`python -m tests.gpu.small_memory BYTES FOLDER PIPE PARENT STORE`: a training process whose card has few bytes.
 
-It is `worker.training`, after torch's allocator was told to take only a fraction of the card. So torch raises its real
+It limits torch to a fraction of the card's memory, and then runs `worker.training`. So torch raises its real
 `OutOfMemoryError`.
 """
 

@@ -10,16 +10,35 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
 
+from core.specs import JobSpec
 from core.states import Phase
 from seft.checkpoint.verify import standby
 from worker import environment
 from worker.pipeline import Pipeline
-from worker.protocol import Message, Progressed, Task
+from worker.protocol import DATA, Message, Progressed, Task
 
 SAMPLE_SECONDS = 0.003
+
+
+def write_job(folder: Path, spec: JobSpec, texts: Sequence[str]) -> Path:
+    """Write the files of a job to a new folder, and return it. The model is beside the folder."""
+    folder.mkdir()
+    (folder / DATA).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    Task(
+        spec=spec,
+        dataset_sha256="0" * 64,
+        resume=None,
+        model_roots=[folder.parent],
+        device="cpu",
+        threads=1,
+        checkpoint_seconds=1000,
+        micro_batch=None,
+    ).write(folder)
+    return folder
 
 
 def measure_peaks(job: Path) -> dict[Phase, int]:

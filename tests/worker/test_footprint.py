@@ -1,6 +1,5 @@
 """The memory estimate of a job matches its process, on a model that needs more memory than the process itself."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from core.states import Phase
 from seft.models.dimensions import read_dimensions
 from seft.models.shapes import shapes
 from seft.models.source import find
-from tests.worker.peaks import measure_peaks
-from worker.protocol import DATA, Task
+from tests.worker.peaks import measure_peaks, write_job
 
 CUDA_BUILD_BYTES = 130_000_000
 """The part of a CUDA build that `PROCESS_BYTES` does not include."""
@@ -87,23 +85,6 @@ def write_model(folder: Path) -> None:
     tiny_tokenizer().save_pretrained(folder)
 
 
-def write_job(folder: Path, name: str, spec: JobSpec, texts: list[str]) -> Path:
-    """Write the files of a job, and return its folder."""
-    (job := folder / name).mkdir()
-    (job / DATA).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    Task(
-        spec=spec,
-        dataset_sha256="0" * 64,
-        resume=None,
-        model_roots=[folder],
-        device="cpu",
-        threads=1,
-        checkpoint_seconds=1000,
-        micro_batch=None,
-    ).write(job)
-    return job
-
-
 @pytest.mark.parametrize("name", JOBS)
 def test_the_memory_of_every_phase_is_within_fifteen_percent_of_the_estimate(
     tmp_path: Path, tiny_texts: list[str], name: str
@@ -114,11 +95,11 @@ def test_the_memory_of_every_phase_is_within_fifteen_percent_of_the_estimate(
     write_model(tmp_path / "model")
     source = find("model", roots=[tmp_path])
     expected = memory_by_phase(read_dimensions(source, shapes(source)), spec)
-    job = write_job(tmp_path, "job", spec, tiny_texts)
+    job = write_job(tmp_path / "job", spec, tiny_texts)
     peaks = measure_peaks(job)
     if any(each.combined > 1.15 * peaks[phase] for phase, each in expected.items()):
         # On a busy machine, no sample may have met a short peak.
-        again = measure_peaks(write_job(tmp_path, "again", spec, tiny_texts))
+        again = measure_peaks(write_job(tmp_path / "again", spec, tiny_texts))
         peaks = {phase: max(peak, again[phase]) for phase, peak in peaks.items()}
     if torch.version.cuda:
         for phase in peaks:

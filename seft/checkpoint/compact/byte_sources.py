@@ -18,6 +18,8 @@ from seft.errors import ContainerError, SourceError
 from seft.models.hub_files import NOT_FOUND, UNREACHABLE
 
 T = TypeVar("T")
+BLOCK_BYTES = 8 << 20
+"""Largest number of bytes that `blocks` reads at a time."""
 PAUSES = (0.5, 2.0, 5.0)
 """Seconds between the attempts of a request."""
 _WEB, _S3 = ("http://", "https://"), "s3://"
@@ -39,6 +41,12 @@ class ByteSource(Protocol):
 
     def close(self) -> None:
         """Close the file or the connections."""
+
+
+def blocks(source: ByteSource, begin: int, size: int) -> Iterator[bytes]:
+    """Yield `size` bytes from the byte `begin`, in blocks of at most `BLOCK_BYTES`."""
+    for at in range(begin, begin + size, BLOCK_BYTES):
+        yield source.read(at, min(BLOCK_BYTES, begin + size - at))
 
 
 def is_address(reference: str) -> bool:
