@@ -107,9 +107,9 @@ def _capable_query(sweep_seconds: float) -> Select[int, int]:
     return query.where(is_alive(sweep_seconds))
 
 
-def has_larger(session: Session, capability: Capability, sweep_seconds: float) -> bool:
-    """Return whether a live worker has a device of the same kind with more memory than this one."""
-    larger = (Worker.device == capability.device, Worker.memory > capability.memory)
+def has_larger(session: Session, capability: Capability, sweep_seconds: float, devices: int = 1) -> bool:
+    """Return whether a live worker has so many devices of the same kind, with more memory than this one."""
+    larger = (Worker.device == capability.device, Worker.memory > capability.memory, Worker.devices >= devices)
     return bool(session.scalar(select(exists().where(is_alive(sweep_seconds), *larger))))
 
 

@@ -358,7 +358,7 @@ class Supervisor:
             self.attempt,
             message=f"{error} {memory.advice(spec, phase, self.attempt.micro_batch)}",
             micro_batch=memory.smaller_micro_batch(spec, phase, by_kernel=error.by_kernel),
-            larger=of_device and workers.has_larger(session, has, self.settings.sweep_seconds),
+            larger=of_device and workers.has_larger(session, has, self.settings.sweep_seconds, spec.devices),
             max_failures=self.settings.max_failures,
         )
 

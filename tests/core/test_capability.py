@@ -170,6 +170,15 @@ def test_a_job_that_runs_out_of_memory_moves_to_larger_devices_until_there_is_no
     assert row(sessions, job_id).status == Status.FAILED
 
 
+def test_larger_devices_count_only_if_there_are_enough_for_the_job(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        workers.record_heartbeat(session, "large", replace(GPU, memory=2 * GPU.memory))
+        assert workers.has_larger(session, GPU, SWEEP, 1)
+        assert not workers.has_larger(session, GPU, SWEEP, 2)
+        workers.record_heartbeat(session, "two", replace(GPU, memory=2 * GPU.memory, devices=2))
+        assert workers.has_larger(session, GPU, SWEEP, 2)
+
+
 def test_a_job_that_no_live_worker_can_run_reports_the_reason(
     sessions: Sessions, make_job: MakeJob, settings: Settings
 ) -> None:
