@@ -29,6 +29,7 @@ from seft.checkpoint.verify import fingerprint
 from seft.config import OutputFormat, format_of
 from seft.models.load import Loaded, quiet
 from seft.models.model_files import CARD
+from seft.models.targets import whole_parameters
 from seft.models.terms import notices
 
 EXPORT_DTYPE = torch.bfloat16
@@ -104,7 +105,7 @@ def round_weights(model: nn.Module) -> None:
 
     Call this before you measure the scores of a checkpoint.
     """
-    for weight in model.parameters():
+    for weight in whole_parameters(model):
         weight.copy_(weight.to(EXPORT_DTYPE))
         weight.masked_fill_(weight == 0, 0.0)
 

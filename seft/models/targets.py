@@ -7,8 +7,11 @@ are outside the blocks or have no weight matrix. Routers, which choose experts, 
 that two modules share is rejected too, because pruning one module would change the other.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakKeyDictionary
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,6 +19,20 @@ from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from seft.errors import SourceError
+
+
+class Split(Protocol):
+    """A block whose parameters are split over several processes."""
+
+    def gather(self) -> None:
+        """Bring the parameters together, if they are not."""
+
+    def store(self, module: nn.Module, key: str, number: int | None) -> None:
+        """Keep a change of a parameter of a module, or of one matrix of it, made while the block computes."""
+
+
+SPLIT: WeakKeyDictionary[nn.Module, Split] = WeakKeyDictionary()
+"""The modules whose parameters are split over several processes, with their block. `seft.repair.shards` splits them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,10 +56,26 @@ class Target:
 
     @property
     def weight(self) -> Float[Tensor, "rows cols"]:
-        """Weight matrix with outputs as rows and inputs as columns. It shares memory with the parameter."""
+        """Weight matrix with outputs as rows and inputs as columns. It shares memory with the parameter.
+
+        If the parameter is split over processes, the matrix is whole until a target of another block is used.
+        """
+        if split := SPLIT.get(self.module):
+            split.gather()
         stored = self.parameter.detach()
         matrix = stored if self.number is None else stored[self.number]
         return matrix.mT if self.transposed else matrix
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the weight matrix."""
+        shape = self.parameter.shape[-2:]
+        return (shape[1], shape[0]) if self.transposed else (shape[0], shape[1])
+
+    def store(self) -> None:
+        """Keep a change of the weight matrix. Call it after each change during a forward or backward pass."""
+        if split := SPLIT.get(self.module):
+            split.store(self.module, self.key, self.number)
 
     @property
     def bias(self) -> nn.Parameter | None:
@@ -98,6 +131,18 @@ def block_linears(block: nn.Module) -> dict[str, Target]:
     }
 
 
+def whole_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield every parameter of a model. A parameter that is split over processes is whole until the next one."""
+    seen: set[nn.Parameter] = set()
+    for module in model.modules():
+        if split := SPLIT.get(module):
+            split.gather()
+        for parameter in module.parameters(recurse=False):
+            if parameter not in seen:
+                seen.add(parameter)
+                yield parameter
+
+
 def norms_and_biases(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the vectors among the parameters of a model by name, without the bias of its head.
 
@@ -149,7 +194,7 @@ def _outermost_lists(module: nn.Module) -> Iterator[nn.ModuleList]:
 
 
 def _target_weights(module: nn.Module) -> int:
-    return sum(target.weight.numel() for inner in module.modules() for _, target in _own_targets(inner))
+    return sum(math.prod(target.shape) for inner in module.modules() for _, target in _own_targets(inner))
 
 
 def _routers(mixture: nn.Module) -> Iterator[nn.Module]:

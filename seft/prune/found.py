@@ -3,14 +3,16 @@
 A target is a linear layer that is pruned.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneMethod
-from seft.models.targets import target_linears
+from seft.models.targets import Target, target_linears
 from seft.report import Found
 
 LEAST = 0.01
@@ -27,12 +29,12 @@ def find_zeros(model: Any) -> Found | None:
     """Return the zeros of a model, or None if it has fewer than the fraction `LEAST`."""
     targets = target_linears(model)
     counts = {name: int((target.weight == 0).sum()) for name, target in targets.items()}
-    sizes = {name: target.weight.numel() for name, target in targets.items()}
+    sizes = {name: math.prod(target.shape) for name, target in targets.items()}
     share = sum(counts.values()) / sum(sizes.values())
     if share < LEAST:
         return None
     shares = [counts[name] / sizes[name] for name in targets]
-    pattern = _pattern([target.weight for target in targets.values()]) if all(shares) else UNSTRUCTURED
+    pattern = _pattern(list(targets.values())) if all(shares) else UNSTRUCTURED
     return Found(share, min(shares), max(shares), len(shares), shares.count(0.0), str(pattern))
 
 
@@ -43,14 +45,14 @@ def found_config(config: PruneConfig, found: Found) -> PruneConfig:
     return PruneConfig(sparsity, PruneMethod.MAGNITUDE, pattern, seed=config.seed)
 
 
-def _pattern(weights: list[Float[Tensor, "rows cols"]]) -> Pattern:
-    """Return the N:M pattern that all weight matrices follow, or `UNSTRUCTURED`.
+def _pattern(targets: Sequence[Target]) -> Pattern:
+    """Return the N:M pattern that the weight matrices of all targets follow, or `UNSTRUCTURED`.
 
     Of several patterns, the one with the most zeros is returned, in its smallest groups.
     """
     groups = {size: torch.zeros(size + 1, dtype=torch.int64) for size in GROUPS}
-    for weight in weights:
-        nonzeros = (weight != 0).to(torch.uint8)
+    for target in targets:
+        nonzeros = (target.weight != 0).to(torch.uint8)
         for size in GROUPS:
             if nonzeros.shape[1] % 2:  # this and all larger groups do not divide the inputs
                 groups = {each: counts for each, counts in groups.items() if each < size}

@@ -4,6 +4,7 @@ Statistics are float32 and are kept for one block at a time. The pruners decide 
 `seft.prune.allocation` decides how many.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -91,18 +92,18 @@ def _inputs(targets: Sequence[Mapping[str, Target]]) -> Iterator[tuple[str, int]
     """Yield the place and the number of inputs of every target."""
     for number, of_block in enumerate(targets):
         for name, target in of_block.items():
-            yield f"block {number}, {name}", target.weight.shape[1]
+            yield f"block {number}, {name}", target.shape[1]
 
 
 def _zeros(
     model: Any, targets: Sequence[Mapping[str, Target]], config: PruneConfig, walk: Walk, text: Windows
 ) -> list[dict[str, int]]:
     """Return the number of zeros that each target gets, one mapping per block."""
-    sizes = [[target.weight.numel() for target in of_block.values()] for of_block in targets]
+    sizes = [[math.prod(target.shape) for target in of_block.values()] for of_block in targets]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sparsity = target_sparsity(config, parameters=parameters, targets=sum(map(sum, sizes)))
     counts = [
-        [allocation.uniform_zeros(target.weight.shape, sparsity, config) for target in of_block.values()]
+        [allocation.uniform_zeros(target.shape, sparsity, config) for target in of_block.values()]
         for of_block in targets
     ]
     total = sum(map(sum, counts))

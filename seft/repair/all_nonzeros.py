@@ -47,7 +47,7 @@ class AllNonzeros(InPlaceMethod):
             raise ConfigError("swap_tokens", "must be 0 in several processes", work.config.swap_tokens, way_out)
         kinds = {"watch": self._gradual is not None, "swapping": work.check is not None}
         self.linears = {
-            name: NonzeroLinear(target.weight, work.config.seed, name, **kinds) for name, target in work.targets.items()
+            name: NonzeroLinear(target, work.config.seed, name, **kinds) for name, target in work.targets.items()
         }
         super().__init__(work, self.linears)
         self._start = torch.tensor([linear.zeros for linear in self.linears.values()])

@@ -20,7 +20,7 @@ class FixedMask(InPlaceMethod):
         config, pattern = work.config, work.pattern
         self.linears = {
             name: RepairedLinear(
-                target.weight, config.trained_fraction, generator(config.seed, name), pattern, WINDOWS[config.variant]
+                target, config.trained_fraction, generator(config.seed, name), pattern, WINDOWS[config.variant]
             )
             for name, target in work.targets.items()
         }

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,7 +18,9 @@ from seft.report import Evolved, Reporter
 class LinearTrainer(Protocol):
     """Trains one target: a linear layer that is pruned."""
 
-    weight: Float[Tensor, "rows cols"]
+    @property
+    def weight(self) -> Float[Tensor, "rows cols"]:
+        """The weight matrix."""
 
     @property
     def trained_values(self) -> int:
@@ -51,6 +54,7 @@ class InPlaceMethod:
 
     def __init__(self, work: Work, linears: Mapping[str, LinearTrainer]) -> None:
         self.config: RepairConfig = work.config
+        self._device: torch.device = work.model.device
         self._trainers = linears
         self._release = intercept_products(
             {target: _handler(target, linears[name]) for name, target in work.targets.items()}
@@ -69,8 +73,11 @@ class InPlaceMethod:
     @property
     def sparsity(self) -> float:
         """Fraction of zeros in all targets."""
-        weights = [linear.weight for linear in self._trainers.values()]
-        return 1 - sum(int(weight.count_nonzero()) for weight in weights) / sum(weight.numel() for weight in weights)
+        nonzeros = weights = 0
+        for linear in self._trainers.values():
+            weight = linear.weight
+            nonzeros, weights = nonzeros + int(weight.count_nonzero()), weights + weight.numel()
+        return 1 - nonzeros / weights
 
     def before_step(self, _: int) -> None:
         """Do nothing, because nothing must be prepared."""
@@ -102,7 +109,7 @@ class InPlaceMethod:
         parts: dict[str, dict[str, Tensor]] = {name: {} for name in self._trainers}
         for key, tensor in tensors.items():
             name, part = key.split("/")
-            parts[name][part] = tensor.to(self._trainers[name].weight.device)
+            parts[name][part] = tensor.to(self._device)
         for name, linear in self._trainers.items():
             linear.resume(parts[name])
 

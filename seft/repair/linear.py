@@ -13,6 +13,7 @@ from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern
 from seft.models.products import Product
+from seft.models.targets import Target
 from seft.prune.mask import require_pattern
 from seft.repair import evolve, optimizer
 from seft.repair.active import Active, sample_nonzeros
@@ -31,22 +32,22 @@ may grow). As many nonzeros become zero at once, before any step could adapt the
 class RepairedLinear:
     """A linear under repair: its active positions, its budget of nonzeros, and the positions that events set to zero.
 
-    `weight` is changed in place. It differs from the initial matrix only at the positions in `active` and `removed`;
-    `removed` has the former nonzeros that events set to zero. The caller must call `product` instead of the linear's
-    forward function. `window_type` has the rules that topology events follow. Raises ConfigError if the weight matrix
-    does not follow the pattern.
+    The weight matrix of `target` is changed in place. It differs from the initial matrix only at the positions in
+    `active` and `removed`; `removed` has the former nonzeros that events set to zero. The caller must call `product`
+    instead of the linear's forward function. `window_type` has the rules that topology events follow. Raises
+    ConfigError if the weight matrix does not follow the pattern.
     """
 
     def __init__(
         self,
-        weight: Float[Tensor, "rows cols"],
+        target: Target,
         density: float,
         generator: torch.Generator,
         pattern: Pattern = UNSTRUCTURED,
         window_type: type[Window] = Window,
     ) -> None:
-        require_pattern(weight, pattern)
-        self.weight, self.pattern = weight, pattern
+        require_pattern(target.weight, pattern)
+        self._target, self.pattern = target, pattern
         self.budget = int(self.weight.count_nonzero())
         count = min(max(1, round(density * self.weight.numel())), self.budget)
         self.adopt(Active.start(self.weight, sample_nonzeros(self.weight, count, generator)))
@@ -59,6 +60,11 @@ class RepairedLinear:
         self.most_zeros = max(1, round(MOST_ZEROS * self.budget))
         self._seed = int(torch.randint(1 << 62, (), generator=generator))
         self._typical = self.active.values.new_zeros(())
+
+    @property
+    def weight(self) -> Float[Tensor, "rows cols"]:
+        """The weight matrix."""
+        return self._target.weight
 
     def adopt(self, active: Active) -> None:
         """Replace the active positions."""
@@ -97,7 +103,7 @@ class RepairedLinear:
 
     def open_window(self, count: int, event: int) -> Window:
         """Start to collect gradients for the topology event at step `event`, which chooses `count` positions."""
-        self.window, self._event = self._window_type(self.weight, count, self._seed + event, self.pattern), event
+        self.window, self._event = self._window_type(self._target, count, self._seed + event, self.pattern), event
         return self.window
 
     def take_gradient(self) -> Float[Tensor, "positions"]:

@@ -42,7 +42,7 @@ class Work:
     @property
     def shapes(self) -> dict[str, Shape]:
         """Rows and columns of each target by name."""
-        return {name: (target.weight.shape[0], target.weight.shape[1]) for name, target in self.targets.items()}
+        return {name: target.shape for name, target in self.targets.items()}
 
     @property
     def pattern(self) -> Pattern:

@@ -18,6 +18,7 @@ from seft.config import Compare, Pattern
 from seft.dtypes import master_dtype
 from seft.errors import TrainError
 from seft.models.products import Product
+from seft.models.targets import Target
 from seft.repair import factored, rise, swaps
 from seft.repair.factored import Moments
 from seft.repair.positions import fields_of, named_fields
@@ -46,16 +47,15 @@ class Plan:
 class NonzeroLinear:
     """A linear whose nonzeros are all trained. Zeros stay zero until the sparsity rises.
 
-    `weight` is changed in place. The caller must call `product` instead of the linear's forward function, and must set
-    `plan` before every step. `seed` and `name` set the random numbers of the rounding. `watch` keeps the mean squares
-    of inputs and output gradients, which tell how important each weight is. `swapping` also keeps the gradients of
-    zeros that may grow.
+    The weight matrix of `target` is changed in place. The caller must call `product` instead of the linear's forward
+    function, and must set `plan` before every step. `seed` and `name` set the random numbers of the rounding. `watch`
+    keeps the mean squares of inputs and output gradients, which tell how important each weight is. `swapping` also
+    keeps the gradients of zeros that may grow.
     """
 
-    def __init__(
-        self, weight: Float[Tensor, "rows cols"], seed: int, name: str, *, watch: bool = False, swapping: bool = False
-    ) -> None:
-        self.weight, self._seed, self._name = weight, seed, name
+    def __init__(self, target: Target, seed: int, name: str, *, watch: bool = False, swapping: bool = False) -> None:
+        self._target, self._seed, self._name = target, seed, name
+        weight = target.weight
         self.plan, self._stepped = Plan(0, None), 0
         self._moments = Moments.start(weight)
         rows, cols = (weight.new_zeros(size, dtype=master_dtype(weight.dtype)) for size in weight.shape)
@@ -66,6 +66,11 @@ class NonzeroLinear:
         self.candidates = GradientSums.empty(rows)
         self._norm = rows.new_zeros(())
         self._leaf = rows.new_zeros(0).requires_grad_()
+
+    @property
+    def weight(self) -> Float[Tensor, "rows cols"]:
+        """The weight matrix."""
+        return self._target.weight
 
     @property
     def trained_values(self) -> int:
@@ -113,7 +118,7 @@ class NonzeroLinear:
             norm, self._norm = self._norm[None], torch.zeros_like(self._norm)
             return norm
         gradient, self._sum = self._sum, None
-        return self._norm.new_zeros(int(self.weight.count_nonzero())) if gradient is None else gradient
+        return self._norm.new_zeros(self._moments.values) if gradient is None else gradient
 
     def update(self, gradient: Float[Tensor, "values"], rate: float, _weight_decay: float = 0.0) -> None:
         """Take one optimizer step with the gradient of the nonzeros, unless the backward pass has taken it."""
@@ -208,6 +213,7 @@ class NonzeroLinear:
         self._stepped = self.plan.step
         name = f"{self._name} {self.plan.step}"
         self._norm = factored.step(self.weight, gradient, self._moments, rate, seed=self._seed, name=name)
+        self._target.store()
 
 
 def _gather(matrix: Shaped[Tensor, "rows cols"], weight: Float[Tensor, "rows cols"]) -> Shaped[Tensor, "nonzeros"]:

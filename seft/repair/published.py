@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern, Variant
+from seft.models.targets import Target
 from seft.repair.positions import entries
 from seft.repair.window import CANDIDATES_PER_POSITION, Candidates, GradientSums, Window
 
@@ -24,11 +25,9 @@ from seft.repair.window import CANDIDATES_PER_POSITION, Candidates, GradientSums
 class PublishedWindow(Window):
     """The gradient window of one linear with the rules of the paper. `sums` has each weight's sum of gradients."""
 
-    def __init__(
-        self, weight: Float[Tensor, "rows cols"], count: int, seed: int, pattern: Pattern = UNSTRUCTURED
-    ) -> None:
-        super().__init__(weight, count, seed, pattern)
-        self.sums = self.outputs.new_zeros(weight.shape)
+    def __init__(self, target: Target, count: int, seed: int, pattern: Pattern = UNSTRUCTURED) -> None:
+        super().__init__(target, count, seed, pattern)
+        self.sums = self.outputs.new_zeros(target.shape)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all statistics as tensors by name."""

@@ -29,6 +29,7 @@ from torch import Tensor
 from seft.config import UNSTRUCTURED, Pattern
 from seft.devices import has_bfloat16
 from seft.dtypes import master_dtype
+from seft.models.targets import Target
 from seft.repair.positions import Positions, entries, fields_of, named_fields
 from seft.repair.processes import sum_over_processes
 from seft.repair.sampled import row_chunks, sampled_product
@@ -102,18 +103,21 @@ class Window:
     the factors by which clipping multiplied the gradients of the steps. `seed` sets the random numbers and the sample.
     """
 
-    def __init__(
-        self, weight: Float[Tensor, "rows cols"], count: int, seed: int, pattern: Pattern = UNSTRUCTURED
-    ) -> None:
+    def __init__(self, target: Target, count: int, seed: int, pattern: Pattern = UNSTRUCTURED) -> None:
+        self._target, self._pattern = target, pattern
+        weight = target.weight
         empty = torch.zeros(0, dtype=master_dtype(weight.dtype), device=weight.device)
         self.count, self._seed = count, seed
-        self._weight, self._pattern = weight, pattern
         self.observed = 0
         self.growth = Candidates(empty.int(), empty, empty, empty)
         sampled = self._sample()
         self.sample = GradientSums(sampled, empty.new_zeros(len(sampled)), empty.new_zeros(len(sampled)))
         self.outputs, self.inputs = (empty.new_zeros(size) for size in weight.shape)
         self.scales: list[float] = []
+
+    @property
+    def _weight(self) -> Float[Tensor, "rows cols"]:
+        return self._target.weight
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all statistics as tensors by name."""

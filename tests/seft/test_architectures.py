@@ -74,7 +74,7 @@ def test_replaced_products_keep_the_logits_and_the_gradients_of_active_weights(n
     twin.set_experts_implementation("eager")  # the others do not support float64
     targets, twins = target_linears(model), target_linears(twin)
     generator = torch.Generator().manual_seed(0)
-    linears = {key: RepairedLinear(target.weight, 0.3, generator) for key, target in targets.items()}
+    linears = {key: RepairedLinear(target, 0.3, generator) for key, target in targets.items()}
     with intercepted_products({targets[key]: linear.product for key, linear in linears.items()}):
         torch.testing.assert_close(logits(model), logits(twin))
         TokenLoss(model)(WINDOWS).sum().backward()  # type: ignore[no-untyped-call]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seft.config import Pattern, PruneConfig, PruneMethod, RepairConfig
-from seft.models.targets import target_linears
+from seft.models.targets import Target, target_linears
 from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.repair.best import Judge
@@ -25,6 +25,13 @@ def short(**changes: object) -> RepairConfig:
     """Return a configuration of eight steps, with events after steps 1, 3 and 6. As published: after 5 and 6."""
     fields = {"steps": 8, "density": 0.02, "update_interval": 3, "drop_rate": 0.5, "batch_tokens": 96, "settle": 0.1}
     return RepairConfig(**{**fields, "sequence_tokens": 32, "micro_batch": 2, **changes})  # type: ignore[arg-type]
+
+
+def as_target(weight: Tensor) -> Target:
+    """Return a target whose weight matrix shares memory with `weight`."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return Target(linear)
 
 
 @torch.no_grad()

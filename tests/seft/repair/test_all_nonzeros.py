@@ -19,7 +19,7 @@ from seft.config import (
     RepairMethod,
 )
 from seft.errors import ConfigError, TrainError
-from seft.models.targets import target_linears
+from seft.models.targets import Target, target_linears
 from seft.prune.mask import overfull_groups
 from seft.repair import Repair, all_nonzeros, rise, swaps
 from seft.repair.nonzeros import NonzeroLinear, Plan
@@ -234,7 +234,7 @@ def test_an_event_that_makes_the_held_out_loss_worse_is_undone_bit_for_bit(monke
 def test_a_zero_with_a_steady_gradient_swaps_and_noise_does_not() -> None:
     generator = torch.Generator().manual_seed(0)
     linear = sparse_linear(24, 32, 0.5).requires_grad_(False)
-    owner = NonzeroLinear(linear.weight, 0, "a", watch=True, swapping=True)
+    owner = NonzeroLinear(Target(linear), 0, "a", watch=True, swapping=True)
     steady = tuple((linear.weight == 0).nonzero()[5].tolist())
     observed = swaps.Observed()
     for step in range(1, 41):
@@ -254,7 +254,7 @@ def test_a_zero_with_a_steady_gradient_swaps_and_noise_does_not() -> None:
 
 def test_no_gradient_of_the_size_of_the_weight_outlives_the_backward_pass() -> None:
     linear = sparse_linear(64, 96, 0.6).requires_grad_(False)
-    owner = NonzeroLinear(linear.weight, 0, "a", watch=True)
+    owner = NonzeroLinear(Target(linear), 0, "a", watch=True)
     owner.plan = Plan(1, 1e-3)
     inputs = torch.randn(10, 96)
     with Allocated() as allocated:

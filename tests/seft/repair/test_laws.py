@@ -18,6 +18,7 @@ from seft.config import UNSTRUCTURED, Pattern, Variant
 from seft.repair.active import Active
 from seft.repair.linear import RepairedLinear
 from seft.repair.published import WINDOWS
+from tests.seft.repair.repairing import as_target
 
 PATTERNS = [Pattern(2, 4), Pattern(1, 3), Pattern(4, 8), Pattern(3, 4), Pattern(1, 4)]
 RATE = 0.1
@@ -82,7 +83,7 @@ class Case:
 
     def owner(self, weight: Tensor) -> RepairedLinear:
         generator = torch.Generator().manual_seed(self.seed)
-        owner = RepairedLinear(weight, self.density, generator, self.pattern, WINDOWS[self.variant])
+        owner = RepairedLinear(as_target(weight), self.density, generator, self.pattern, WINDOWS[self.variant])
         owner.most_zeros = max(1, round(self.most_zeros * owner.budget))
         return owner
 

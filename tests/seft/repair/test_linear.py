@@ -14,14 +14,14 @@ from seft.repair.linear import RepairedLinear
 from seft.repair.sampled import CHUNK, by_gathering, by_pattern, by_rows, sampled_product
 from seft.repair.window import CANDIDATES_PER_POSITION
 from seft.report import Change
-from tests.seft.repair.repairing import Allocated, observe, sparse_linear
+from tests.seft.repair.repairing import Allocated, as_target, observe, sparse_linear
 
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def repaired(rows: int = 24, cols: int = 16, density: float = 0.1, **options: Any) -> tuple[nn.Linear, RepairedLinear]:
     target = Target(sparse_linear(rows, cols, 0.6, **options))
-    owner = RepairedLinear(target.weight, density, torch.Generator().manual_seed(0))
+    owner = RepairedLinear(target, density, torch.Generator().manual_seed(0))
     intercept_products({target: owner.product})
     return target.module, owner  # type: ignore[return-value]
 
@@ -129,7 +129,7 @@ def test_density_is_a_fraction_of_the_weights_but_at_most_the_nonzeros() -> None
 
 
 def test_a_linear_of_zeros_trains_nothing() -> None:
-    owner = RepairedLinear(torch.zeros(4, 4), 0.5, torch.Generator())
+    owner = RepairedLinear(as_target(torch.zeros(4, 4)), 0.5, torch.Generator())
     owner.product(torch.randn(3, 4, requires_grad=True), nn.Linear(4, 4)).sum().backward()  # type: ignore[no-untyped-call]
     assert len(owner.active) == owner.take_gradient().numel() == 0
 

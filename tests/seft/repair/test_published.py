@@ -12,7 +12,7 @@ from seft.repair import sampled
 from seft.repair.linear import RepairedLinear
 from seft.repair.published import PublishedWindow
 from seft.repair.window import CANDIDATES_PER_POSITION
-from tests.seft.repair.repairing import sparse_linear
+from tests.seft.repair.repairing import as_target, sparse_linear
 
 ROWS, COLS = 24, 16
 WEIGHT = sparse_linear(ROWS, COLS, 0.6).weight.detach()
@@ -32,7 +32,7 @@ def dense_gradient(pairs: list[Pair]) -> Tensor:
 
 
 def watched(pairs: list[Pair], count: int, weight: Tensor = WEIGHT, pattern: Pattern = UNSTRUCTURED) -> PublishedWindow:
-    window = PublishedWindow(weight, count, 0, pattern)
+    window = PublishedWindow(as_target(weight), count, 0, pattern)
     for left, right in pairs:
         window.observe(left, right, ACTIVE)
     return window
@@ -77,7 +77,7 @@ def test_an_event_is_the_one_that_a_dense_gradient_decides(
     weight = sparse_linear(ROWS, COLS, 0.6, seed).weight.detach()
     if pattern.grouped:
         weight = weight.masked_fill(smallest_in_groups(weight.abs(), pattern), 0.0)
-    owner = RepairedLinear(weight, 0.03, torch.Generator().manual_seed(seed), pattern, PublishedWindow)
+    owner = RepairedLinear(as_target(weight), 0.03, torch.Generator().manual_seed(seed), pattern, PublishedWindow)
     owner.most_zeros = most
     pairs = batches(number, seed)
     before, start = owner.active, weight.flatten().clone()
@@ -108,7 +108,9 @@ def test_an_event_is_the_one_that_a_dense_gradient_decides(
 
 
 def test_steps_have_full_size_after_an_event() -> None:
-    owner = RepairedLinear(WEIGHT.clone(), 0.1, torch.Generator().manual_seed(0), UNSTRUCTURED, PublishedWindow)
+    owner = RepairedLinear(
+        as_target(WEIGHT.clone()), 0.1, torch.Generator().manual_seed(0), UNSTRUCTURED, PublishedWindow
+    )
     left, right = batches(1)[0]
     owner.open_window(5, 1).observe(left, right, owner.active.indices)
     owner.evolve(5, steps=1, pieces=1)

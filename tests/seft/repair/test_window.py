@@ -9,7 +9,7 @@ from seft.prune.mask import smallest_in_groups
 from seft.repair import sampled as module
 from seft.repair import window as window_module
 from seft.repair.window import CANDIDATES_PER_POSITION, Window
-from tests.seft.repair.repairing import sparse_linear
+from tests.seft.repair.repairing import as_target, sparse_linear
 
 ROWS, COLS, COUNT = 24, 16, 6
 WEIGHT = sparse_linear(ROWS, COLS, 0.6).weight.detach()
@@ -27,7 +27,7 @@ def batches(number: int, tokens: int = 7) -> list[Pair]:
 
 
 def watched(pairs: list[Pair]) -> Window:
-    window = Window(WEIGHT, COUNT, seed=0)
+    window = Window(as_target(WEIGHT), COUNT, seed=0)
     for left, right in pairs:
         window.observe(left, right, ACTIVE)
     return window
@@ -92,7 +92,7 @@ def test_in_a_pattern_the_groups_of_listed_zeros_may_lose_positions() -> None:
     pattern = Pattern(2, 4)
     weight = WEIGHT.masked_fill(smallest_in_groups(WEIGHT.abs(), pattern), 0.0)
     active = torch.cat([weight.flatten().nonzero()[::9, 0], (weight == 0).flatten().nonzero()[::50, 0]]).sort().values
-    window, pairs = Window(weight, 2, 0, pattern), batches(4)
+    window, pairs = Window(as_target(weight), 2, 0, pattern), batches(4)
     for left, right in pairs:
         window.observe(left, right, active.int())
     grow_here = {int(index) // 4 for index in window.growth.indices if weight.flatten()[index] == 0}
@@ -110,7 +110,7 @@ def test_chances_to_grow_are_in_proportion_to_gradients(monkeypatch: pytest.Monk
     weight, none = torch.ones(10, 50), torch.zeros(0, dtype=torch.int32)
     grown = torch.zeros(500)
     for seed in range(3000):
-        window = Window(weight, 1, seed=seed)
+        window = Window(as_target(weight), 1, seed=seed)
         window.observe(left, right, none)
         grown[window.growth.indices[window.growth.scores.argmax()]] += 1
     by_column = grown.view(10, 50).sum(0)
@@ -124,7 +124,7 @@ def test_chances_to_grow_are_in_proportion_to_gradients(monkeypatch: pytest.Monk
 
 def test_a_seed_gives_a_position_the_same_draw_in_every_micro_batch() -> None:
     pairs = batches(3)
-    one, other = (Window(WEIGHT, COUNT, seed=3) for _ in range(2))
+    one, other = (Window(as_target(WEIGHT), COUNT, seed=3) for _ in range(2))
     for left, right in pairs:
         one.observe(left, right, ACTIVE)
     other.observe(*pairs[0], ACTIVE)
@@ -140,7 +140,7 @@ def test_the_sample_is_drawn_evenly_from_the_nonzeros(monkeypatch: pytest.Monkey
     monkeypatch.setattr(window_module, "SAMPLE_SIZE", 8)
     drawn = torch.zeros(ROWS * COLS)
     for seed in range(2000):
-        sample = Window(WEIGHT, COUNT, seed).sample
+        sample = Window(as_target(WEIGHT), COUNT, seed).sample
         assert 0 < len(sample) <= 8
         assert sample.indices.diff().gt(0).all()
         drawn[sample.indices] += 1
