@@ -8,6 +8,7 @@ them with real runs of small models. docs/scaling.md has the tables and says wha
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -45,11 +46,11 @@ def _dimensions(name: str) -> Dimensions:
     return dimensions_of(config_of(name))
 
 
-def _spec(job: str, devices: int = 1) -> JobSpec:
+def _spec(job: str, devices: int = 1, *, sharded: bool = False) -> JobSpec:
     """Return a job. On several devices, each reads one window of a step."""
     windows = {"batch_tokens": 512 * devices, "micro_batch": devices} if devices > 1 else {}
     repair = {"activation_checkpointing": True, **JOBS[job], **windows}
-    return JobSpec.model_validate({**SHARED, "devices": devices, "repair": repair})
+    return JobSpec.model_validate({**SHARED, "devices": devices, "sharded": sharded, "repair": repair})
 
 
 def _jobs() -> Iterator[tuple[str, Dimensions, str, JobSpec]]:
@@ -97,18 +98,14 @@ def fit_table() -> str:
 
 
 def cards_table() -> str:
-    """Return the table of the bytes of training per card of eight, with one window of a step per card."""
+    """Return the table of the memory on each card of eight, with one window of a step per card."""
     rows = []
     for name, model, job, _ in _jobs():
-        parts = training_parts(model, _spec(job, CARDS))
-        block = max(sum(matrix.total for matrix in block) for block in model.blocks) * 2
-        work = max(parts.saved + parts.work, parts.copied / CARDS)
-        sharded = (parts.weights + parts.state) / CARDS + block + work
-        usable = USABLE_FRACTION * CARD.memory
-        rows.append(
-            (name, job, *(cell for each in (parts.device, sharded) for cell in (_gb(each), _yes(each <= usable))))
-        )
-    return _table(("model", "trained", "data parallel, GB", "fits", "sharded, GB (not built)", "fits"), rows)
+        found = [fit(model, _spec(job, CARDS, sharded=split), replace(CARD, devices=CARDS)) for split in (False, True)]
+        cells = ((str(each.phase), _gb(each.needed_bytes), _yes(each.fits)) for each in found)
+        rows.append((name, job, *(cell for of_one in cells for cell in of_one)))
+    head = ("model", "trained", "largest phase", "GB", "fits", "largest phase, sharded", "GB", "fits")
+    return _table(head, rows)
 
 
 def operations_table() -> str:

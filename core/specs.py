@@ -31,7 +31,7 @@ from seft import config
 from seft.config import MOST_SPARSE, Allocation, PruneSchedule, Retain, SparsityOf
 from seft.errors import ConfigError
 
-SPEC_VERSION = 13
+SPEC_VERSION = 14
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
 
 
@@ -42,6 +42,8 @@ CPU_SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Fields with which a small model is repaired in minutes on a CPU. The defaults are for a GPU."""
 MAX_SECONDS = 366 * 24 * 3600
+SHARDABLE = (RepairMethod.NONE, RepairMethod.SEFT, RepairMethod.FIXED_MASK, RepairMethod.MASKED_FULL)
+"""Methods that can train a model that is split over devices."""
 MIN_TOKENS = 2
 """Smallest number of tokens of a sequence. The first is not predicted."""
 
@@ -129,6 +131,11 @@ class JobSpec(Spec):
         description="Number of devices of one worker that train the model together. Each has the whole model and reads"
         " its part of every batch. Only a worker with so many devices runs the job.",
     )
+    sharded: Boolean = Field(
+        default=False,
+        description="Split the weights of the model over the devices of the job, so that it need not fit one of them."
+        " A part of the model is brought together while it computes, so a step sends much more data.",
+    )
     auto_start: Boolean = Field(default=True, description="If `false`, the job waits for `POST /jobs/{job_id}/start`.")
     priority: Integer = Field(default=0, ge=-100, le=100, description="Orders your tenant's jobs, highest first.")
     seed: Integer = Field(default=0, ge=0, lt=2**63, description="Seed of the random numbers of the job.")
@@ -188,11 +195,30 @@ class JobSpec(Spec):
             config.require_repair_of(prune, repair)
             if repair:
                 repair.require_processes(self.devices)
+            self._require_shardable()
             self._require_retained_dataset()
             self._require_evaluation_dataset()
         except ConfigError as error:
             raise _located(error) from error
         return self
+
+    def _require_shardable(self) -> None:
+        """Raise ConfigError if the model is to be split over devices and the job cannot be done so."""
+        if not self.sharded:
+            return
+        if self.devices == 1:
+            raise ConfigError("sharded", "must be false on one device", True, "Ask for several devices.")
+        if self.repair.method not in SHARDABLE:
+            rule, way_out = f"must be one of {', '.join(SHARDABLE)} if sharded is true", "Use one of these."
+            raise ConfigError("repair.method", rule, str(self.repair.method), way_out)
+        for field, value in (
+            ("prune.reconstruct_epochs", self.prune.reconstruct_epochs),
+            ("repair.distill_weight", self.repair.distill_weight),
+            ("repair.hidden_weight", self.repair.hidden_weight),
+        ):
+            if value:
+                way_out = "Set it to 0, or sharded to false. The dense model would have to be in memory too."
+                raise ConfigError(field, "must be 0 if sharded is true", value, way_out)
 
     def _require_retained_dataset(self) -> None:
         """Raise ConfigError if no dataset is to be retained and there is one, or the other way round."""

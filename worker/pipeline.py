@@ -29,6 +29,7 @@ from seft.evaluate import perplexity
 from seft.models.load import Loaded, load, load_tokenizer
 from seft.models.source import ModelSource
 from seft.repair import Repair
+from seft.repair.shards import Shards
 from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
 from seft.retain import load_retained, save_retained, split_retained
@@ -53,7 +54,7 @@ from worker.protocol import (
     Task,
     TopologyEvolved,
 )
-from worker.replica import Start, decide, share
+from worker.replica import Next, Start, share, tell, together
 from worker.texts import JobTexts, read_texts
 
 PRUNED, SCORES, RETAINED = "pruned.safetensors", "scores.json", "retained.safetensors"
@@ -83,6 +84,7 @@ class Pipeline:
         self.prune, self.repair = task.spec.prune_config(), task.spec.repair_config(task.micro_batch)
         self.evaluate = task.spec.evaluate_config()
         self._device, self._dtype = device_of(task), dtype_of(task)
+        self._shards: Shards | None = None
         self.retained: Packed | None = None
         self.meter = Meter(task.spec)
         self.scores: dict[str, float] = {}
@@ -102,7 +104,7 @@ class Pipeline:
         source = find_model(self.task)
         text = self._read(source)
         self._progress(Stage.LOADING, 0.5)
-        loaded = load(source, device=self._device, dtype=self._dtype)
+        loaded = self._load(source)
         base, machine = describe_model(loaded.source, self._report_hashing), this_machine(self._device, self._dtype)
         now = Conditions(machine, self.repair.micro_batch if self.repair else None, versions())
         self.meter.expect(self.task.speed, source)
@@ -122,6 +124,7 @@ class Pipeline:
         sha256, reads = self.task.dataset_sha256, self.prune.reads_calibration
         facts = stages.pruned_facts(loaded, self.prune, sha256 if reads else None, base=base(), machine=pruned_on)
         self.prune = facts.prune
+        trains = text.training is not None and self.repair is not None
         if text.training and self.repair:
             result = self._repair(loaded, text, text.training, self.repair)
             facts = stages.repaired_facts(
@@ -130,7 +133,19 @@ class Pipeline:
         facts = text.recorded(facts, self.task, self.retained)
         evaluated = replace(self.evaluate, windows=len(text.held_out))
         attempts = tuple(self.conditions) if len(self.conditions) > 1 else ()
+        if self._shards:
+            loaded = replace(loaded, model=self._shards.collect())
+        if self._shards or not trains:
+            tell(None, self._shards)
         self._export(loaded, replace(facts, scores=self.scores, evaluate=evaluated, attempts=attempts))
+
+    def _load(self, source: ModelSource) -> Loaded:
+        """Load the model to the device, or to the host, from where all processes of the job take their parts."""
+        if not self.task.spec.sharded:
+            return load(source, device=self._device, dtype=self._dtype)
+        loaded = load(source, dtype=self._dtype)
+        self._shards = Shards(loaded.model, self._device)
+        return loaded
 
     def _read(self, source: ModelSource) -> JobTexts:
         """Read and tokenize the datasets. Raises DataError if the text is too short.
@@ -205,8 +220,10 @@ class Pipeline:
     def _repair(self, loaded: Loaded, text: JobTexts, training: Packed, config: RepairConfig) -> stages.RepairResult:
         """Train to the last step, then evaluate the best state of the training."""
         start = Start(training, text.held_out, self.retained, self.prune, config, self.step)
-        share(start, loaded)
-        repair = start.open(loaded, self.folder, self._report_training)
+        tell(start, self._shards)
+        share(loaded.model, self._shards)
+        with together(self._shards):
+            repair = start.open(loaded, self.folder, self._report_training)
         self._progress(Stage.TRAINING, repair.step / config.steps)
         self._train(repair, config.steps)
         result = stages.finish_repair(repair, self._report_finishing)
@@ -216,18 +233,21 @@ class Pipeline:
 
     def _train(self, repair: Repair, steps: int) -> None:
         saved = time.monotonic()
-        _, enough = decide(stop=False, end=self._enough)
-        while not repair.done and not enough:
-            reports = repair.advance()
+        now = Next(stop=False, end=self._enough)
+        tell(now, self._shards)
+        while not repair.done and not now.end:
+            with together(self._shards):
+                reports = repair.advance()
             self.step = repair.step
             self._progress(Stage.TRAINING, repair.step / steps)
             self._send_step(reports)
-            stopping, enough = decide(stop=self.stopping(), end=self._enough)
-            due = time.monotonic() > saved + self.task.checkpoint_seconds or enough or repair.done
-            if stopping or (due and self._all_stored):
+            now = Next(self.stopping(), self._enough)
+            due = time.monotonic() > saved + self.task.checkpoint_seconds or now.end or repair.done
+            if now.stop or (due and self._all_stored):
                 self._save(repair)
                 saved = time.monotonic()
-            if stopping:
+            tell(now, self._shards)
+            if now.stop:
                 raise Cancelled
 
     def _send_step(self, reports: Sequence[Step | Evolved | Judged]) -> None:

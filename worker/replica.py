@@ -1,12 +1,16 @@
 """The processes of a job on several devices, other than the first: they take part in the training and do nothing else.
 
 The first process (`worker.pipeline`) prunes the model meanwhile, and then sends what the training starts from. It alone
-evaluates, saves states, and decides when to stop.
+evaluates, saves states, and decides when to stop. If the model is split over the processes, the others also help the
+first one outside training (`seft.repair.shards`).
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from seft import stages
 from seft.config import PruneConfig, RepairConfig
@@ -15,6 +19,7 @@ from seft.devices import configure_torch
 from seft.models.load import Loaded, load
 from seft.repair import Repair
 from seft.repair.processes import broadcast, broadcast_weights
+from seft.repair.shards import Shards
 from seft.report import Reporter, silent
 from worker.launch import device_of, dtype_of, find_model, threads_of
 from worker.protocol import STATE, Task
@@ -57,30 +62,54 @@ class Start:
         return repair
 
 
-def share(start: Start, loaded: Loaded) -> None:
-    """Send to the other processes of the job what the training starts from. Does nothing if there are none."""
-    broadcast(start)
-    broadcast_weights(loaded.model)
+class Next(NamedTuple):
+    """What the first process has decided before or after a step."""
+
+    stop: bool
+    """The job must stop now."""
+    end: bool
+    """The training has ended early."""
 
 
-def decide(*, stop: bool, end: bool) -> tuple[bool, bool]:
-    """Return what the first process has decided before or after a step, in every process.
+def tell(message: Start | Next | None, shards: Shards | None) -> None:
+    """Send to the other processes of the job what they do next, or None if they have no more to do."""
+    if shards:
+        shards.send(message)
+    else:
+        broadcast(message)
 
-    `stop` is true if the job must stop now, and `end` if its training has ended early.
-    """
-    decided: tuple[bool, bool] = broadcast((stop, end))
-    return decided
+
+def share(model: Any, shards: Shards | None) -> None:
+    """Give the weights of the model in the first process to all processes, which must call this together."""
+    if shards:
+        shards.share()
+    else:
+        broadcast_weights(model)
+
+
+def together(shards: Shards | None) -> AbstractContextManager[None]:
+    """Let all processes do the same while the `with` block runs."""
+    return shards.together() if shards else nullcontext()
 
 
 def follow(folder: Path, task: Task) -> bool:
-    """Take part in the training of the job whose files are in the folder. Return whether it has ended, not stopped."""
+    """Take part in the training of the job whose files are in the folder. Return whether the job was not stopped."""
     configure_torch(threads_of(task))
-    start: Start = broadcast(None)
-    loaded = load(find_model(task), device=device_of(task), dtype=dtype_of(task))
-    broadcast_weights(loaded.model)
-    repair = start.open(loaded, folder)
-    stop, end = decide(stop=False, end=False)
-    while not (repair.done or stop or end):
-        repair.advance()
-        stop, end = decide(stop=False, end=False)
-    return not stop
+    device, source = device_of(task), find_model(task)
+    shards = Shards(None, device) if task.spec.sharded else None
+    hear: Callable[[], Any] = shards.receive if shards else partial(broadcast, None)
+    start: Start | None = hear()
+    if start is None:
+        return True
+    loaded = Loaded(shards.model, None, source) if shards else load(source, device=device, dtype=dtype_of(task))
+    share(loaded.model, shards)
+    with together(shards):
+        repair = start.open(loaded, folder)
+    now: Next = hear()
+    while not (repair.done or now.stop or now.end):
+        with together(shards):
+            repair.advance()
+        now = hear()
+    if shards and not now.stop:
+        shards.receive()
+    return not now.stop

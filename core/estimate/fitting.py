@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from core.capability import CPU, Capability
 from core.estimate.footprint import Footprint, memory_by_phase
 from core.specs import Dtype, JobSpec
@@ -62,7 +64,9 @@ def suggest_change(model: Dimensions, spec: JobSpec, worker: Capability | Worker
         while changed and not (result := fit(model, changed, worker)).fits:
             if not result.enough_devices:
                 fewer = max(count for count in range(1, worker.devices + 1) if spec.devices % count == 0)
-                changed = changed.model_copy(update={"devices": fewer})
+                changed = changed.model_copy(update={"devices": fewer, "sharded": changed.sharded and fewer > 1})
+            elif split := _sharded(changed):
+                changed = split
             elif changed.dtype is Dtype.FLOAT32:
                 changed = changed.model_copy(update={"dtype": Dtype.BFLOAT16})
             else:
@@ -74,6 +78,14 @@ def suggest_change(model: Dimensions, spec: JobSpec, worker: Capability | Worker
 
 def _needed(need: Footprint, worker: Capability | Worker) -> int:
     return need.combined if worker.device == CPU else need.device + CONTEXT_BYTES
+
+
+def _sharded(spec: JobSpec) -> JobSpec | None:
+    """Return the job with its model split over its devices, or None if it is or cannot be."""
+    try:
+        return None if spec.sharded else JobSpec.model_validate({**spec.model_dump(mode="json"), "sharded": True})
+    except ValidationError:
+        return None
 
 
 def _shrink(spec: JobSpec, phase: Phase) -> JobSpec | None:

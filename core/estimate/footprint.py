@@ -4,6 +4,7 @@ They count weights and activations in the data type of the job, and `PROCESS_BYT
 the CPU, device and host have the same memory. `tests/worker/test_footprint.py` compares the estimates with real runs.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -86,9 +87,11 @@ class Footprint:
 
 def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
     """Return the peak memory of each phase that the job has, in the order of the phases."""
-    weights, written = spec.value_bytes * model.parameters, HALF * model.parameters
+    weights, written, whole = weights_bytes(model, spec), HALF * model.parameters, spec.value_bytes * model.parameters
+    # Before a model is split over devices, and after it was put together again, it is whole on the host.
+    beside = 2 * whole if spec.sharded else 0
     phases = {
-        Phase.LOADING: Footprint(weights, host_transfer=weights),
+        Phase.LOADING: Footprint(weights, beside, host_transfer=whole),
         Phase.EVALUATING: Footprint(weights + _forward(model, spec.evaluate.tokens, spec)),
     }
     if spec.repair.retains:
@@ -107,8 +110,24 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
         loading += COMPACT_BYTES
     if any(each.is_compact and each.rounds for each in spec.output.formats):
         loading += INTEGER * model.largest
-    phases[Phase.EXPORTING] = Footprint(weights, loading, host_transfer=written)
+    phases[Phase.EXPORTING] = Footprint(weights, loading + beside, host_transfer=written)
+    if spec.sharded:
+        for phase in phases.keys() - {Phase.LOADING, Phase.EXPORTING}:
+            phases[phase] = replace(phases[phase], processes=spec.devices)
     return {phase: replace(need, host_resident=need.host_resident + PROCESS_BYTES) for phase, need in phases.items()}
+
+
+def weights_bytes(model: Dimensions, spec: JobSpec) -> int:
+    """Return the bytes of the weights of a model on each device.
+
+    If they are split over the devices, two blocks are counted whole: the one that computes, and a copy of it while it
+    is brought together.
+    """
+    whole = spec.value_bytes * model.parameters
+    if not spec.sharded:
+        return whole
+    blocks = [spec.value_bytes * sum(each.total for each in block) for block in model.blocks]
+    return whole - sum(blocks) + math.ceil(sum(blocks) / spec.devices) + 2 * max(blocks)
 
 
 def _rises(spec: JobSpec) -> bool:
@@ -267,9 +286,9 @@ def training_parts(model: Dimensions, spec: JobSpec) -> TrainingParts:
         state, best_state = state + WITH_INITIAL * model.vectors, best_state + VECTOR * model.vectors
         blocks = 1 if repair.activation_checkpointing else len(model.blocks)
         saved += hidden * (2 * blocks + 1)  # the outputs of the norms before scaling
-    copied = _outside_steps(model, spec) if whole else 0
-    weights = models * spec.value_bytes * model.parameters
-    return TrainingParts(weights, state, saved, peak + teacher, copied, best_state)
+    # The nonzeros of a split model are copied one matrix at a time, to the host.
+    copied = _outside_steps(model, spec) if whole and not spec.sharded else 0
+    return TrainingParts(models * weights_bytes(model, spec), state, saved, peak + teacher, copied, best_state)
 
 
 def _saved_for_backward(model: Dimensions, tokens: int, spec: JobSpec) -> int:

@@ -17,6 +17,7 @@ from core.specs import SPEC_VERSION, JobSpec, with_defaults
 from seft.config import DEFAULT_PRUNER
 
 MINIMAL: dict[str, Any] = {"model": "tiny", "dataset": "file_" + "0" * 26, "sparsity": 0.6}
+SHARDED: dict[str, Any] = {"devices": 2, "sharded": True}
 OTHER = "file_" + "1" * 26
 
 
@@ -119,6 +120,10 @@ GRADUAL: dict[str, Any] = {"prune": {"schedule": "gradual"}, "repair": {"density
         ({"repair": {"patience": 1}}, "repair.patience", 1),
         ({"devices": 4}, "repair.batch_tokens", 2),
         ({"devices": 4, "repair": {"batch_tokens": 4096}}, "repair.micro_batch", 2),
+        ({"sharded": True}, "sharded", True),
+        (SHARDED | {"repair": {"method": "spp"}}, "repair.method", "spp"),
+        (SHARDED | {"repair": {"distill_weight": 0.5}}, "repair.distill_weight", 0.5),
+        (SHARDED | {"prune": {"reconstruct_epochs": 1}}, "prune.reconstruct_epochs", 1),
         ({"repair": {"retain": "dataset"}}, "repair.retain_dataset", None),
         ({"repair": {"retain_dataset": OTHER}}, "repair.retain_dataset", OTHER),
         ({"repair": {"retain": "none", "retain_dataset": OTHER}}, "repair.retain_dataset", OTHER),
@@ -267,7 +272,7 @@ def test_the_schema_of_a_request_has_not_changed_without_its_version() -> None:
     digest = hashlib.sha256(
         json.dumps(without_annotations(JobSpec.model_json_schema()), sort_keys=True).encode()
     ).hexdigest()
-    assert (SPEC_VERSION, digest[:16]) == (13, "b66efb069129bdda"), "raise SPEC_VERSION, and put it and the digest here"
+    assert (SPEC_VERSION, digest[:16]) == (14, "135fef25b47f0080"), "raise SPEC_VERSION, and put it and the digest here"
 
 
 def without_annotations(schema: Any) -> Any:

@@ -19,6 +19,10 @@ from tests.worker.conftest import children_of
 ONE: dict[str, Any] = {**SPEC, "repair": {**SPEC["repair"], "steps": 24}}
 TWO: dict[str, Any] = {**ONE, "devices": 2, "output": {"formats": ["dense", "compact"]}}
 
+SHARDED: dict[str, Any] = {"devices": 2, "sharded": True}
+SPLIT = {**TWO, **SHARDED}
+NOT_TRAINED = {name: value for name, value in TWO.items() if name != "repair"}
+
 
 def start_worker(service: Service, devices: int) -> int:
     settings = service.backend.settings.model_copy(update={"devices": devices, "threads": devices})
@@ -54,8 +58,14 @@ def test_two_devices_repair_a_model_together_and_a_killed_one_changes_no_bit(ser
     together = end(service, waiting)
     assert (together["status"], together["attempt"]) == ("succeeded", 1), together
     check_equal_to_one_device(service, together, tmp_path)
-    check_killed(service, worker, sha256(service, together))
+    check_killed(service, worker, TWO, sha256(service, together))
     check_paused(service, worker, sha256(service, together))
+    # The model is split over both.
+    split = finish(service, **SPLIT)
+    assert split["scores"] == pytest.approx(together["scores"], rel=0.01)
+    check_killed(service, worker, SPLIT, sha256(service, split))
+    pruned = [finish(service, **spec, repair={"method": "none"}) for spec in (NOT_TRAINED, {**NOT_TRAINED, **SHARDED})]
+    assert sha256(service, pruned[0]) == sha256(service, pruned[1])
 
 
 def check_equal_to_one_device(service: Service, together: Job, folder: Path) -> None:
@@ -76,9 +86,9 @@ def check_equal_to_one_device(service: Service, together: Job, folder: Path) -> 
     assert alone["measured"]["grown_zeros"] > 0
 
 
-def check_killed(service: Service, worker: int, expected: str) -> None:
+def check_killed(service: Service, worker: int, spec: dict[str, Any], expected: str) -> None:
     """A killed process ends the attempt and all its processes. The next attempt ends with the same bytes."""
-    job_id = service.post(**TWO)
+    job_id = service.post(**spec)
     wait_for(lambda: in_mid_repair(service, job_id))
     first, second = trainers(worker)
     os.kill(second, signal.SIGKILL)

@@ -1,5 +1,6 @@
 """Whether a job fits a worker, and the suggested change if it does not."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,25 @@ def test_each_device_has_its_part_of_a_batch_and_a_worker_with_fewer_devices_get
     assert fitting.fit(model, one, worker).fits
     assert not fitting.fit(model, two, worker).fits
     assert fitting.suggest_change(model, two, worker) == {"devices": 1}
+
+
+def test_a_model_that_does_not_fit_one_device_is_split_over_several(model: Dimensions) -> None:
+    repair = {"micro_batch": 4, "batch_tokens": 2048}
+    whole, split = (
+        JobSpec.model_validate({**MINIMAL, "devices": 4, "sharded": on, "repair": repair}) for on in (False, True)
+    )
+    needs = [memory_by_phase(model, spec) for spec in (whole, split)]
+    assert all(needs[1][phase].device < need.device for phase, need in needs[0].items())
+    assert needs[1][Phase.LOADING].host > needs[0][Phase.LOADING].host
+    largest = max(need.device for need in needs[1].values())
+    worker = replace(
+        gpu(1000), devices=4, memory=round((largest + fitting.CONTEXT_BYTES) / fitting.USABLE_FRACTION) + 1
+    )
+    assert not fitting.fit(model, whole, worker).fits
+    assert fitting.fit(model, split, worker).fits
+    assert fitting.suggest_change(model, whole, worker) == {"sharded": True}
+    alone = replace(worker, devices=1, memory=1 << 40)
+    assert fitting.suggest_change(model, split, alone) == {"sharded": False, "devices": 1}
 
 
 def test_two_devices_train_in_half_the_time_and_their_times_are_measured_apart(model: Dimensions) -> None:
