@@ -3,6 +3,7 @@
 Computes no gradients, and does not choose positions for topology events.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,17 @@ class Active(BasePositions):
 
     def write(self, weight: Float[Tensor, "rows cols"]) -> None:
         """Write the values into the weight matrix, rounded to its dtype."""
-        put(weight, self.indices, self.values.to(weight.dtype))
+        put(weight, self.indices, self.values)
+
+
+def in_one_buffer(lists: Sequence[Active]) -> tuple[Active, list[Active]]:
+    """Copy several lists into one buffer per field. Returns all positions in this order, and each list as a slice.
+
+    The lists are those of several matrices, so all positions together are neither sorted nor unique.
+    """
+    buffers = [torch.cat(field) for field in zip(*(each.tensors().values() for each in lists), strict=True)]
+    slices = zip(*(torch.split(buffer, [len(each) for each in lists]) for buffer in buffers), strict=True)
+    return Active(*buffers), [Active(*tensors) for tensors in slices]
 
 
 def sample_nonzeros(

@@ -16,7 +16,7 @@ from seft.errors import ConfigError
 from seft.prune.loop import final_zeros
 from seft.prune.mask import require_pattern
 from seft.repair import rise, schedule, swaps
-from seft.repair.in_place import InPlaceMethod
+from seft.repair.in_place import OneByOne
 from seft.repair.method import Work
 from seft.repair.nonzeros import NonzeroLinear, Plan
 from seft.repair.processes import process_count
@@ -27,7 +27,7 @@ _START, _OBSERVED = "start", "observed"
 """Keys in a saved state that belong to no linear. The keys of linears contain a slash."""
 
 
-class AllNonzeros(InPlaceMethod):
+class AllNonzeros(OneByOne):
     """Trains all nonzeros of every linear.
 
     Raises ConfigError if the weights do not follow the pattern, if swaps are configured and no event would run, or for

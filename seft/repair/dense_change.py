@@ -17,7 +17,7 @@ from seft.dtypes import master_dtype
 from seft.fit import Shape, ranks
 from seft.models.products import Product
 from seft.repair import optimizer
-from seft.repair.in_place import InPlaceMethod
+from seft.repair.in_place import OneByOne
 from seft.repair.method import Work
 from seft.repair.product import trained_product
 from seft.repair.sampled import row_chunks
@@ -145,7 +145,7 @@ class ChangedLinear:
                 yield rows, base
 
 
-class DenseChange(InPlaceMethod):
+class DenseChange(OneByOne):
     """Trains one vector per target, from which a formula computes the change of the target's weights.
 
     The ranks are chosen so that the vectors together have the configured number of values.

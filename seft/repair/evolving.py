@@ -36,6 +36,7 @@ class SEFT(FixedMask):
 
     def before_step(self, step: int, /) -> None:
         """Start to collect gradients in every linear if the step is in the gradient window of an event."""
+        super().before_step(step)
         event = schedule.next_event(self.config, step)
         if event is None or event - step >= schedule.WINDOW[self.config.variant]:
             return
@@ -45,7 +46,7 @@ class SEFT(FixedMask):
                 linear.open_window(count, event)
 
     def update(self, gradients: Sequence[Tensor], rate: float, scale: float) -> None:
-        """Take one optimizer step in each linear.
+        """Take one optimizer step in all linears.
 
         `scale` is stored in the open gradient windows, because they collect the gradients before clipping.
         """

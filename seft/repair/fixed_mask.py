@@ -4,7 +4,11 @@ This is SEFT without topology events, as a baseline. `seft.repair.evolving` adds
 """
 
 import warnings
+from collections.abc import Sequence
 
+from torch import Tensor
+
+from seft.repair.flat import FlatOptimizer
 from seft.repair.in_place import InPlaceMethod
 from seft.repair.linear import RepairedLinear
 from seft.repair.method import Work
@@ -25,3 +29,12 @@ class FixedMask(InPlaceMethod):
             for name, target in work.targets.items()
         }
         super().__init__(work, self.linears)
+        self._optimizer = FlatOptimizer(list(self.linears.values()))
+
+    def before_step(self, _: int, /) -> None:
+        """Free the buffers of the optimizer that an event or a resumption has made outdated."""
+        self._optimizer.gather()
+
+    def update(self, gradients: Sequence[Tensor], rate: float, _: float) -> None:
+        """Take one optimizer step in all linears."""
+        self._optimizer.update(gradients, rate, self.config.weight_decay)

@@ -36,9 +36,6 @@ class LinearTrainer(Protocol):
     def take_gradient(self) -> Float[Tensor, "values"]:
         """Return the gradient accumulated since the last call, and reset it. It is zero if the linear got no tokens."""
 
-    def update(self, gradient: Float[Tensor, "values"], rate: float, weight_decay: float) -> None:
-        """Take one optimizer step with this gradient."""
-
     def reactivated_count(self) -> int:
         """Return the number of weights that were zero at the start and are nonzero now."""
 
@@ -49,8 +46,15 @@ class LinearTrainer(Protocol):
         """Replace the present state by saved tensors. Possible at any step."""
 
 
+class SingleTrainer(LinearTrainer, Protocol):
+    """Trains one target with an optimizer of its own."""
+
+    def update(self, gradient: Float[Tensor, "values"], rate: float, weight_decay: float) -> None:
+        """Take one optimizer step with this gradient."""
+
+
 class InPlaceMethod:
-    """A method with one trainer per target and without topology events."""
+    """Base of the methods with one trainer per target. It has no topology events, and no optimizer."""
 
     def __init__(self, work: Work, linears: Mapping[str, LinearTrainer]) -> None:
         self.config: RepairConfig = work.config
@@ -89,11 +93,6 @@ class InPlaceMethod:
         """Return the accumulated gradient of each linear, and reset it."""
         return [linear.take_gradient() for linear in self._trainers.values()]
 
-    def update(self, gradients: Sequence[Tensor], rate: float, _: float) -> None:
-        """Take one optimizer step in each linear with its gradient."""
-        for linear, gradient in zip(self._trainers.values(), gradients, strict=True):
-            linear.update(gradient, rate, self.config.weight_decay)
-
     def evolve(self, _: int) -> Evolved | None:
         """Return None, because this method has no topology events."""
         return None
@@ -116,6 +115,19 @@ class InPlaceMethod:
     def finish(self, _: Reporter) -> None:
         """Restore the original forward functions of the modules."""
         self._release()
+
+
+class OneByOne(InPlaceMethod):
+    """Base of the methods in which each linear takes an optimizer step of its own."""
+
+    def __init__(self, work: Work, linears: Mapping[str, SingleTrainer]) -> None:
+        super().__init__(work, linears)
+        self._single = linears.values()
+
+    def update(self, gradients: Sequence[Tensor], rate: float, _: float) -> None:
+        """Take one optimizer step in each linear with its gradient."""
+        for linear, gradient in zip(self._single, gradients, strict=True):
+            linear.update(gradient, rate, self.config.weight_decay)
 
 
 def _handler(target: Target, linear: LinearTrainer) -> Handler:

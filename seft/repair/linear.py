@@ -59,7 +59,8 @@ class RepairedLinear:
         self._window_type = window_type
         self.most_zeros = max(1, round(MOST_ZEROS * self.budget))
         self._seed = int(torch.randint(1 << 62, (), generator=generator))
-        self._typical = self.active.values.new_zeros(())
+        self.typical = self.active.values.new_zeros(())
+        """The typical size of a gradient; 0 if it is unknown."""
 
     @property
     def weight(self) -> Float[Tensor, "rows cols"]:
@@ -67,7 +68,7 @@ class RepairedLinear:
         return self._target.weight
 
     def adopt(self, active: Active) -> None:
-        """Replace the active positions."""
+        """Replace the active positions. A gradient that was not taken is lost."""
         self.active = active
         self._leaf = active.values.detach().requires_grad_()
 
@@ -86,7 +87,7 @@ class RepairedLinear:
         if (window := self.window) is not None:
             counts = torch.tensor([window.count, self._event, window.observed])
             parts |= {"window": counts, **window.tensors()}
-        return {**parts, "typical": self._typical}
+        return {**parts, "typical": self.typical}
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
         """Undo all changes of the weight matrix, then restore the saved state."""
@@ -96,7 +97,7 @@ class RepairedLinear:
         self.removed = BasePositions(**fields_of(tensors, "removed"))
         put(self.weight, self.removed.indices, self.weight.new_zeros(len(self.removed)))
         self.active.write(self.weight)
-        self.window, self._typical = None, tensors["typical"]
+        self.window, self.typical = None, tensors["typical"]
         if "window" in tensors:
             count, event, observed = tensors["window"].tolist()
             self.open_window(count, event).resume(tensors, observed)
@@ -110,12 +111,6 @@ class RepairedLinear:
         """Return the gradient accumulated since the last call, and reset it. It is zero if the linear got no tokens."""
         gradient, self._leaf.grad = self._leaf.grad, None
         return torch.zeros_like(self.active.values) if gradient is None else gradient
-
-    def update(self, gradient: Float[Tensor, "positions"], rate: float, weight_decay: float) -> None:
-        """Take one optimizer step with this gradient, and write the trained values into the weight matrix."""
-        typical = self._typical.where(self._typical != 0, torch.inf)
-        optimizer.step(self.active, gradient, rate, weight_decay, typical)
-        self.active.write(self.weight)
 
     def evolve(self, count: int, steps: int, pieces: int) -> Change:
         """Run a topology event, which replaces `count` active positions, and close the gradient window.
@@ -133,7 +128,7 @@ class RepairedLinear:
         growth = evolve.limit_zeros(growth, self.weight, self.most_zeros)
         # The maximum, because an expert may have had few tokens until now. All other linears have their largest
         # gradients at the start.
-        self._typical = self._typical.maximum(optimizer.typical_gradient(sample, steps, pieces))
+        self.typical = self.typical.maximum(optimizer.typical_gradient(sample, steps, pieces))
         kept, dropped = evolve.drop(self.active, min(count, len(growth)))
         dropped.restore(self.weight)
         removal = window.removal(kept.indices)

@@ -1,4 +1,4 @@
-"""AdamW over the trained values of one linear. Each active position has its own age, the number of its gradients.
+"""AdamW over trained values. Each active position has its own age, the number of its gradients.
 
 Weight decay pulls an active value to its base: the difference goes to 0, not the weight. A grown position starts with
 moments from the gradients in the steps before its event (as in SpIEL, arXiv 2401.16405, section 3.2). With empty
@@ -56,12 +56,12 @@ def step(
     gradient: Float[Tensor, "values"],
     rate: float,
     weight_decay: float,
-    typical: Float[Tensor, ""] | float = math.inf,
+    typical: Float[Tensor, "values"] | float = math.inf,
 ) -> None:
     """Take one AdamW step in place (Loshchilov & Hutter 2019, algorithm 2, with decay of the deltas).
 
-    If the root mean square of a value's gradients is larger than `typical`, the step of this value is divided by their
-    ratio.
+    If the root mean square of a value's gradients is larger than its `typical`, the step of this value is divided by
+    their ratio.
     """
     trained.ages.add_(1).clamp_(max=MAX_AGE - 1)
     trained.means.lerp_(gradient, 1 - MEAN_DECAY)

@@ -59,8 +59,12 @@ def entries(weight: Shaped[Tensor, "rows cols"], indices: Int[Tensor, "positions
 def put(
     weight: Shaped[Tensor, "rows cols"], indices: Int[Tensor, "positions"], values: Shaped[Tensor, "positions"]
 ) -> None:
-    """Write values into a weight matrix at some positions."""
-    weight[indices // weight.shape[1], indices % weight.shape[1]] = values
+    """Write values into a weight matrix at some positions, rounded to its dtype."""
+    values = values.to(weight.dtype)
+    if weight.is_contiguous():  # the divisions would take longer than the writing
+        weight.view(-1)[indices] = values
+    else:
+        weight[indices // weight.shape[1], indices % weight.shape[1]] = values
 
 
 def named_fields(lists: Mapping[str, Positions]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from seft.models.targets import Target, target_linears
 from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.repair.best import Judge
+from seft.repair.flat import FlatOptimizer
 from seft.repair.linear import RepairedLinear
 from seft.repair.window import Window
 from tests.tiny import VOCABULARY, untrained_tiny
@@ -111,6 +112,11 @@ def observe(repaired: RepairedLinear, count: int, generator: torch.Generator, ba
         left, right = (torch.randn(5, size, generator=generator).to(dtype) for size in (rows, cols))
         window.observe(left, right, repaired.active.indices)
     return window
+
+
+def update(linear: RepairedLinear, gradient: Tensor, rate: float, weight_decay: float = 0.0) -> None:
+    """Take one optimizer step in one linear alone."""
+    FlatOptimizer([linear]).update([gradient], rate, weight_decay)
 
 
 class Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ from seft.config import UNSTRUCTURED, Pattern, Variant
 from seft.repair.active import Active
 from seft.repair.linear import RepairedLinear
 from seft.repair.published import WINDOWS
-from tests.seft.repair.repairing import as_target
+from tests.seft.repair.repairing import as_target, update
 
 PATTERNS = [Pattern(2, 4), Pattern(1, 3), Pattern(4, 8), Pattern(3, 4), Pattern(1, 4)]
 RATE = 0.1
@@ -150,7 +150,7 @@ class Life:
         self.gradient = left.double().T @ right.detach().double()
         if self.owner.window:
             self.window.append(self.gradient.flatten())
-        self.owner.update(self.owner.take_gradient(), RATE, weight_decay=0.1)
+        update(self.owner, self.owner.take_gradient(), RATE, weight_decay=0.1)
         vanished = torch.rand(len(self.owner.active), generator=generator) < self.case.vanishing
         self.owner.active.values[vanished] = 0.0
         self.vanished = self.owner.active.indices[vanished].tolist()

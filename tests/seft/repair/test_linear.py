@@ -14,7 +14,7 @@ from seft.repair.linear import RepairedLinear
 from seft.repair.sampled import CHUNK, by_gathering, by_pattern, by_rows, sampled_product
 from seft.repair.window import CANDIDATES_PER_POSITION
 from seft.report import Change
-from tests.seft.repair.repairing import Allocated, as_target, observe, sparse_linear
+from tests.seft.repair.repairing import Allocated, as_target, observe, sparse_linear, update
 
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -178,7 +178,7 @@ def test_steady_clipping_changes_nothing_that_seft_does() -> None:
             window = owner.open_window(10, step) if step % 4 == 1 else owner.window
             inputs = torch.randn(5, 16, dtype=torch.float64, generator=generator)
             linear(inputs).square().sum().backward()
-            owner.update(owner.take_gradient() * scale, 0.03, 0.0)
+            update(owner, owner.take_gradient() * scale, 0.03)
             if window is not None:
                 window.scales.append(scale)
             if step % 4 == 2:
@@ -188,4 +188,4 @@ def test_steady_clipping_changes_nothing_that_seft_does() -> None:
     free, clipped = trained(1.0), trained(0.01)
     assert torch.equal(free.active.indices, clipped.active.indices)
     torch.testing.assert_close(free.weight, clipped.weight, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(0.01 * free._typical, clipped._typical)
+    torch.testing.assert_close(0.01 * free.typical, clipped.typical)

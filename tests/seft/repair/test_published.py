@@ -12,7 +12,7 @@ from seft.repair import sampled
 from seft.repair.linear import RepairedLinear
 from seft.repair.published import PublishedWindow
 from seft.repair.window import CANDIDATES_PER_POSITION
-from tests.seft.repair.repairing import as_target, sparse_linear
+from tests.seft.repair.repairing import as_target, sparse_linear, update
 
 ROWS, COLS = 24, 16
 WEIGHT = sparse_linear(ROWS, COLS, 0.6).weight.detach()
@@ -118,5 +118,5 @@ def test_steps_have_full_size_after_an_event() -> None:
     for tensor in (owner.active.means, owner.active.squares, owner.active.ages):
         tensor.zero_()
     before = owner.active.values.clone()
-    owner.update(steady, rate=0.1, weight_decay=0.0)
+    update(owner, steady, 0.1)
     torch.testing.assert_close(before - owner.active.values, torch.full_like(before, 0.1))
