@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern
 from seft.errors import TrainError
 from seft.repair.active import Active
 from seft.repair.positions import entries
+from seft.repair.sampled import row_chunks
 from seft.repair.window import Candidates
 
 
@@ -72,12 +73,13 @@ def choose(
     #    most first. Take the first `len(dropped)` whose group has a place left beside the kept positions.
     # 7. Remove what the limits ask for, except positions that are taken or kept. Dropped positions among those taken
     #    are spared.
-    spare = budget - int(weight.count_nonzero()) - int((entries(weight, kept.indices) == 0).sum())
+    nonzeros = sum(int((weight[rows] != 0).sum()) for rows in row_chunks(weight.shape))  # faster than count_nonzero
+    spare = budget - nonzeros - int((entries(weight, kept.indices) == 0).sum())
     rest = dropped.indices[dropped.bases.abs().argsort(stable=True)]
     rest = rest[(entries(weight, rest) != 0) & ~torch.isin(rest, removal)]
     adapt = _Adapt(weight, torch.cat([removal, rest]), spare, pattern)
     best = growth.indices[growth.scores.argsort(descending=True, stable=True)]
-    eligible = best[_rank_among_equals(best // pattern.of) < pattern.kept]
+    eligible = best[_rank_among_equals(best // pattern.of) < pattern.kept] if pattern.grouped else best
     count, replaced = len(dropped), -1
     removed, removed_active = best[:0], 0
     while removed_active > replaced and count + removed_active <= len(eligible):
@@ -122,9 +124,7 @@ class _Adapt:
         the budget cannot be kept.
         """
         queue = self.queue[~torch.isin(self.queue, staying)]
-        groups = queue // self.pattern.of
-        in_group = _count_equals(groups, groups) + _count_equals(groups, staying // self.pattern.of)
-        overfull = _rank_among_equals(groups) < in_group - self.pattern.kept
+        overfull = self._overfull(queue, staying)
         others = queue[~overfull & (entries(self.weight, queue) != 0)]
         excess = int((entries(self.weight, grown) == 0).sum()) - self.spare - int(overfull.sum())
         if excess > len(others):
@@ -133,6 +133,14 @@ class _Adapt:
                 f" zero, but only {len(others)} can. Report this as a bug."
             )
         return torch.cat([queue[overfull], others[: max(0, excess)]])
+
+    def _overfull(self, queue: Int[Tensor, "left"], staying: Int[Tensor, "staying"]) -> Bool[Tensor, "left"]:
+        """Return which positions of the queue must become zero so that no group has more than N used positions."""
+        if not self.pattern.grouped:
+            return torch.zeros_like(queue, dtype=torch.bool)
+        groups = queue // self.pattern.of
+        in_group = _count_equals(groups, groups) + _count_equals(groups, staying // self.pattern.of)
+        return _rank_among_equals(groups) < in_group - self.pattern.kept
 
 
 def _select(growth: Candidates, chosen: Int[Tensor, "chosen"]) -> Candidates:

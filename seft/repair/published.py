@@ -19,6 +19,7 @@ from torch import Tensor
 from seft.config import UNSTRUCTURED, Pattern, Variant
 from seft.models.targets import Target
 from seft.repair.positions import entries
+from seft.repair.selection import largest
 from seft.repair.window import CANDIDATES_PER_POSITION, Candidates, GradientSums, Window
 
 
@@ -48,8 +49,8 @@ class PublishedWindow(Window):
         scores[active] = 0
         zero = self._weight.flatten() == 0
         kinds = [~zero] if self._pattern.grouped else [~zero, zero]  # An event may limit the number of zeros.
-        count = min(self.count * CANDIDATES_PER_POSITION, len(scores))
-        best = torch.cat([(scores * kind).topk(count).indices for kind in kinds])
+        count = self.count * CANDIDATES_PER_POSITION
+        best = torch.cat([largest(scores * kind, count) for kind in kinds])
         indices = torch.unique(best[scores[best] > 0]).int()
         sums = entries(self.sums, indices)
         return Candidates(indices, sums, sums**2 / max(1, self.observed), torch.ones_like(sums))

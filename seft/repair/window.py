@@ -33,6 +33,7 @@ from seft.models.targets import Target
 from seft.repair.positions import Positions, entries, fields_of, named_fields
 from seft.repair.processes import sum_over_processes
 from seft.repair.sampled import row_chunks, sampled_product
+from seft.repair.selection import largest
 from seft.seeds import generator
 
 W = TypeVar("W", bound="GradientSums")
@@ -93,7 +94,7 @@ class Candidates(GradientSums):
 
     def best(self, count: int) -> "Candidates":
         """Return the `count` candidates with the largest scores."""
-        return self[self.scores.topk(min(count, len(self))).indices.sort().values]
+        return self if count >= len(self) else self[largest(self.scores, count).sort().values]
 
 
 class Window:
@@ -204,11 +205,12 @@ class Window:
         sizes = self.outputs.new_zeros(0)
         for rows in row_chunks(weight.shape):
             zeros = (weight[rows] == 0).flatten()
-            found = self._sensitivities(rows).flatten().masked_fill_(zeros, torch.inf)
-            chosen = found.topk(min(most, len(found) - int(zeros.sum())), largest=False)
-            least = torch.cat([least, chosen.indices + rows.start * weight.shape[1]])
-            sizes = torch.cat([sizes, chosen.values])
-            best = sizes.topk(min(most, len(sizes)), largest=False).indices
+            found = self._sensitivities(rows).flatten().neg_()
+            found.add_(zeros, alpha=-torch.finfo(found.dtype).max)  # several times as fast as a masked fill
+            chosen = largest(found, min(most, len(found) - int(zeros.sum())))
+            least = torch.cat([least, chosen + rows.start * weight.shape[1]])
+            sizes = torch.cat([sizes, found[chosen]])
+            best = largest(sizes, most)
             least, sizes = least[best], sizes[best]
         return least.sort().values
 
@@ -228,7 +230,7 @@ class Window:
         bounds = torch.tensor([offset, offset + len(gradient)], device=taken.device, dtype=taken.dtype)
         first, last = torch.searchsorted(taken, bounds).tolist()
         scores[taken[first:last] - offset] = 0
-        places = scores.topk(min(self.count * CANDIDATES_PER_POSITION, len(scores))).indices
+        places = largest(scores, self.count * CANDIDATES_PER_POSITION)
         places = places[scores[places] > 0]
         return Candidates.from_micro_batch(places + offset, gradient[places], draws[places])
 
