@@ -5,6 +5,7 @@
 // already has. A second pool would compete with them for the processors.
 #include "levels.h"
 
+#include <algorithm>
 #include <atomic>
 #include <initializer_list>
 #include <memory>
@@ -77,7 +78,7 @@ Loops loops(int32_t level, bool int8, [[maybe_unused]] Dtype dtype) {
 // The loops for selected entries at one level.
 struct SampleLoops {
     size_t input_bytes;
-    void (*copy)(const Sample&, const void*, int64_t, int64_t, int64_t, void*);
+    void (*copy)(const Sample&, const void*, int64_t, int64_t, int64_t, int64_t, int64_t, void*);
     void (*add)(const Sample&, int64_t, int64_t);
 };
 
@@ -188,28 +189,34 @@ SEFT_API int32_t seft_sample(const void* left, const void* right, int64_t tokens
     const int64_t most = tokens < COPIED_TOKENS ? tokens : COPIED_TOKENS, bytes = dtype == BFLOAT16 ? 2 : 4;
     // An odd number of blocks: with a power of two, all columns would share few sets of the cache.
     const int64_t blocks = divided_up(most, TOKENS) | 1;
-    Sample sample{0, rows, cols, positions, out, Dtype(dtype), blocks * TOKENS, nullptr, nullptr};
-    const size_t left_bytes = divided_up(rows * sample.padded * level.input_bytes, 64) * 64;
+    Sample sample{0, rows, cols, positions, out, Dtype(dtype), blocks * TOKENS, nullptr, nullptr, 0};
     try {
-        char* memory = scratch(left_bytes + cols * sample.padded * level.input_bytes);
-        sample.left_copy = memory;
-        sample.right_copy = memory + left_bytes;
+        sample.right_copy = scratch(cols * sample.padded * level.input_bytes);
     } catch (const std::bad_alloc&) {
         return 1;
     }
     memset(out, 0, count * sizeof(float));
+    auto place = [&](int64_t row) { return std::lower_bound(positions, positions + count, row * cols) - positions; };
     for (int64_t token = 0; token < tokens; token += sample.tokens) {
         sample.tokens = tokens - token < most ? tokens - token : most;
-        auto copy = [&](const void* matrix, int64_t width, void* to) {
-            auto from = static_cast<const char*>(matrix) + token * width * bytes;
-            share(divided_up(width, STRIPE), width * sample.tokens, threads, [&](int64_t first, int64_t last) {
-                level.copy(sample, from, width, first * STRIPE, last * STRIPE < width ? last * STRIPE : width, to);
-            });
-        };
-        copy(left, rows, sample.left_copy);
-        copy(right, cols, sample.right_copy);
-        share(count, count * sample.tokens, threads,
-              [&](int64_t first, int64_t last) { level.add(sample, first, last); });
+        auto left_part = static_cast<const char*>(left) + token * rows * bytes;
+        auto right_part = static_cast<const char*>(right) + token * cols * bytes;
+        share(blocks, cols * sample.tokens, threads, [&](int64_t first, int64_t last) {
+            level.copy(sample, right_part, cols, 0, cols, first, last, sample.right_copy);
+        });
+        share(divided_up(rows, STRIPE), (rows + count) * sample.tokens, threads, [&](int64_t first, int64_t last) {
+            alignas(64) char stripe[STRIPE * (COPIED_TOKENS + TOKENS) * sizeof(float)];
+            Sample own = sample;
+            own.left_copy = stripe;
+            for (; first < last; first++) {
+                own.first_row = first * STRIPE;
+                const int64_t end = own.first_row + STRIPE < rows ? own.first_row + STRIPE : rows;
+                const int64_t from = place(own.first_row), to = place(end);
+                if (from == to) continue;
+                level.copy(own, left_part, rows, own.first_row, end, 0, blocks, stripe);
+                level.add(own, from, to);
+            }
+        });
     }
     return 0;
 }

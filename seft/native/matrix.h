@@ -49,8 +49,9 @@ struct Sample {
     float* out;
     Dtype dtype;
     int64_t padded;            // tokens of a copied column, a multiple of TOKENS
-    void* left_copy;
     void* right_copy;
+    void* left_copy;           // the columns of `left` from first_row on
+    int64_t first_row;
 };
 
 static inline int64_t divided_up(int64_t total, int64_t part) { return (total + part - 1) / part; }

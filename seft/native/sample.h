@@ -1,7 +1,8 @@
 // The loops of selected entries of left^T right. levels.h includes this file once per level, after the instructions.
 //
 // The columns of both matrices are copied, so that the tokens of a column follow each other, padded with zeros to whole
-// blocks of TOKENS. Then an entry is the product of two columns. A sum does not depend on the threads.
+// blocks of TOKENS. Then an entry is the product of two columns. A sum does not depend on the threads. The columns of
+// `left` are copied a STRIPE at a time just before they are needed, so they are still in the cache.
 
 // Copies 8 columns of 8 tokens. `width` is the number of columns of the matrix, `height` that of tokens of a copy.
 template <class Product>
@@ -12,38 +13,37 @@ static void copy_tile(const Sample& sample, const void* matrix, int64_t at, int6
             out[col * height + token] = Product::read(sample, matrix, at + token * width + col);
 }
 
-// Copies the columns from `first` to before `last`, as many at a time as are in a cache line.
+// Copies the columns from `first` to before `last` of the blocks of TOKENS tokens from `block` to before `end`. `copy` is
+// the place of column `first`. A block is read row by row and fills whole cache lines of the copy.
 template <class Product>
-static void copy_columns(const Sample& sample, const void* matrix, int64_t width, int64_t first, int64_t last, void* copy) {
+static void copy_columns(const Sample& sample, const void* matrix, int64_t width, int64_t first, int64_t last,
+                         int64_t block, int64_t end, void* copy) {
     auto out = static_cast<typename Product::Input*>(copy);
-    const int64_t height = sample.padded, line = 64 / sizeof(typename Product::Input);
-    for (int64_t stripe = first; stripe < last; stripe += line) {
-        const int64_t end = last - stripe < line ? last : stripe + line;
-        const int64_t tiled = stripe + (end - stripe) / TILE_SIZE * TILE_SIZE;
-        int64_t token = 0;
-        for (; token + TILE_SIZE <= sample.tokens; token += TILE_SIZE) {
-            for (int64_t col = stripe; col < tiled; col += TILE_SIZE)
-                Product::copy(sample, matrix, token * width + col, width, out + col * height + token, height);
-            for (int64_t col = tiled; col < end; col++)
-                for (int64_t each = token; each < token + TILE_SIZE; each++)
-                    out[col * height + each] = Product::read(sample, matrix, each * width + col);
-        }
-        for (int64_t col = stripe; col < end; col++) {
-            for (int64_t each = token; each < sample.tokens; each++)
-                out[col * height + each] = Product::read(sample, matrix, each * width + col);
-            memset(out + col * height + sample.tokens, 0, (height - sample.tokens) * sizeof(typename Product::Input));
+    const int64_t height = sample.padded, tiled = first + (last - first) / TILE_SIZE * TILE_SIZE;
+    for (; block < end; block++) {
+        const int64_t start = block * TOKENS, stop = start + TOKENS, present = sample.tokens - start;
+        const int64_t filled = start + (present < 0 ? 0 : present < TOKENS ? present : TOKENS);
+        const int64_t whole = filled / TILE_SIZE * TILE_SIZE;
+        for (int64_t col = first; col < tiled; col += TILE_SIZE)
+            for (int64_t token = start; token < whole; token += TILE_SIZE)
+                Product::copy(sample, matrix, token * width + col, width, out + (col - first) * height + token, height);
+        for (int64_t col = first; col < last; col++) {
+            auto column = out + (col - first) * height;
+            for (int64_t token = col < tiled ? whole : start; token < filled; token++)
+                column[token] = Product::read(sample, matrix, token * width + col);
+            if (filled < stop) memset(column + filled, 0, (stop - filled) * sizeof(typename Product::Input));
         }
     }
 }
 
-// Adds the products of the positions from `first` to before `last` to `out`.
+// Adds the products of the positions from `first` to before `last` to `out`. `left_copy` begins at row `first_row`.
 template <class Product>
 static void add_products(const Sample& sample, int64_t first, int64_t last) {
     auto left = static_cast<const typename Product::Input*>(sample.left_copy);
     auto right = static_cast<const typename Product::Input*>(sample.right_copy);
     for (int64_t at = first; at < last; at++) {
         const int64_t row = sample.positions[at] / sample.cols, col = sample.positions[at] % sample.cols;
-        sample.out[at] += Product::product(left + row * sample.padded, right + col * sample.padded, sample.padded);
+        sample.out[at] += Product::product(left + (row - sample.first_row) * sample.padded, right + col * sample.padded, sample.padded);
     }
 }
 
