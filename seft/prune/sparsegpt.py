@@ -7,7 +7,6 @@ stay.
 """
 
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,7 +15,6 @@ from torch import Tensor
 from seft.errors import PruneError
 from seft.prune.mask import Rule, smallest_in_groups, smallest_overall
 from seft.prune.pruner import Corrected
-from seft.prune.statistics import damped
 
 BLOCK = 128
 GROUP = 16
@@ -34,7 +32,6 @@ class SparseGPT(Corrected):
         """
         hessian = self._inputs.hessian()
         dead = hessian.diagonal() == 0
-        hessian.diagonal()[dead] = 1.0
         weight = self._weight.float().masked_fill(dead, 0.0)
         return prune_columns(weight, inverse_factor(hessian, self._damping), self._rule).to(self._weight.dtype)
 
@@ -42,15 +39,18 @@ class SparseGPT(Corrected):
 def inverse_factor(hessian: Float[Tensor, "cols cols"], damping: float) -> Float[Tensor, "cols cols"]:
     """Return the upper Cholesky factor of the inverse of the damped Hessian.
 
-    Damping adds `damping` times the mean of the diagonal to the diagonal. If the result has no factor, 10 times and
-    then 100 times this damping is tried. Raises PruneError if that fails too.
+    Zeros of the diagonal become ones. Damping adds `damping` times the mean of the diagonal to it. If the result has no
+    factor, 10 times and then 100 times this damping is tried. Raises PruneError if that fails too.
     """
+    diagonal = hessian.diagonal().masked_fill(hessian.diagonal() == 0, 1.0)
     for multiple in DAMPING_TRIES:
-        lower, failed = torch.linalg.cholesky_ex(damped(hessian, damping * multiple))
+        shifted = diagonal + damping * multiple * diagonal.mean()
+        # The factor of the matrix in reverse order is the inverse of the wanted one in reverse order.
+        lower, failed = torch.linalg.cholesky_ex(hessian.diagonal_scatter(shifted).flip(0, 1))
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not failed:
-            return cast("Tensor", upper)
+            identity = torch.eye(len(hessian), device=hessian.device)
+            factor: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+            return factor
     raise PruneError(
         f"the Hessian must have a Cholesky factor; it has none at damping {damping}, nor at 10 and 100 times that."
         " Give more calibration text or a larger damping."
