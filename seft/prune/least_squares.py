@@ -22,7 +22,7 @@ def unit_diagonal(hessian: Hessian) -> tuple[Hessian, Float[Tensor, "cols"]]:
     The diagonal is smaller than one in columns whose inputs are zero or extremely small.
     """
     scale = hessian.diagonal().sqrt()
-    scale = scale.clamp_min(SMALLEST_SCALE * float(scale.max()))
+    scale = scale.clamp_min(SMALLEST_SCALE * scale.max())
     return hessian / scale / scale[:, None], scale
 
 

@@ -45,23 +45,40 @@ class Rule:
 
 
 def smallest_overall(score: Float[Tensor, "*shape"], count: int) -> Bool[Tensor, "*shape"]:
-    """Return the mask of exactly `count` entries with the smallest scores. Of equal scores the first are chosen."""
+    """Return the mask of exactly `count` entries with the smallest scores. Of equal scores the first are chosen.
+
+    On a GPU, the host does not wait for a result.
+    """
     if not count:
         return torch.zeros_like(score, dtype=torch.bool)
-    flat = score.flatten()
-    last = _smallest(flat, count)
-    chosen = flat < last
-    equals = (flat == last).nonzero()[: count - int(chosen.sum()), 0]
-    return chosen.index_fill(0, equals, value=True).view_as(score)
+    flat = score.detach().flatten()
+    if flat.device.type == "cpu":
+        return _smallest_on_cpu(flat.to(torch.promote_types(flat.dtype, torch.float32)), count).view_as(score)
+    last = flat.sort().values[count - 1]
+    smaller, equal = flat < last, flat == last
+    first = equal.cumsum(0, dtype=torch.int32) <= count - smaller.sum()
+    return (smaller | (equal & first)).view_as(score)
 
 
-def _smallest(values: Float[Tensor, "size"], count: int) -> float:
-    """Return the value at position `count` (from 1) of the sorted values. On a CPU, they are only partly sorted."""
-    if values.device.type != "cpu":
-        return float(values.sort().values[count - 1])
-    # NumPy needs 5 ms for a million values on one thread. torch.kthvalue needs 12 ms and torch.sort 90 ms.
-    known = values.to(torch.promote_types(values.dtype, torch.float32)).detach().numpy()
-    return float(np.partition(known, count - 1)[count - 1])
+def _smallest_on_cpu(flat: Float[Tensor, "size"], count: int) -> Bool[Tensor, "size"]:
+    """Return the same mask as `smallest_overall`, by NumPy, which is faster than torch on a CPU."""
+    # For a million values, NumPy sorts partly in 2 ms on one thread and compares in 0.1 ms. torch.kthvalue needs 12 ms,
+    # torch.sort 90 ms, and a comparison 0.6 ms.
+    values = flat.numpy()
+    last = np.partition(values, count - 1)[count - 1]
+    chosen = values <= last
+    surplus = np.count_nonzero(chosen) - count
+    if surplus:
+        chosen[np.flatnonzero(values == last)[-surplus:]] = False
+    return torch.from_numpy(chosen)
+
+
+def as_float(mask: Bool[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return the mask in float32, with 1 for chosen entries.
+
+    On a CPU this and a product of float32 take a tenth of the time that torch needs for a product with a mask.
+    """
+    return mask.view(torch.uint8).float()
 
 
 def smallest_per_row(score: Float[Tensor, "rows cols"], count: int) -> Bool[Tensor, "rows cols"]:

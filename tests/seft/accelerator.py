@@ -7,6 +7,9 @@ other device that a plain build of torch supports.
 
 The mode counts every referenced storage on the device, to the byte: weights, activations, statistics and results of
 operations, as long as Python or a module holds them. Memory used inside one operation is not counted.
+
+The mode also counts the operations at which the host waits for a real accelerator: those that read an entry or whose
+result has a shape that depends on entries.
 """
 
 import weakref
@@ -18,6 +21,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = "meta"
+
+
+_aten = torch.ops.aten
+WAITS = {
+    _aten._local_scalar_dense.default,
+    _aten.is_nonzero.default,
+    _aten.equal.default,
+    _aten.nonzero.default,
+    _aten.masked_select.default,
+}
+"""Operations at which the host waits, apart from copies to the host and from indexing by a mask."""
 
 
 class FullError(RuntimeError):
@@ -53,7 +67,7 @@ class Accelerator(TorchDispatchMode):
 
     def __init__(self, limit: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.limit, self.used, self.peak = limit, 0, 0
+        self.limit, self.used, self.peak, self.waits = limit, 0, 0, 0
         self._references = Counter[int]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -68,6 +82,7 @@ class Accelerator(TorchDispatchMode):
             on_device = isinstance(args[0], Remote)
         elif remote and any(each.dim() for each in tensors if not isinstance(each, Remote)):
             raise RuntimeError(f"{func} must have all its tensors in one place")
+        self.waits += bool(remote) and _waits(func, args, on_device)
         result = func(*_each(args, _to_host), **{name: _each(value, _to_host) for name, value in kwargs.items()})
         return (
             _each(result, lambda tensor: remote[id(tensor)] if id(tensor) in remote else self._keep(tensor))
@@ -89,6 +104,13 @@ class Accelerator(TorchDispatchMode):
     def _forget(self, address: int, size: int) -> None:
         self._references[address] -= 1
         self.used -= 0 if self._references[address] else size
+
+
+def _waits(func: Any, args: Any, on_device: bool) -> bool:
+    """Return whether the host waits for the device in this operation with tensors on the device."""
+    if func in {_aten.index.Tensor, _aten.index_put_.default}:
+        return any(isinstance(each, Tensor) and each.dtype == torch.bool for each in args[1])
+    return func in WAITS or not on_device
 
 
 def _parts(value: Any) -> Any:
