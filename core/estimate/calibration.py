@@ -22,7 +22,7 @@ WRITTEN, WRITTEN_ALONE = 2, 33
 
 All weights are read for n tokens. Measured with SmolLM2-135M on a CPU: 18.5 with 2 windows, 6.1 with 8.
 """
-PRODUCTS = {PruneMethod.SPARSEGPT: 5, PruneMethod.ALPS: 60, PruneMethod.ADMM: 23}
+PRODUCTS = {PruneMethod.SPARSEGPT: 5, PruneMethod.ALPS: 30, PruneMethod.ADMM: 23}
 """Products of a weight matrix with its Hessian that a method computes. Methods that are not here compute none."""
 FIXED_SECONDS = {Phase.LOADING: 8.0, Phase.EXPORTING: 8.0, Phase.UPLOADING: 1.0}
 """Seconds that a phase takes for the smallest model. Processes start, and libraries are imported."""

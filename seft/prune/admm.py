@@ -7,10 +7,8 @@ of the nonzeros; the published code runs 5 more iterations with the last mask [o
 zeros rises in each group separately [ours]. Existing zeros stay [ours].
 """
 
-import torch
-
-from seft.prune.least_squares import Hessian, Weight, solve_on_support, unit_diagonal
-from seft.prune.mask import Rule, cubic_rise, zeros_first
+from seft.prune.least_squares import Hessian, Weight, inverse_of, solve_on_support, unit_diagonal
+from seft.prune.mask import Rule, as_float, cubic_rise
 from seft.prune.pruner import Corrected
 
 DAMPING = 0.1
@@ -39,15 +37,15 @@ def prune_gradually(weight: Weight, hessian: Hessian, rule: Rule) -> Weight:
     """Return a matrix with the zeros that `rule` sets, whose outputs are close to those of `weight`.
 
     The penalty of ADMM is 1. `sparse` is the matrix nearest to `candidate` that has the present mask. `dual` is the
-    scaled Lagrange multiplier. `candidate` is the sum of `dual` and the matrix that minimises error and penalty.
+    scaled Lagrange multiplier. `candidate` is the sum of `dual` and the matrix that minimises error and penalty. Where
+    `weight` is zero, `candidate` is zero too.
     """
-    identity = torch.eye(len(hessian), device=hessian.device)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian + identity))
-    zeros, target = weight == 0, weight @ hessian
+    inverse, target, nonzero = inverse_of(hessian, 1.0), weight @ hessian, as_float(weight != 0)
     candidate = weight
     for iteration in range(1, ITERATIONS + 1):
-        mask = rule.partial(cubic_rise(iteration / ITERATIONS)).choose(zeros_first(candidate.square(), weight)) | zeros
-        sparse = candidate * (~mask).float()  # much faster than masked_fill
+        mask = rule.partial(cubic_rise(iteration / ITERATIONS)).choose(candidate.abs())
+        sparse = candidate * as_float(~mask)
         dual = candidate - sparse
-        candidate = (target + sparse - dual) @ inverse + dual
-    return candidate.masked_fill(mask, 0.0)
+        right = (sparse - dual).add_(target)
+        candidate = dual.addmm_(right, inverse).mul_(nonzero)
+    return candidate.masked_fill(mask | (weight == 0), 0.0)

@@ -3,28 +3,28 @@
 ADMM chooses the weights that stay nonzero (the support). Conjugate gradients then compute their best values. The error
 of a linear is a least-squares problem in the Hessian. The problem is scaled so that the diagonal of the Hessian is one
 (section 3.3); plain conjugate gradients on the scaled problem equal the paper's preconditioned ones. The penalty
-parameter of ADMM grows while the support still changes (appendix B). The iterations stop as in the published code. The
-published code also restarts with a smaller penalty if the first checks find less than 0.5 % of the support changed; we
-continue [ours]. Everything is float32, except the eigenvalues in float64.
+parameter of ADMM grows while the support still changes (appendix B). Everything is float32.
+
+Fewer iterations than in the published code reach nearly the same error [ours]. The published code starts with the
+penalty 0.1 and multiplies it by 1.3 or less after every three iterations. It stops after 30 iterations or more, and
+then takes ten steps of conjugate gradients. It has no over-relaxation.
 """
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
-from seft.prune.least_squares import Choose, Hessian, Weight, solve_on_support, unit_diagonal
-from seft.prune.mask import zeros_first
+from seft.prune.least_squares import Hessian, Weight, inverse_of, solve_on_support, unit_diagonal
+from seft.prune.mask import Rule, as_float
 from seft.prune.pruner import Corrected
 from seft.prune.statistics import damped
 
-FIRST_PENALTY = 0.1
-CHECK_EVERY, MOST_ITERATIONS = 3, 300
-PATIENT_ITERATIONS, SETTLED = 30, 0.0003
-"""After so many iterations, they stop if less than this fraction of the support changed between two checks."""
-GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
-"""Pairs (fraction, factor). The penalty is multiplied by the factor of the first pair whose fraction of the support has
-changed."""
-SOLVER_STEPS = 10
+FIRST_PENALTY, GROWTH = 0.15, 1.6
+CHECK_EVERY, MOST_ITERATIONS = 4, 300
+"""After so many iterations the support is compared with the one before, and the penalty grows."""
+SETTLED = 0.02
+"""The iterations stop if less than this fraction of the support changed."""
+RELAXATION = 1.3
+"""Over-relaxation of ADMM (Boyd et al. 2011, section 3.4.3)."""
+SOLVER_STEPS = 3
 
 
 class ALPS(Corrected):
@@ -36,49 +36,35 @@ class ALPS(Corrected):
         dead = hessian.diagonal() == 0
         hessian, scale = unit_diagonal(damped(hessian, self._damping))
         weight = self._weight.float().masked_fill(dead, 0.0) * scale
-
-        def choose(candidate: Weight) -> Bool[Tensor, "rows cols"]:
-            score = zeros_first(candidate.square(), weight)
-            return self._rule.choose(score) | (weight == 0)
-
-        solved = solve_on_support(find_support(weight, hessian, choose), weight, hessian, SOLVER_STEPS)
+        sparse = find_support(weight, hessian, self._rule)
+        solved = solve_on_support(sparse, weight, hessian, SOLVER_STEPS)
         return (solved / scale).to(self._weight.dtype)
 
 
-def find_support(weight: Weight, hessian: Hessian, choose: Choose) -> Weight:
-    """Return a sparse matrix whose outputs are close to those of `weight` (algorithm 1).
+def find_support(weight: Weight, hessian: Hessian, rule: Rule) -> Weight:
+    """Return a matrix with the zeros that `rule` sets, whose outputs are close to those of `weight` (algorithm 1).
 
-    `dense` minimises error and penalty together. `sparse` is the nearest matrix in which the entries selected by
-    `choose` are zero. `dual` is the Lagrange multiplier of `dense == sparse`.
+    `sparse` is the matrix nearest to `candidate` that has the present mask. `dual` is the Lagrange multiplier divided
+    by the penalty. `candidate` is the sum of `dual` and the matrix that minimises error and penalty, which is moved
+    away from `sparse` by the over-relaxation. Where `weight` is zero, `candidate` is zero too.
     """
-    values, vectors = (part.float() for part in torch.linalg.eigh(hessian.double()))
-    penalty, target = FIRST_PENALTY, weight @ hessian
-    inverse = _shifted_inverse(values, vectors, penalty)
-    sparse, dual = weight.masked_fill(choose(weight), 0.0), torch.zeros_like(weight)
-    support = sparse != 0
+    target, nonzero, penalty = weight @ hessian, as_float(weight != 0), FIRST_PENALTY
+    inverse = inverse_of(hessian, penalty)
+    support = as_float(~rule.choose(weight.abs())) * nonzero
+    sparse, dual = weight * support, torch.zeros_like(weight)
     for iteration in range(1, MOST_ITERATIONS + 1):
-        dense = (target - dual + penalty * sparse) @ inverse
-        candidate = dense + dual / penalty
-        sparse = candidate.masked_fill(choose(candidate), 0.0)
-        dual += penalty * (dense - sparse)
+        right = (sparse - dual).mul_(penalty).add_(target)
+        candidate = dual.add_(sparse, alpha=1 - RELAXATION).addmm_(right, inverse, alpha=RELAXATION).mul_(nonzero)
+        kept = as_float(~rule.choose(candidate.abs()))
+        sparse = candidate * kept
+        dual = candidate.sub_(sparse)
         if iteration % CHECK_EVERY:
             continue
-        before, support = support, sparse != 0
-        changed = int((before ^ support).sum()) / max(1, int(support.sum()))
-        if is_settled(iteration, changed):
+        changed = float((kept - support).abs().sum() / kept.sum().clamp_min(1))
+        if changed < SETTLED:
             break
-        penalty *= next(factor for fraction, factor in GROWTH if changed > fraction)
-        inverse = _shifted_inverse(values, vectors, penalty)
-    return sparse
-
-
-def is_settled(iteration: int, changed: float) -> bool:
-    """Return whether the iterations stop because only a fraction `changed` of the support changed since the last check.
-
-    As in the published code, they stop if nothing changed, and after 30 iterations if less than 0.0003 changed.
-    """
-    return changed == 0 or (iteration > PATIENT_ITERATIONS and changed < SETTLED)
-
-
-def _shifted_inverse(values: Float[Tensor, "cols"], vectors: Hessian, shift: float) -> Hessian:
-    return (vectors / (values + shift)) @ vectors.T
+        support = kept
+        penalty *= GROWTH
+        dual /= GROWTH
+        inverse = inverse_of(hessian, penalty)
+    return sparse.masked_fill(kept * nonzero == 0, 0.0)

@@ -1,17 +1,18 @@
-"""Least squares on a fixed support: the best values of the nonzeros of a weight matrix, for the inputs of its linear.
+"""Least squares for pruning: steps of ADMM that choose a support, and the best values of the weights on a support.
 
-The error of a linear is a quadratic function of its weights, given by the Hessian.
+The error of a linear is a quadratic function of its weights, given by the Hessian. The support is the set of weights
+that stay nonzero.
 """
 
-from collections.abc import Callable
-
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Float
 from torch import Tensor
+
+from seft.prune.mask import as_float
 
 Weight = Float[Tensor, "rows cols"]
 Hessian = Float[Tensor, "cols cols"]
-Choose = Callable[[Weight], Bool[Tensor, "rows cols"]]
-"""Function that returns the mask of the entries to set to zero in a weight matrix."""
+SMALLEST_BLOCK = 96
 SMALLEST_SCALE = 1e-8
 """Lower limit of the scale of a column, as a fraction of the largest scale. Columns without inputs get this scale."""
 
@@ -26,19 +27,48 @@ def unit_diagonal(hessian: Hessian) -> tuple[Hessian, Float[Tensor, "cols"]]:
     return hessian / scale / scale[:, None], scale
 
 
+def inverse_of(hessian: Hessian, shift: float) -> Hessian:
+    """Return the inverse of the Hessian with `shift` added to its diagonal."""
+    return _inverse(hessian.diagonal_scatter(hessian.diagonal() + shift))
+
+
+def _inverse(matrix: Hessian) -> Hessian:
+    """Return the inverse of a symmetric positive definite matrix.
+
+    A large matrix is inverted by blocks, so that nearly all work is products of matrices: with two threads and 1,536
+    columns this takes a quarter of the time of torch.cholesky_inverse.
+    """
+    half = len(matrix) // 2
+    if half < SMALLEST_BLOCK:
+        return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+    result = torch.empty_like(matrix)
+    first, across = _inverse(matrix[:half, :half]), matrix[:half, half:]
+    product = first @ across
+    last = _inverse(matrix[half:, half:] - across.T @ product)  # the inverse of the Schur complement
+    result[half:, half:] = last
+    result[:half, half:] = -(product @ last)
+    result[half:, :half] = result[:half, half:].T
+    result[:half, :half] = torch.addmm(first, result[:half, half:], product.T, alpha=-1)
+    return result
+
+
 def solve_on_support(sparse: Weight, weight: Weight, hessian: Hessian, steps: int) -> Weight:
     """Return `sparse` with better values of its nonzeros, by steps of conjugate gradients on all rows at once.
 
     The outputs become more similar to those of `weight` (algorithm 2 of ALPS, arXiv 2406.07831).
     """
-    support = (sparse != 0).to(sparse.dtype)
-    residual = ((weight - sparse) @ hessian) * support
-    direction, square = residual, residual.square().sum(1, keepdim=True)
+    support = as_float(sparse != 0)
+    residual = ((weight - sparse) @ hessian).mul_(support)
+    sparse, direction, square = sparse.clone(), residual.clone(), _square(residual)
     for _ in range(steps):
-        curved = (direction @ hessian) * support
+        curved = (direction @ hessian).mul_(support)
         step = square / (direction * curved).sum(1, keepdim=True).clamp_min(1e-30)
-        sparse = sparse + step * direction
-        residual = residual - step * curved
-        before, square = square, residual.square().sum(1, keepdim=True)
-        direction = residual + square / before.clamp_min(1e-30) * direction
+        sparse.addcmul_(step, direction)
+        residual.addcmul_(step, curved, value=-1)
+        before, square = square, _square(residual)
+        direction.mul_(square / before.clamp_min(1e-30)).add_(residual)
     return sparse
+
+
+def _square(residual: Weight) -> Float[Tensor, "rows 1"]:
+    return residual.square().sum(1, keepdim=True)

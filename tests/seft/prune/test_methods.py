@@ -13,7 +13,6 @@ from torch import Tensor
 from seft.config import UNSTRUCTURED, Compare, Pattern, PruneConfig, PruneMethod
 from seft.errors import PruneError
 from seft.prune.allocation import uniform_zeros
-from seft.prune.alps import is_settled
 from seft.prune.mask import smallest_per_row
 from seft.prune.methods import make_pruner
 from seft.prune.sparsegpt import inverse_factor
@@ -111,25 +110,31 @@ def projected(candidate: Tensor, zeros: int, group: int) -> Tensor:
     return candidate.masked_fill((sizes < threshold).view_as(candidate), 0.0)
 
 
-def alps_support(weight: Tensor, hessian: Tensor, zeros: int, group: int) -> Tensor:
+def alps_support(weight: Tensor, hessian: Tensor, zeros: int, group: int, *, published: bool) -> Tensor:
     """Return the support that ALPS finds, by algorithm 1 and appendix B, for a Hessian with a diagonal of ones.
 
-    It stops as the published code does. Every group of `group` neighbours gets `zeros` zeros.
+    The penalty grows and the iterations stop as in the published code, or as in ours. Every group of `group` neighbours
+    gets `zeros` zeros.
     """
-
-    rho, eye = 0.1, torch.eye(len(hessian), dtype=torch.float64)
+    rho, every, alpha = (0.1, 3, 1.0) if published else (0.15, 4, 1.3)
+    eye = torch.eye(len(hessian), dtype=torch.float64)
     kept, dual = projected(weight, zeros, group), torch.zeros_like(weight)
     support = kept != 0
-    for iteration in range(300):
+    for iteration in range(1, 301):
         free = torch.linalg.solve(hessian + rho * eye, (weight @ hessian - dual + rho * kept).T).T
+        free = alpha * free + (1 - alpha) * kept
         kept = projected(free + dual / rho, zeros, group)
         dual = dual + rho * (free - kept)
-        if iteration % 3 == 2:
-            changed, support = int((support ^ (kept != 0)).sum()), kept != 0
-            total = int(support.sum())
-            if changed == 0 or (iteration >= 30 and changed / total < 0.0003):
-                break
-            rho *= 1.3 if changed > 0.1 * total else 1.2 if changed > 0.005 * total else 1.1
+        if iteration % every == 0:
+            changed, support = float((support ^ (kept != 0)).sum() / support.sum()), kept != 0
+            if published:
+                if changed == 0 or (iteration > 30 and changed < 0.0003):
+                    break
+                rho *= 1.3 if changed > 0.1 else 1.2 if changed > 0.005 else 1.1
+            else:
+                if changed < 0.02:
+                    break
+                rho *= 1.6
     return support
 
 
@@ -142,7 +147,7 @@ def least_squares(weight: Tensor, hessian: Tensor, support: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("sparsity", "pattern"), [(0.6, UNSTRUCTURED), (0.8, UNSTRUCTURED), (0.5, Pattern(2, 4))])
-def test_alps_is_as_good_as_admm_with_exact_least_squares_in_double_precision(
+def test_alps_is_as_good_as_its_published_iterations_with_exact_least_squares_in_double_precision(
     sparsity: float, pattern: Pattern
 ) -> None:
     weight, inputs = make_weight(24, 120), correlated(1024, 120)
@@ -151,14 +156,16 @@ def test_alps_is_as_good_as_admm_with_exact_least_squares_in_double_precision(
     scale = hessian.diagonal().sqrt()
     scaled, unit = weight.double() * scale, hessian / scale / scale[:, None]
     group = pattern.of if pattern.grouped else weight.numel()
-    support = alps_support(scaled, unit, int(group * sparsity), group)
-    expected = least_squares(weight.double(), hessian, support)
+    ours, published = (
+        alps_support(scaled, unit, int(group * sparsity), group, published=published) for published in (False, True)
+    )
+    expected = least_squares(weight.double(), hessian, published)
     pruned = prune(weight, inputs, PruneMethod.ALPS, sparsity, pattern=pattern).double()
 
     def error(candidate: Tensor) -> float:
         return float((((candidate - weight) @ hessian) * (candidate - weight)).sum())
 
-    assert ((pruned != 0) == support).double().mean() > 0.99
+    assert ((pruned != 0) == ours).double().mean() > 0.99
     assert error(pruned) < 1.02 * error(expected)
     assert error(pruned) < 1.02 * error(least_squares(weight.double(), hessian, pruned != 0))
 
@@ -331,14 +338,6 @@ def test_the_factor_is_that_of_the_damped_inverse() -> None:
     damped = hessian.double() + 0.05 * hessian.diagonal().mean() * torch.eye(20)
     torch.testing.assert_close(factor.T @ factor, torch.linalg.inv(damped), rtol=1e-3, atol=1e-7)
     assert torch.equal(factor, factor.triu())
-
-
-@pytest.mark.parametrize(
-    ("iteration", "changed", "stops"),
-    [(3, 0.0, True), (3, 1e-4, False), (30, 1e-4, False), (33, 1e-4, True), (33, 3e-4, False), (297, 0.01, False)],
-)
-def test_alps_stops_once_the_support_hardly_changes(iteration: int, changed: float, stops: bool) -> None:
-    assert is_settled(iteration, changed) is stops
 
 
 def test_a_batch_is_not_shared_with_other_or_changed_inputs() -> None:
