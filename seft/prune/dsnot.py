@@ -35,7 +35,7 @@ class DSnoT:
 
     def __init__(self, weight: Weight, inner: Pruner, pattern: Pattern) -> None:
         self._weight, self._inner, self._pattern = weight, inner, pattern
-        self._gram, self._norms = Gram(weight), Norms(weight)
+        self._gram, self._norms = Gram(), Norms(weight)
         self._sum, self._tokens = torch.zeros(weight.shape[1], device=weight.device), 0
 
     def observe(self, batch: Batch) -> None:

@@ -40,7 +40,7 @@ class Corrected:
 
     def __init__(self, weight: Float[Tensor, "rows cols"], rule: Rule, config: PruneConfig) -> None:
         self._weight, self._rule, self._damping = weight, rule, config.damping
-        self._inputs = Gram(weight)
+        self._inputs = Gram()
 
     def observe(self, batch: Batch) -> None:
         """Add a batch of the linear's inputs to the Hessian."""

@@ -18,6 +18,7 @@ class Batch:
 
     def __init__(self, inputs: Float[Tensor, "*batch cols"]) -> None:
         self._inputs, self._version = inputs, inputs._version
+        self._means: tuple[Tensor | None, Tensor] | None = None
 
     def contains(self, inputs: Float[Tensor, "*batch cols"]) -> bool:
         """Return whether `inputs` is the tensor of this batch, and was not modified since."""
@@ -33,11 +34,17 @@ class Batch:
         """The sum of the squares of each column."""
         return self.rows.square().sum(0)
 
-    @cached_property
-    def product(self) -> Float[Tensor, "cols cols"]:
-        """The sum of `x x^T` over the tokens x."""
-        rows = self.rows
-        return rows.T @ rows
+    def mean_after(self, mean: Float[Tensor, "cols cols"] | None, calls: int) -> Float[Tensor, "cols cols"]:
+        """Return the mean of `2 x x^T` over all calls, given `mean`, that of the `calls` calls before this one.
+
+        The first call has None. Linears that give the same tensor get the same tensor.
+        """
+        if self._means is None or self._means[0] is not mean:
+            rows = self.rows
+            start = rows.new_zeros(()) if mean is None else mean
+            after = torch.addmm(start, rows.T, rows, beta=calls / (calls + 1), alpha=2 / (calls + 1))
+            self._means = mean, after
+        return self._means[1]
 
 
 class Norms:
@@ -56,25 +63,28 @@ class Norms:
 
 
 class Gram:
-    """The Hessian of the linear's squared error: the running mean of `2 x x^T`, as in SparseGPT's published code."""
+    """The Hessian of the linear's squared error: the running mean of `2 x x^T`, as in SparseGPT's published code.
 
-    def __init__(self, weight: Float[Tensor, "rows cols"]) -> None:
-        self._mean = torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)
+    Linears that observed the same batches have one tensor in common.
+    """
+
+    def __init__(self) -> None:
+        self._mean: Tensor | None = None
         self._calls = 0
 
     def observe(self, batch: Batch) -> None:
         """Add a batch of inputs to the mean."""
+        self._mean = batch.mean_after(self._mean, self._calls)
         self._calls += 1
-        self._mean.mul_((self._calls - 1) / self._calls)
-        self._mean.add_(batch.product, alpha=2 / self._calls)
 
     def hessian(self) -> Float[Tensor, "cols cols"]:
-        """Return the Hessian. The caller must not change it, because it is not a copy.
+        """Return the Hessian. The caller must not change it, because other linears may have the same.
 
         Raises PruneError if the inputs were missing, all zero, or not finite.
         """
-        _require_usable(self._mean.diagonal())
-        return self._mean
+        mean = torch.zeros(1, 1) if self._mean is None else self._mean
+        _require_usable(mean.diagonal())
+        return mean
 
 
 def damped(hessian: Float[Tensor, "cols cols"], damping: float) -> Float[Tensor, "cols cols"]:

@@ -16,7 +16,7 @@ from seft.prune.allocation import uniform_zeros
 from seft.prune.mask import smallest_per_row
 from seft.prune.methods import make_pruner
 from seft.prune.sparsegpt import inverse_factor
-from seft.prune.statistics import Batch
+from seft.prune.statistics import Batch, Gram
 
 WITH_TEXT = [method for method in PruneMethod if method is not PruneMethod.MAGNITUDE]
 BY_ROW = [method for method in PruneMethod if method is not PruneMethod.SPARSEGPT]
@@ -347,3 +347,17 @@ def test_a_batch_is_not_shared_with_other_or_changed_inputs() -> None:
     assert not batch.contains(inputs.clone())
     inputs += 1
     assert not batch.contains(inputs)
+
+
+def test_linears_that_observed_the_same_batches_have_one_hessian_in_common() -> None:
+    windows = correlated(24, 6).chunk(4)
+    one, other, third = Gram(), Gram(), Gram()
+    for number, window in enumerate(windows):
+        batch = Batch(window)
+        for gram in (one, other, third) if number < 2 else (one, other):
+            gram.observe(batch)
+    third.observe(Batch(windows[2]))
+    assert one.hessian() is other.hessian()
+    for gram, count in ((one, 4), (third, 3)):
+        inputs = torch.cat(windows[:count])
+        torch.testing.assert_close(gram.hessian(), 2 / count * inputs.T @ inputs)
