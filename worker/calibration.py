@@ -4,6 +4,7 @@ A worker does not load torch. `python -m worker.calibration DEVICE THREADS PAREN
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,11 +20,14 @@ from seft.parent_process import end_with_parent
 from worker import environment
 
 SHAPES = ((512, 576, 1536), (1024, 1024, 4096), (2048, 4096, 4096))
-"""Sizes (tokens, inputs, outputs) of the products that are measured. Their median counts."""
+"""Sizes (tokens, inputs, outputs) of the products that are measured, from the smallest. Their median counts."""
 DTYPES = (Dtype.FLOAT32, Dtype.BFLOAT16)
 """Data types in which jobs train. All are measured, because a job can ask for one without instructions."""
 SECONDS = 0.3
 """Seconds for which each product is repeated. The fastest run counts, because others were interrupted."""
+LONGEST = 1.0
+"""Expected seconds of a single product above which it is not measured. A processor without instructions for bfloat16
+would need a minute for the largest one."""
 
 log = structlog.get_logger(__name__)
 
@@ -71,8 +75,16 @@ def main(name: str, threads: int, parent: int) -> None:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    speeds = {each: median(measure(torch, device, *shape, dtype=each) for shape in SHAPES) for each in DTYPES}
-    sys.stdout.write(json.dumps(speeds))
+    sys.stdout.write(json.dumps({each: median(measure_all(torch, device, each)) for each in DTYPES}))
+
+
+def measure_all(torch: Any, device: Any, dtype: Dtype) -> list[float]:
+    """Return the operations per second of the products, except those that would take too long by the one before."""
+    speeds: list[float] = []
+    for shape in SHAPES:
+        if not speeds or 2 * math.prod(shape) <= LONGEST * speeds[-1]:
+            speeds.append(measure(torch, device, *shape, dtype=dtype))
+    return speeds
 
 
 def measure(torch: Any, device: Any, tokens: int, inputs: int, outputs: int, *, dtype: Dtype) -> float:

@@ -20,7 +20,8 @@ from core.tables import Worker
 from tests.core.conftest import FLOPS, GPU
 from tests.waiting import wait_for
 from tests.worker.conftest import Backend, supervisor
-from worker.calibration import DTYPES, SHAPES, Calibration, measure
+from worker import calibration as module
+from worker.calibration import DTYPES, SHAPES, Calibration, measure, measure_all
 from worker.protocol import Task
 from worker.sweep import Sweep
 
@@ -87,6 +88,22 @@ def test_the_speed_is_that_of_the_fastest_run() -> None:
 
     for dtype in DTYPES:
         assert 1e6 < measure(torch, torch.device(CPU), *SHAPES[0], dtype=dtype) < 1e15
+
+
+@pytest.mark.parametrize(("speed", "count"), [(1e9, 1), (1e10, 2), (1e12, 3)])
+def test_a_product_that_would_take_too_long_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, speed: float, count: int
+) -> None:
+    measured: list[tuple[int, ...]] = []
+
+    def record(_torch: object, _device: object, *shape: int, dtype: Dtype) -> float:
+        assert dtype is Dtype.BFLOAT16
+        measured.append(shape)
+        return speed
+
+    monkeypatch.setattr(module, "measure", record)
+    assert measure_all(None, None, Dtype.BFLOAT16) == [speed] * count
+    assert measured == list(SHAPES[:count])
 
 
 def test_a_failed_measurement_is_not_repeated(local: Backend) -> None:
