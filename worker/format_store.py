@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, cast
 from typing_extensions import override
 
 from seft.checkpoint.facts import ListedFile
+from seft.errors import ContainerError
 from worker.protocol import MAX_BLOCK_BYTES, MeasureFile, ReadFile, Request, WriteFile, encode
 
 
@@ -57,6 +58,8 @@ class _StoredFile:
     def read(self, begin: int, size: int) -> bytes:
         """Return `size` bytes from the byte `begin`. Raises ContainerError if the file is shorter."""
         content, end = bytearray(), begin + size
+        if end > self.size:
+            raise ContainerError(f"{self.name} must have {end} bytes; it has {self.size}. Start the job again.")
         while (at := begin + len(content)) < end:
             wanted = min(end - at, MAX_BLOCK_BYTES)
             content += self._store.ask(ReadFile(name=self.name, begin=at, size=wanted))

@@ -88,8 +88,7 @@ class Footprint:
 def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
     """Return the peak memory of each phase that the job has, in the order of the phases."""
     weights, written, whole = weights_bytes(model, spec), HALF * model.parameters, spec.value_bytes * model.parameters
-    # Before a model is split over devices, and after it was put together again, it is whole on the host.
-    beside = 2 * whole if spec.sharded else 0
+    beside = 2 * whole if spec.sharded else 0  # before a model is split, and after it was put together again
     phases = {
         Phase.LOADING: Footprint(weights, beside, host_transfer=whole),
         Phase.EVALUATING: Footprint(weights + _forward(model, spec.evaluate.tokens, spec)),
@@ -118,16 +117,19 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
 
 
 def weights_bytes(model: Dimensions, spec: JobSpec) -> int:
-    """Return the bytes of the weights of a model on each device.
-
-    If they are split over the devices, two blocks are counted whole: the one that computes, and a copy of it while it
-    is brought together.
-    """
+    """Return the bytes of the weights on each device. If they are split, one block is whole, and copied meanwhile."""
     whole = spec.value_bytes * model.parameters
     if not spec.sharded:
         return whole
     blocks = [spec.value_bytes * sum(each.total for each in block) for block in model.blocks]
-    return whole - sum(blocks) + math.ceil(sum(blocks) / spec.devices) + 2 * max(blocks)
+    kept = spec.value_bytes * sum(math.ceil(each.total * _kept(each, model, spec.devices)) for each in _all(model))
+    return whole - sum(blocks) + kept + 2 * max(blocks)
+
+
+def _kept(matrix: Matrix, model: Dimensions, devices: int) -> float:
+    """Return the largest fraction of equal matrices that one of several devices keeps: of experts, whole ones."""
+    experts = model.stacked and matrix.count > 1
+    return math.ceil(matrix.count / devices) / matrix.count if experts else 1 / devices
 
 
 def _rises(spec: JobSpec) -> bool:

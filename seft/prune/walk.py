@@ -42,7 +42,9 @@ class Walk:
         hidden, calls = capture(self._model, self._blocks, windows) if len(windows) else ([], [])
         for number, block in enumerate(self._blocks):
             self.report_progress()
-            block.to(self._place)
+            moves = self._place != home  # a block that is split over processes must not even be moved to its own device
+            if moves:
+                block.to(self._place)
             try:
                 runs = [
                     partial(window[number].run, block, state, self._place)
@@ -51,7 +53,8 @@ class Walk:
                 visit(number, runs)
                 hidden = [run() for run in runs]
             finally:
-                block.to(home)
+                if moves:
+                    block.to(home)
             self._done += 1
 
     def report_progress(self) -> None:

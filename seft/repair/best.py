@@ -11,6 +11,7 @@ from torch import Tensor
 
 from seft.config import RepairConfig
 from seft.errors import ConfigError, TrainError
+from seft.repair.processes import broadcast
 from seft.repair.state import State
 from seft.report import Judged
 
@@ -51,7 +52,7 @@ class Best:
         interval = self._config.evaluate_interval
         if self._judge is None or step < self._first or (step % interval and step < self._config.steps):
             return None
-        loss = self._judge()
+        loss = broadcast(self._judge())  # all processes must decide the same
         if math.isnan(loss):
             raise TrainError(
                 f"a held-out loss must be a number; after step {step} it is {loss}."

@@ -108,9 +108,9 @@ class InPlaceMethod:
         parts: dict[str, dict[str, Tensor]] = {name: {} for name in self._trainers}
         for key, tensor in tensors.items():
             name, part = key.split("/")
-            parts[name][part] = tensor.to(self._device)
+            parts[name][part] = tensor
         for name, linear in self._trainers.items():
-            linear.resume(parts[name])
+            linear.resume({part: tensor.to(self._device) for part, tensor in parts[name].items()})
 
     def finish(self, _: Reporter) -> None:
         """Restore the original forward functions of the modules."""

@@ -97,6 +97,11 @@ class _Block:
         """Numbers that change with the parameters. The block must be together."""
         return [part.whole._version for part in self.parts]
 
+    def forget(self) -> None:
+        """Let nobody bring the block together any more."""
+        for module, _ in self._parts:
+            SPLIT.pop(module, None)
+
     def gather(self) -> None:
         """Bring the block together, if it is not."""
         if self.parts[0].split:
@@ -120,11 +125,14 @@ class Shards:
 
     def __init__(self, model: Any | None, device: str) -> None:
         self._leads, self._device = model is not None, torch.device(device)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # FSDP2 uses the current device
         self._empty: Any = broadcast(_without_weights(model) if model is not None else None)
         self.model: Any = self._empty if model is None else model
         self.held: _Block | None = None
         """The block that is together because its parameters are used, and not because it computes."""
         self._versions: list[int] = []
+        self._running: _Block | None = None
         blocks, vectors = decoder_blocks(self.model), list(norms_and_biases(self.model))
         inside = set(blocks.modules())
         self._place([module for module in self.model.modules() if module not in inside])
@@ -183,9 +191,14 @@ class Shards:
 
     def free(self) -> None:
         """Keep the changes of the block that is together, and free it."""
+        running, self._running = self._running, None
+        if running:
+            running.module.reshard()  # if an exception has ended its forward pass
         block, self.held = self.held, None
         if block is None:
             return
+        if block.parts[0].split:
+            raise RuntimeError("a block must stay together until its changes are kept; other code has freed it")
         for number, (part, before) in enumerate(zip(block.parts, self._versions, strict=True)):
             if part.whole._version == before:
                 continue
@@ -209,13 +222,14 @@ class Shards:
                     filled[parameter] = nn.Parameter(getattr(own, key).detach().to("cpu", copy=True))
                 setattr(module, key, filled[parameter])
         self.free()
+        for block in self._blocks:
+            block.forget()
         return self._empty
 
     def _before_forward(self, number: int, *_: Any) -> None:
         self.free()
-        if self._leads:
-            self._blocks[number].module.reshard()  # if an exception has ended its last forward pass
-            self._tell("run", self._blocks[number])
+        self._running = self._blocks[number]
+        self._tell("run", self._running)
 
     def _tell(self, name: _Name, block: _Block, parameter: int = 0) -> None:
         if self._leads:

@@ -30,15 +30,23 @@ STEPS, RESUMED = 6, 3
 PRUNED = "pruned.safetensors"
 TEXT = TOKENS[:128].view(4, 32)
 AT_ONCE: dict[str, Any] = {"density": "all", "batch_tokens": 4 * 32, "micro_batch": 4}
+GRADUAL: dict[str, Any] = {
+    "schedule": PruneSchedule.GRADUAL,
+    "method": PruneMethod.ADMM,
+    "allocation": Allocation.ALPHAPRUNING,
+}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "seft-2-4": ({"sparsity": 0.5, "pattern": Pattern(2, 4), "method": PruneMethod.SPARSEGPT}, {}),
     "seft-published": ({"method": PruneMethod.ADMM}, {"variant": Variant.PUBLISHED}),
     "seft-experts": ({"allocation": Allocation.OWL}, {}),
-    "fixed-mask-transposed": ({}, {"method": RepairMethod.FIXED_MASK, "norms_and_biases": True}),
+    "fixed-mask-transposed": (
+        {"method": PruneMethod.MAGNITUDE},
+        {"method": RepairMethod.FIXED_MASK, "norms_and_biases": True},
+    ),
     "all": ({"method": PruneMethod.ALPS}, {"density": "all"}),
     "all-recomputed": ({}, {**AT_ONCE, "activation_checkpointing": True}),
     "all-experts": ({}, AT_ONCE),
-    "all-gradual": ({"schedule": PruneSchedule.GRADUAL, "method": PruneMethod.ADMM}, AT_ONCE),
+    "all-gradual": (GRADUAL, AT_ONCE),
 }
 RESUMES = ("seft-2-4", "all")
 
