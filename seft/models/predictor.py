@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from seft.data.packing import Packed
 from seft.models.blocks import hidden_state
-from seft.models.targets import decoder_blocks
+from seft.models.targets import SPLIT, decoder_blocks
 
 PROBE_SCALE = 1e4
 """Factor on the hidden state when the head is tested. Some models cap large logits, and small logits would not show it.
@@ -53,6 +53,8 @@ class Predictor:
         self._head: nn.Module = model.get_output_embeddings()
         self._plain = _has_plain_head(model)
         self.vocabulary = len(model.get_output_embeddings().weight)
+        if any(module in SPLIT for module in model.modules()):
+            _ = self._separates_records  # all processes must run a split model together, also if only one needs this
 
     def rows(self, batch: Packed, *, blocks: bool = False) -> Rows:
         """Return the rows of all predicted tokens, with the outputs of every decoder block if `blocks` is true."""
