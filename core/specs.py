@@ -128,8 +128,8 @@ class JobSpec(Spec):
         default=1,
         ge=1,
         le=64,
-        description="Number of devices of one worker that train the model together. Each has the whole model and reads"
-        " its part of every batch. Only a worker with so many devices runs the job.",
+        description="Number of devices of one worker that train the model together. Each reads its part of every batch,"
+        " and has the whole model if `sharded` is false. Only a worker with so many devices runs the job.",
     )
     sharded: Boolean = Field(
         default=False,

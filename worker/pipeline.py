@@ -124,18 +124,18 @@ class Pipeline:
         sha256, reads = self.task.dataset_sha256, self.prune.reads_calibration
         facts = stages.pruned_facts(loaded, self.prune, sha256 if reads else None, base=base(), machine=pruned_on)
         self.prune = facts.prune
-        trains = text.training is not None and self.repair is not None
         if text.training and self.repair:
             result = self._repair(loaded, text, text.training, self.repair)
             facts = stages.repaired_facts(
                 facts, self.repair, result, teacher=facts.base, dataset_sha256=sha256, machine=machine
             )
+        elif not self._shards:
+            tell(None, None)
         facts = text.recorded(facts, self.task, self.retained)
         evaluated = replace(self.evaluate, windows=len(text.held_out))
         attempts = tuple(self.conditions) if len(self.conditions) > 1 else ()
         if self._shards:
             loaded = replace(loaded, model=self._shards.collect())
-        if self._shards or not trains:
             tell(None, self._shards)
         self._export(loaded, replace(facts, scores=self.scores, evaluate=evaluated, attempts=attempts))
 

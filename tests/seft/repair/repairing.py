@@ -1,9 +1,15 @@
 """Helpers for tests of repair: a small pruned model, text, a short configuration, a window over random gradients."""
 
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seft.config import Pattern, PruneConfig, PruneMethod, RepairConfig
@@ -33,6 +39,19 @@ def as_target(weight: Tensor) -> Target:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     return Target(linear)
+
+
+def in_two_processes(work: Callable[[Path], None], folder: Path) -> None:
+    """Call `work(folder)` in two new processes that gloo connects, with one thread each. It must be in a module."""
+    spawn(_connected, (work, folder), nprocs=2)  # type: ignore[no-untyped-call]
+
+
+def _connected(rank: int, work: Callable[[Path], None], folder: Path) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    work(folder)
+    dist.destroy_process_group()
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """Two real processes with half of the batch each give the results of one process with the whole batch."""
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,6 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneSchedule, RepairMethod, Variant
@@ -18,7 +15,15 @@ from seft.errors import ConfigError
 from seft.repair import Repair
 from seft.report import Step
 from tests.seft.prune.test_loop import SMALL
-from tests.seft.repair.repairing import TOKENS, by_magnitude, in_pattern, pruned_tiny, short, zero_smallest
+from tests.seft.repair.repairing import (
+    TOKENS,
+    by_magnitude,
+    in_pattern,
+    in_two_processes,
+    pruned_tiny,
+    short,
+    zero_smallest,
+)
 from tests.tiny import VOCABULARY, untrained_tiny
 
 STEPS = 8
@@ -94,21 +99,18 @@ def rejected_fields() -> list[str]:
     return rejected
 
 
-def work(rank: int, folder: Path) -> None:
+def work(folder: Path) -> None:
     """Run one of two processes."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    rank = dist.get_rank()
     for name in CASES:
         train(name, folder / name / str(rank))
     torch.save(rejected_fields(), folder / f"rejected.{rank}")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("together")
-    spawn(work, (folder,), nprocs=2)  # type: ignore[no-untyped-call]
+    in_two_processes(work, folder)
     return folder
 
 

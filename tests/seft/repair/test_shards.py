@@ -1,7 +1,5 @@
 """A model that is split over two real processes gives the same bits as one that is whole in both."""
 
-import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from torch.multiprocessing.spawn import spawn
 
 from seft.checkpoint.export import round_weights
 from seft.checkpoint.pack import load_pruned, save_pruned
@@ -23,7 +20,7 @@ from seft.repair import Repair
 from seft.repair.processes import broadcast, broadcast_weights
 from seft.repair.shards import Shards
 from tests.seft.architectures import ARCHITECTURES
-from tests.seft.repair.repairing import TOKENS, short
+from tests.seft.repair.repairing import TOKENS, in_two_processes, short
 from tests.tiny import untrained_tiny
 
 STEPS, RESUMED = 6, 3
@@ -125,23 +122,19 @@ def run(name: str, folder: Path, *, split: bool, resume: int = 0) -> None:
     meet(shards)
 
 
-def work(rank: int, folder: Path) -> None:
+def work(folder: Path) -> None:
     """Run one of two processes."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     for name in CASES:
         run(name, folder / "whole" / name, split=False)
         run(name, folder / "split" / name, split=True)
         if name in RESUMES:
             run(name, folder / "split" / name, split=True, resume=RESUMED)
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
-    spawn(work, (folder,), nprocs=2)  # type: ignore[no-untyped-call]
+    in_two_processes(work, folder)
     return folder
 
 
