@@ -79,8 +79,7 @@ def serve(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], str
     name = options.name or public_name(options.model)
     _require_free(options.host, options.port)
     with Server(_load(options), name, options.host, options.port) as server:
-        host, port = server.server_address[:2]
-        sys.stderr.write(f"serving {name} at http://{host!s}:{port}/v1, kernels: {_level()}\n")
+        sys.stderr.write(f"serving {name} at {server.url}, kernels: {_level()}\n")
         sys.stderr.flush()
         server.serve_forever()
     return {"model": name}, ""
@@ -89,8 +88,8 @@ def serve(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], str
 def _require_free(host: str, port: int) -> None:
     """Raise ConfigError if the server cannot listen there. It is asked before the model is loaded, which takes long."""
     if reason := _refusal(host, 0):
-        rule = f"must be a name or an IPv4 address of this machine, which refuses it ({reason})"
-        raise ConfigError("host", rule, host, "Use 127.0.0.1, or 0.0.0.0 for all addresses.")
+        rule = f"must be a name or an address of this machine, which refuses it ({reason})"
+        raise ConfigError("host", rule, host, "Use 127.0.0.1, or 0.0.0.0 or :: for all addresses.")
     if reason := _refusal(host, port):
         rule = f"must be a port on which a server can listen at {host}, which refuses it ({reason})"
         raise ConfigError("port", rule, port, "Use another one, such as --port 8081, or 0 for a free one.")
@@ -98,8 +97,10 @@ def _require_free(host: str, port: int) -> None:
 
 def _refusal(host: str, port: int) -> str:
     """Return why the system lets no server listen there, or an empty text."""
+    from seft.runtime.serve import family
+
     try:
-        socket.create_server((host, port)).close()
+        socket.create_server((host, port), family=family(host)).close()
     except (OSError, OverflowError) as error:
         return str(getattr(error, "strerror", error)).partition(" (")[0]
     return ""

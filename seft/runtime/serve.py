@@ -35,7 +35,19 @@ class Server(ThreadingHTTPServer):
     def __init__(self, model: TextModel, name: str, host: str, port: int) -> None:
         self.model, self.name, self.started = model, name, int(time.time())
         self.turn = threading.Lock()
+        self.address_family = family(host)
         super().__init__((host, port), _Handler)
+
+    @property
+    def url(self) -> str:
+        """The address of the API."""
+        host, port = str(self.server_address[0]), self.server_address[1]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+
+def family(host: str) -> socket.AddressFamily:
+    """Return the family of an address. A name counts as a name of an IPv4 address."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 class _Handler(BaseHTTPRequestHandler):

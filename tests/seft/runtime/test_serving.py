@@ -120,11 +120,11 @@ def test_stops_are_found_and_held_back() -> None:
 
 
 @contextmanager
-def serving(model: TextModel | None, name: str) -> Iterator[str]:
+def serving(model: TextModel | None, name: str, host: str = "127.0.0.1") -> Iterator[str]:
     """Serve a model, and yield the address."""
-    with Server(cast("TextModel", model), name, "127.0.0.1", 0) as server:
+    with Server(cast("TextModel", model), name, host, 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        yield server.url
         server.shutdown()
 
 
@@ -330,10 +330,19 @@ def test_a_port_in_use_is_refused_before_the_model_is_loaded(capsys: pytest.Capt
     assert "Use another one, such as --port 8081" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("host", ["nohost.invalid", "::1", "a" * 70, "192.0.2.1"])
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="no IPv6")
+def test_the_server_listens_on_an_ipv6_address() -> None:
+    with serving(None, "tiny", "::1") as address:
+        assert address.startswith("http://[::1]:")
+        assert httpx.get(f"{address}/models", timeout=60).json()["data"][0]["id"] == "tiny"
+        taken = address.removesuffix("/v1").rpartition(":")[2]
+        assert main(["serve", "absent", "--host", "::1", "--port", taken]) == 2
+
+
+@pytest.mark.parametrize("host", ["nohost.invalid", "2001:db8::1", "a" * 70, "192.0.2.1"])
 def test_a_host_that_is_not_of_this_machine_is_named(capsys: pytest.CaptureFixture[str], host: str) -> None:
     assert main(["serve", "absent", "--host", host, "--port", "0"]) == 2
-    assert "error: host must be a name or an IPv4 address" in capsys.readouterr().err
+    assert "error: host must be a name or an address of this machine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
