@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import gguf
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -64,11 +65,32 @@ def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch
     with _header_read_once():
         tokenizer = load_tokenizer(source)
         with _source_errors(source.reference), _location(source) as (folder, options):
-            model = _load_model(source.reference, folder, options)
+            model = _load_model(source.reference, folder, options, dtype)
+            if not _has_float32_buffers(model):
+                model = _load_model(source.reference, folder, options)
     model.config.use_cache = False
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
     return Loaded(model.to(device).eval(), tokenizer, source)
+
+
+def _has_float32_buffers(model: Any) -> bool:
+    """Give a model the buffers that it has in float32. Return False if one of them was read from a file.
+
+    Such a buffer may have lost digits.
+    """
+    lost = {name for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    lost = {name for name in lost if model.get_buffer(name).dtype is not torch.float32}
+    if not lost:
+        return True
+    if lost & model.state_dict().keys():
+        return False
+    with init_empty_weights(include_buffers=False):
+        buffers = dict(type(model)(model.config).named_buffers())
+    for name in lost:
+        module, _, key = name.rpartition(".")
+        setattr(model.get_submodule(module), key, buffers[name])
+    return True
 
 
 def load_tokenizer(source: ModelSource) -> Any:

@@ -1,6 +1,8 @@
 """Loading gives exactly the weights of the source in the requested dtype, or an error, and prints nothing."""
 
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,15 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from seft.data.text import tokenize
 from seft.errors import SourceError
 from seft.models.load import load
 from seft.models.source import find
+from tests.seft.architectures import ARCHITECTURES
 from tests.tiny import tiny_tokenizer, untrained_tiny
+from tests.worker.peaks import private_bytes
 
 TEXT = "Pruned, and mended: 'ünïcode' too.\n"
 WINDOW = torch.arange(2, 20)[None]
@@ -100,9 +104,49 @@ def test_a_folder_gives_its_weights_and_prints_nothing(folder: Path, capfd: pyte
     assert loaded.tokenizer.eos_token == "<eos>"
 
 
-def test_the_dtype_is_the_requested_one(folder: Path) -> None:
-    model = load(find(str(folder)), dtype=torch.bfloat16).model
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+@pytest.mark.parametrize("kind", [*ARCHITECTURES, "correction that transformers would round"])
+def test_weights_have_the_requested_dtype_and_buffers_are_float32(
+    kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ARCHITECTURES.get(kind, ARCHITECTURES["deepseek_v3"]).model()
+    if kind not in ARCHITECTURES:
+        monkeypatch.setattr(type(model), "_keep_in_fp32_modules_strict", None)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.fill_(1 / 3)
+    model.save_pretrained(folder)
+    loaded: Any = load(find(str(folder)), dtype=torch.bfloat16).model
+    expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for name, weight in expected.named_parameters():
+        assert loaded.get_parameter(name).dtype is torch.bfloat16
+        assert torch.equal(loaded.get_parameter(name), weight.bfloat16()), name
+    for name, buffer in expected.named_buffers():
+        assert loaded.get_buffer(name).dtype is buffer.dtype
+        assert torch.equal(loaded.get_buffer(name), buffer), name
+
+
+def test_loading_in_bfloat16_needs_no_memory_for_float32(folder: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=384, hidden_size=1024, intermediate_size=4096, num_hidden_layers=4, num_attention_heads=8
+    )
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+    source = find(str(folder))
+    load(source, dtype=torch.bfloat16)  # everything is imported
+    before, done, peak = private_bytes(os.getpid()), threading.Event(), 0
+
+    def measure() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, private_bytes(os.getpid()) - before)
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    model = load(source, dtype=torch.bfloat16).model
+    done.set()
+    thread.join()
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    assert size > 100_000_000
+    assert peak < 1.3 * size
 
 
 def test_a_gguf_file_gives_the_same_model_which_can_be_saved_again(
