@@ -4,7 +4,8 @@
 
 Each job runs as in a worker: written text, ADMM, repair, evaluations, export. torch's FlopCounterMode counts the
 operations of each phase. It counts matrix products, and attention only with the formula that is given to it: of the
-products with the causal mask it counts the half that is computed, as the kernels do. A second run of the same job in a
+products with the causal mask it counts the half that is computed, as the kernels do. A product that is added in place
+counts too. A second run of the same job in a
 process of its own measures the memory, which is the private memory of the process above its memory before the weights
 were loaded.
 """
@@ -129,7 +130,7 @@ def count_flops(folder: Path, spec: JobSpec) -> dict[Phase, float]:
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _causal,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _causal_backward,
     }
-    counter = FlopCounterMode(display=False, custom_mapping=causal)
+    counter = FlopCounterMode(display=False, custom_mapping=causal | {torch.ops.aten.addmm_: _in_place})
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]
 
     def record(message: Message) -> None:
@@ -155,6 +156,10 @@ def _causal(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
 
 def _causal_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return int(sdpa_backward_flop_count(gradient, query, key, value)) // 2  # type: ignore[no-untyped-call]
+
+
+def _in_place(_: Any, left: Any, right: Any, **__: Any) -> int:
+    return 2 * int(left[0] * left[1] * right[1])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ WRITTEN, WRITTEN_ALONE = 2, 33
 
 All weights are read for n tokens. Measured with SmolLM2-135M on a CPU: 18.5 with 2 windows, 6.1 with 8.
 """
-PRODUCTS = {PruneMethod.SPARSEGPT: 5, PruneMethod.ALPS: 30, PruneMethod.ADMM: 23}
+PRODUCTS = {PruneMethod.SPARSEGPT: 5, PruneMethod.ALPS: 30, PruneMethod.ADMM: 24}
 """Products of a weight matrix with its Hessian that a method computes. Methods that are not here compute none."""
 FIXED_SECONDS = {Phase.LOADING: 8.0, Phase.EXPORTING: 8.0, Phase.UPLOADING: 1.0}
 """Seconds that a phase takes for the smallest model. Processes start, and libraries are imported."""
@@ -65,12 +65,16 @@ def count_operations(spec: JobSpec, model: Dimensions) -> dict[Phase, float]:
 
 
 def _forward(model: Dimensions, tokens: float, length: int) -> float:
-    """Return the operations of a forward pass over `tokens` tokens in windows of `length`.
+    """Return the operations of a forward pass over `tokens` tokens in windows of `length`."""
+    return _run_blocks(model, tokens, length) + FORWARD * tokens * (model.parameters - model.targets)
+
+
+def _run_blocks(model: Dimensions, tokens: float, length: int) -> float:
+    """Return the operations of a forward pass through the decoder blocks alone.
 
     In the attention, a token reads half of its window on average.
     """
-    active = model.parameters - model.targets + model.active_targets
-    return FORWARD * tokens * (active + len(model.blocks) * model.attention * length)
+    return FORWARD * tokens * (model.active_targets + len(model.blocks) * model.attention * length)
 
 
 def _calibration_tokens(spec: JobSpec) -> int:
@@ -86,9 +90,11 @@ def pruning_operations(spec: JobSpec, model: Dimensions) -> dict[str, float]:
     prune = spec.prune
     tokens = _calibration_tokens(spec) if spec.prune_config().text_users else 0
     passes = 3 if spec.allocation is Allocation.OWL else 2
-    operations = {"passes": passes * FORWARD * model.active_targets * tokens}
+    operations = {"passes": passes * _run_blocks(model, tokens, prune.calibration.tokens)}
     if products := PRODUCTS.get(prune.method):
         matrices = [matrix for block in model.blocks for matrix in block]
-        operations["statistics"] = sum(2 * each.use * each.count * each.cols**2 * tokens for each in matrices)
+        operations["statistics"] = sum(
+            2 * each.use * each.count * each.cols**2 * tokens for each in matrices if not each.shares_inputs
+        )
         operations["solving"] = sum(2 * each.total * each.cols * products for each in matrices)
     return operations

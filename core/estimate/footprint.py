@@ -201,7 +201,7 @@ def _statistics(block: tuple[Matrix, ...], method: PruneMethod) -> int:
         case PruneMethod.SPARSEGPT:
             factors, copies, hessians = 4, 4, _hessians(block)
         case PruneMethod.ALPS:
-            factors, copies, hessians = 10, 15, _hessians(block)
+            factors, copies, hessians = 6, 15, _hessians(block)
         case PruneMethod.ADMM:
             factors, copies, hessians = 4, 14, _hessians(block)
         case _:
@@ -211,7 +211,7 @@ def _statistics(block: tuple[Matrix, ...], method: PruneMethod) -> int:
 
 
 def _hessians(block: tuple[Matrix, ...]) -> int:
-    return sum(FLOAT * each.count * each.cols**2 for each in block)
+    return sum(FLOAT * each.count * each.cols**2 for each in block if not each.shares_inputs)
 
 
 def _mask_selection(matrix: Matrix) -> int:

@@ -42,6 +42,16 @@ STACKS_TRANSPOSED = frozenset({"gpt_oss"})
 GATES = ((".gate_proj.", ".up_proj."), (".w1.", ".w3."), (".ffn_gate_exps.", ".ffn_up_exps."))
 """Parts of the names of two tensors of experts that a loaded model has as one linear layer, with the outputs of both.
 """
+SAME_INPUTS = {
+    ".k_proj.": ".q_proj.",
+    ".v_proj.": ".q_proj.",
+    ".up_proj.": ".gate_proj.",
+    ".w3.": ".w1.",
+    ".attn_k.": ".attn_q.",
+    ".attn_v.": ".attn_q.",
+    ".ffn_up.": ".ffn_gate.",
+}
+"""Parts of the names of linear layers, and of those whose inputs they share. Pruning has one Hessian for both."""
 BUFFERS = (".masked_bias", ".inv_freq", "rope_freqs.weight")
 """Endings of the names of tensors in older files that are no parameters."""
 
@@ -54,6 +64,8 @@ class Matrix:
     cols: int
     use: float = 1.0
     """Fraction of all tokens that pass through the layer. It is less than 1 for an expert."""
+    shares_inputs: bool = False
+    """Whether another matrix of the block has the same inputs, so that this one needs no Hessian of its own."""
     count: int = 1
     """Number of these matrices in the block, such as one per expert."""
 
@@ -235,7 +247,8 @@ def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], 
             names.setdefault(key, set()).add(name)
             block = lists.setdefault(key, {}).setdefault(number, Counter())
             before = len(block)
-            block.update(_matrices(rest, shape, config, _gate_of(name, shapes)))
+            matrices = _matrices(rest, shape, config, _gate_of(name, shapes))
+            block.update({replace(each, shares_inputs=_shares(name, shapes)): n for each, n in matrices.items()})
             different += len(block) - before
             if different > MAX_SHAPES:
                 message = f"the blocks of a model may have at most {MAX_SHAPES} weight matrices of different shapes."
@@ -278,6 +291,11 @@ def _gate_of(name: str, shapes: Shapes) -> bool | None:
             if up in name and name.replace(up, gate) in shapes:
                 return False
     return None
+
+
+def _shares(name: str, shapes: Shapes) -> bool:
+    """Return whether the model has another tensor, before this one, whose linear layer has the same inputs."""
+    return any(part in name and name.replace(part, other) in shapes for part, other in SAME_INPUTS.items())
 
 
 def _is_expert(name: str) -> bool:
