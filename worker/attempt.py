@@ -100,7 +100,8 @@ class Supervisor:
         self.healthy = True
         self.mailbox: Queue[Callable[[], None]] = Queue()
         self.ledger = Ledger(sessions, attempt, settings)
-        self.transfers = Transfers(storage, self.mailbox.put)
+        # A process that stores a format is silent until the upload of its last state has ended.
+        self.transfers = Transfers(storage, self.mailbox.put, lambda _: self.watchdog.touch())
         self.files = Files(attempt, settings, self.transfers)
         self.resume_files: dict[str, Json] = {}
         """Files of the newest state in object storage, by name."""

@@ -52,11 +52,17 @@ class Transfers:
     """A queue of transfers, and the thread that runs them one after the other.
 
     The owner gives `post`, a function that runs a callable in the owner's thread. The result or error of each
-    transfer is handled there.
+    transfer is handled there. While a file is uploaded, `sent` is called with the number of bytes of each piece, in any
+    thread.
     """
 
-    def __init__(self, storage: Storage, post: Callable[[Callable[[], None]], None]) -> None:
-        self._storage, self._post = storage, post
+    def __init__(
+        self,
+        storage: Storage,
+        post: Callable[[Callable[[], None]], None],
+        sent: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._storage, self._post, self._sent = storage, post, sent
         self._closed = threading.Event()
         self._work: Queue[Callable[[], None] | None] = Queue()
         # The thread logs with the owner's logging context.
@@ -110,7 +116,7 @@ class Transfers:
 
         def send() -> None:
             with source() as file:
-                self._storage.upload(file, key)
+                self._storage.upload(file, key, self._sent)
 
         self._retry(send)
 

@@ -6,7 +6,7 @@ Files of an attempt have keys that start with `jobs/<job id>/<attempt>/`.
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -100,12 +100,15 @@ class Storage:
         """Raise an error if the bucket cannot be reached."""
         self._s3.head_bucket(Bucket=self._bucket)
 
-    def upload(self, source: Path | BinaryIO, key: str) -> None:
-        """Store a file, or a stream from its current position. A large one is sent in parts."""
+    def upload(self, source: Path | BinaryIO, key: str, sent: Callable[[int], None] | None = None) -> None:
+        """Store a file, or a stream from its current position. A large one is sent in parts.
+
+        `sent` is called with the number of bytes of each piece that was sent, in any thread.
+        """
         if isinstance(source, Path):
-            self._s3.upload_file(str(source), self._bucket, key)
+            self._s3.upload_file(str(source), self._bucket, key, Callback=sent)
         else:
-            self._s3.upload_fileobj(source, self._bucket, key)
+            self._s3.upload_fileobj(source, self._bucket, key, Callback=sent)
 
     def download(self, key: str, path: Path) -> None:
         """Download an object to a file."""

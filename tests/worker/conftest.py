@@ -189,3 +189,19 @@ def supervisor(backend: Backend, scenario: str, draining: threading.Event | None
 def job_id(backend: Backend) -> str:
     """A queued job."""
     return backend.add_job(backend.add_dataset(["one " * 1024, "two"]))
+
+
+class Running:
+    """Runs a supervisor in a thread, as a worker does."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor = supervisor
+        self.thread = threading.Thread(target=supervisor.run)
+
+    def __enter__(self) -> Supervisor:
+        self.thread.start()
+        return self.supervisor
+
+    def __exit__(self, *_: object) -> None:
+        self.supervisor.draining.set()
+        self.thread.join()

@@ -18,28 +18,11 @@ from core.jobs import actions, attempts
 from core.states import Phase, Status
 from core.tables import Job
 from tests.waiting import alive, wait_for
-from tests.worker.conftest import Backend, supervisor
+from tests.worker.conftest import Backend, Running, supervisor
 from worker import cleanup
-from worker.attempt import Supervisor
 from worker.lifecycle import State
 from worker.protocol import DATA, HELD_OUT_DATA, RETAIN_DATA, Task
 from worker.transfers import hash_file
-
-
-class Running:
-    """Runs a supervisor in a thread, as a worker does."""
-
-    def __init__(self, supervisor: Supervisor) -> None:
-        self.supervisor = supervisor
-        self.thread = threading.Thread(target=supervisor.run)
-
-    def __enter__(self) -> Supervisor:
-        self.thread.start()
-        return self.supervisor
-
-    def __exit__(self, *_: object) -> None:
-        self.supervisor.draining.set()
-        self.thread.join()
 
 
 def test_a_result_is_published_with_everything_reported(backend: Backend, job_id: str) -> None:
@@ -78,10 +61,10 @@ def test_a_partly_stored_state_is_deleted(backend: Backend, job_id: str) -> None
     class FirstFileOnly(Storage):
         """Accepts only the first file of a state."""
 
-        def upload(self, source: Path | BinaryIO, key: str) -> None:
+        def upload(self, source: Path | BinaryIO, key: str, sent: Callable[[int], None] | None = None) -> None:
             if key.endswith("/run"):
                 raise ClientError({"ResponseMetadata": {"HTTPStatusCode": 403}}, "PutObject")  # type: ignore[typeddict-item]
-            super().upload(source, key)
+            super().upload(source, key, sent)
 
     supervisor(Backend(backend.settings, backend.sessions, FirstFileOnly(backend.settings)), "succeed").run()
     assert (backend.job(job_id).status, backend.job(job_id).failures) == (Status.QUEUED, 1)
@@ -313,7 +296,7 @@ class Stuck(Storage):
 
     released = threading.Event()
 
-    def upload(self, source: object, key: str) -> None:
+    def upload(self, source: object, key: str, sent: object = None) -> None:
         assert self.released.wait(30)
 
 

@@ -1,22 +1,55 @@
 """An attempt whose training process hangs, reads for too long, or runs for longer than its job may."""
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
+from core.infra.storage import Storage
 from core.states import Status
 from core.tables import Job
-from tests.worker.conftest import Backend, supervisor
+from tests.waiting import wait_for
+from tests.worker.conftest import Backend, Running, supervisor
 
 
 def test_a_silent_process_is_ended(backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.watchdog.SILENT_SECONDS", 3.0)
-    supervisor(backend, "hang_with_child").run()
+    with Running(supervisor(backend, "hang_with_child")):
+        wait_for(lambda: backend.job(job_id).progress == 0.5)
+        # Earlier, a slow process might not yet write its stack when it is asked for it.
+        monkeypatch.setattr("worker.watchdog.SILENT_SECONDS", 0.1)
+        wait_for(lambda: backend.job(job_id).status is Status.QUEUED)
     assert (backend.job(job_id).status, backend.job(job_id).failures) == (Status.QUEUED, 1)
     (event,) = [event for event in backend.event_rows(job_id) if event.type == "attempt.hung"]
     assert "in hang_with_child" in event.data["output"], "the stack of the process that hangs"
     assert "sent no message for" in event.data["message"]
+
+
+def test_a_process_is_not_ended_while_its_state_is_uploaded(
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Storage):
+        """Sends the first file a piece at a time, for longer than a process may be silent."""
+
+        def upload(self, source: Path | BinaryIO, key: str, sent: Callable[[int], None] | None = None) -> None:
+            assert sent is not None
+            if not first:
+                first.append(key)
+                monkeypatch.setattr("worker.watchdog.SILENT_SECONDS", 2.0)
+                for _ in range(10):
+                    time.sleep(0.3)
+                    sent(1)
+                monkeypatch.setattr("worker.watchdog.SILENT_SECONDS", 3600.0)
+            super().upload(source, key, sent)
+
+    first: list[str] = []
+    slow = replace(backend, storage=Slow(backend.settings))
+    supervisor(slow, "succeed").run()
+    assert first
+    assert backend.job(job_id).status is Status.SUCCEEDED
+    assert "attempt.hung" not in backend.events(job_id)
 
 
 def test_training_without_new_steps_is_ended(backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
