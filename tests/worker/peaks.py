@@ -1,12 +1,14 @@
 """The peak memory of each phase of a job, measured in a process of its own.
 
 `python -m tests.worker.peaks FOLDER` runs the job in the folder and prints the peaks as JSON. The memory is the private
-memory (Pss_Anon) of the process and its children, sampled every few milliseconds. A page that two processes share
-counts once.
+memory (Pss_Anon) of the process and its children, in which a page that two processes share counts once. The kernel
+needs tens of milliseconds to sum it, and the process gets no memory meanwhile. So it is read only if the resident
+memory, which costs little to read, is larger than at all reads before in the phase, or after a while.
 """
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -22,6 +24,8 @@ from worker.pipeline import Pipeline
 from worker.protocol import DATA, Message, Progressed, Task
 
 SAMPLE_SECONDS = 0.003
+READ_SECONDS = 0.25
+"""Seconds after which the memory is read again although no process has grown."""
 
 
 def write_job(folder: Path, spec: JobSpec, texts: Sequence[str]) -> Path:
@@ -62,12 +66,19 @@ def private_bytes(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss_Anon")), 0)
 
 
-def total_bytes() -> int:
-    """Return the private memory of this process and of the children of all its threads."""
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process that is not of files; 0 if it has ended."""
+    try:
+        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return (int(resident) - int(shared)) * resource.getpagesize()
+
+
+def processes() -> list[int]:
+    """Return this process and the children of all its threads."""
     lists = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
-    return private_bytes(os.getpid()) + sum(
-        private_bytes(int(child)) for children in lists for child in children.split()
-    )
+    return [os.getpid(), *(int(child) for children in lists for child in children.split())]
 
 
 def main(folder: Path) -> None:
@@ -76,7 +87,7 @@ def main(folder: Path) -> None:
 
     def measure() -> None:
         now = phase
-        peaks[now] = max(peaks.get(now, 0), total_bytes())
+        peaks[now] = max(peaks.get(now, 0), sum(map(private_bytes, processes())))
 
     def record(message: Message) -> None:
         nonlocal phase
@@ -85,8 +96,12 @@ def main(folder: Path) -> None:
             measure()  # on a busy machine, a short phase may end before the next sample
 
     def sample() -> None:
+        most, read = dict[Phase, int](), 0.0
         while not over:
-            measure()
+            now, resident = phase, sum(map(resident_bytes, processes()))
+            if resident > most.get(now, 0) or time.monotonic() > read + READ_SECONDS:
+                measure()
+                most[now], read = max(resident, most.get(now, 0)), time.monotonic()
             time.sleep(SAMPLE_SECONDS)
 
     sampler = Thread(target=sample)
