@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Compare, Pattern, PruneConfig, PruneMethod
 from seft.errors import PruneError
+from seft.prune import alps
 from seft.prune.allocation import uniform_zeros
 from seft.prune.mask import smallest_per_row
 from seft.prune.methods import make_pruner
@@ -116,13 +117,12 @@ def alps_support(weight: Tensor, hessian: Tensor, zeros: int, group: int, *, pub
     The penalty grows and the iterations stop as in the published code, or as in ours. Every group of `group` neighbours
     gets `zeros` zeros.
     """
-    rho, every, alpha = (0.1, 3, 1.0) if published else (0.15, 4, 1.3)
+    rho, every = (0.1, 3) if published else (alps.FIRST_PENALTY, alps.CHECK_EVERY)
     eye = torch.eye(len(hessian), dtype=torch.float64)
     kept, dual = projected(weight, zeros, group), torch.zeros_like(weight)
     support = kept != 0
     for iteration in range(1, 301):
         free = torch.linalg.solve(hessian + rho * eye, (weight @ hessian - dual + rho * kept).T).T
-        free = alpha * free + (1 - alpha) * kept
         kept = projected(free + dual / rho, zeros, group)
         dual = dual + rho * (free - kept)
         if iteration % every == 0:
@@ -132,9 +132,9 @@ def alps_support(weight: Tensor, hessian: Tensor, zeros: int, group: int, *, pub
                     break
                 rho *= 1.3 if changed > 0.1 else 1.2 if changed > 0.005 else 1.1
             else:
-                if changed < 0.02:
+                if changed < alps.SETTLED:
                     break
-                rho *= 1.6
+                rho *= alps.GROWTH
     return support
 
 
