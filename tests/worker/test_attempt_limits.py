@@ -20,7 +20,7 @@ def test_a_silent_process_is_ended(backend: Backend, job_id: str, monkeypatch: p
         wait_for(lambda: backend.job(job_id).progress == 0.5)
         # Earlier, a slow process might not yet write its stack when it is asked for it.
         monkeypatch.setattr("worker.watchdog.SILENT_SECONDS", 0.1)
-        wait_for(lambda: backend.job(job_id).status is Status.QUEUED)
+        wait_for(lambda: backend.job(job_id).status == Status.QUEUED)
     assert (backend.job(job_id).status, backend.job(job_id).failures) == (Status.QUEUED, 1)
     (event,) = [event for event in backend.event_rows(job_id) if event.type == "attempt.hung"]
     assert "in hang_with_child" in event.data["output"], "the stack of the process that hangs"
@@ -48,7 +48,7 @@ def test_a_process_is_not_ended_while_its_state_is_uploaded(
     slow = replace(backend, storage=Slow(backend.settings))
     supervisor(slow, "succeed").run()
     assert first
-    assert backend.job(job_id).status is Status.SUCCEEDED
+    assert backend.job(job_id).status == Status.SUCCEEDED
     assert "attempt.hung" not in backend.events(job_id)
 
 

@@ -58,7 +58,7 @@ def test_an_unreachable_bucket_accepts_no_writes(backend: Backend) -> None:
 
 def test_a_full_bucket_pauses_the_job_until_it_accepts_objects(backend: Backend, job_id: str) -> None:
     class Full(Storage):
-        def upload(self, source: Path | BinaryIO, key: str) -> None:
+        def upload(self, source: Path | BinaryIO, key: str, sent: object = None) -> None:
             raise ClientError({"ResponseMetadata": {"HTTPStatusCode": 507}}, "PutObject")  # type: ignore[typeddict-item]
 
         def put(self, key: str, content: bytes) -> None:
