@@ -3,11 +3,10 @@
     python -m benchmarks.scaling_check      # minutes; writes benchmarks/scaling.json
 
 Each job runs as in a worker: written text, ADMM, repair, evaluations, export. torch's FlopCounterMode counts the
-operations of each phase. It counts matrix products, and attention only with the formula that is given to it: of the
-products with the causal mask it counts the half that is computed, as the kernels do. A product that is added in place
-counts too. A second run of the same job in a
-process of its own measures the memory, which is the private memory of the process above its memory before the weights
-were loaded.
+operations of each phase. It counts matrix products, also those that are added in place, and attention only with the
+formula that is given to it: of the products with the causal mask it counts the half that is computed, as the kernels
+do. A second run of the same job in a process of its own measures the memory, which is the private memory of the process
+above its memory before the weights were loaded.
 """
 
 import json

@@ -66,7 +66,7 @@ def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch
         tokenizer = load_tokenizer(source)
         with _source_errors(source.reference), _location(source) as (folder, options):
             model = _load_model(source.reference, folder, options, dtype)
-            if not _has_float32_buffers(model):
+            if not _restore_buffers(model):
                 model = _load_model(source.reference, folder, options)
     model.config.use_cache = False
     for weight in model.parameters():
@@ -74,10 +74,10 @@ def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch
     return Loaded(model.to(device).eval(), tokenizer, source)
 
 
-def _has_float32_buffers(model: Any) -> bool:
-    """Give a model the buffers that it has in float32. Return False if one of them was read from a file.
+def _restore_buffers(model: Any) -> bool:
+    """Give a model that was not loaded in float32 the buffers that it has in float32.
 
-    Such a buffer may have lost digits.
+    Returns False if one of them was rounded when it was read from a file. The model must then be loaded in float32.
     """
     lost = {name for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     lost = {name for name in lost if model.get_buffer(name).dtype is not torch.float32}
