@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
@@ -77,8 +78,11 @@ def resident_bytes(pid: int) -> int:
 
 def processes() -> list[int]:
     """Return this process and the children of all its threads."""
-    lists = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
-    return [os.getpid(), *(int(child) for children in lists for child in children.split())]
+    found = [os.getpid()]
+    for children in Path("/proc/self/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            found += map(int, children.read_text().split())
+    return found
 
 
 def main(folder: Path) -> None:
