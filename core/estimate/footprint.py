@@ -101,10 +101,10 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
         phases[Phase.RECONSTRUCTING] = _reconstructing(model, spec)
     if spec.repair.method is not RepairMethod.NONE:
         phases[Phase.TRAINING] = _training(model, spec)
-    # A copy of the process loads the written checkpoint, on the host. The loader of GGUF has each weight twice.
-    loading = FLOAT * model.parameters
+    # A copy of the process loads the written checkpoint on the host, and one weight twice. GGUF's loader has all twice.
+    loading = FLOAT * (model.parameters + model.largest)
     if any(each.is_gguf for each in spec.output.formats):
-        loading = 2 * loading + GGUF_BYTES
+        loading += FLOAT * model.parameters + GGUF_BYTES
     if any(each.is_compact for each in spec.output.formats):
         loading += COMPACT_BYTES
     if any(each.is_compact and each.rounds for each in spec.output.formats):

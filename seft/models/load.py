@@ -37,13 +37,18 @@ LOAD_ERRORS = (
     OSError,
     ValueError,
     TypeError,
-    KeyError,
     RuntimeError,
     ImportError,
+    ArithmeticError,
+    AssertionError,
+    LookupError,
+    AttributeError,
     SafetensorError,
     StrictDataclassError,
 )
 """Exceptions that transformers raises if a configuration or a file cannot be loaded as a model."""
+MOST_OF_WEIGHTS = 2
+"""A model has at most this many times the weights that are stored: tied weights are stored once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +63,9 @@ class Loaded:
 def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Loaded:
     """Load the model and the tokenizer of a source onto `device`, with the weights in `dtype`.
 
-    Buffers keep their float32 values, so that a model has the same buffers now and when its checkpoint is verified.
-    Raises SourceError if the files are not a complete model.
+    Buffers keep their float32 values, so that a model has the same buffers now and when its checkpoint is verified. The
+    weights are copies: a file that is changed afterwards changes none of them. Raises SourceError if the files are not
+    a complete model.
     """
     source = replace(source, path=fetch(source))
     with _header_read_once():
@@ -67,10 +73,11 @@ def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch
         with _source_errors(source.reference), _location(source) as (folder, options):
             model = _load_model(source.reference, folder, options, dtype)
             if not _restore_buffers(model):
+                del model
                 model = _load_model(source.reference, folder, options)
     model.config.use_cache = False
     for weight in model.parameters():
-        weight.data = weight.data.to(dtype)
+        weight.data = weight.data.to(dtype, copy=True)
     return Loaded(model.to(device).eval(), tokenizer, source)
 
 
@@ -167,13 +174,15 @@ def load_model(source: ModelSource, *, device: str, dtype: torch.dtype) -> nn.Mo
 def load_tensors(source: ModelSource, tensors: Mapping[str, Any], *, device: str, dtype: torch.dtype) -> nn.Module:
     """Return the model of `load_model` if the weights are not in its folder.
 
-    Transformers reads each of the `tensors` by `tensor[...]`, in several threads. Raises SourceError if they do not
-    match the model.
+    Transformers reads each of the `tensors` by `tensor[...]`, in several threads. Its `size` is the number of its
+    values. Raises SourceError if they do not match the model.
     """
     with _source_errors(source.reference), _location(source) as (folder, _):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            architecture: Any = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+            described = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        _require_weights(source.reference, described, tensors)
+        architecture: Any = type(described)
         model, info = architecture.from_pretrained(
             None,
             config=config,
@@ -187,6 +196,21 @@ def load_tensors(source: ModelSource, tensors: Mapping[str, Any], *, device: str
     _require_match(source.reference, info)
     model.config.name_or_path = source.reference
     return cast("nn.Module", model.to(device).eval())
+
+
+def _require_weights(reference: str, described: nn.Module, tensors: Mapping[str, Any]) -> None:
+    """Raise SourceError if a model of this configuration has far more weights than there are.
+
+    Transformers would create them all, with random values, before it reports what does not match.
+    """
+    needed = sum(parameter.numel() for parameter in described.parameters())
+    given = sum(tensor.size for tensor in tensors.values())
+    if needed > MOST_OF_WEIGHTS * given:
+        raise SourceError(
+            "model_refused",
+            f"the tensors of {reference!r} must have the {needed} weights of its configuration; they have {given}."
+            " Create the model again.",
+        )
 
 
 def _require_match(reference: str, info: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Gives a transformers model straight from a compact container, tensor by tensor. The dense file is never on disk."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,11 @@ class LazyTensor:
 
     def __init__(self, container: Container, entry: TensorEntry, integers: Matrix | None) -> None:
         self._container, self._entry, self._integers = container, entry, integers
+
+    @property
+    def size(self) -> int:
+        """Number of values of the tensor."""
+        return math.prod(self._entry.shape)
 
     def __getitem__(self, key: EllipsisType) -> Tensor:
         """Return the tensor. Raises ContainerError if it is damaged."""

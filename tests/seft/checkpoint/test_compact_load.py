@@ -1,5 +1,6 @@
 """A model is loaded from a container on disk, at a web address and in S3: the same model as from its folder."""
 
+import json
 import os
 import re
 import shutil
@@ -250,6 +251,15 @@ def test_a_matrix_of_integers_without_scales_is_refused(folder: Path, tmp_path: 
         for model in (other, packed):
             with pytest.raises(SourceError, match=f"must have a floating-point dtype; '{NAME}' in "):
                 seft.load(model)
+
+
+def test_a_config_of_a_far_larger_model_is_refused_before_it_is_created(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, other := tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "intermediate_size": 1 << 40}))
+    pack(other, packed := tmp_path / "packed.seft")
+    with pytest.raises(SourceError, match=r"must have the \d{15,} weights of its configuration; they have \d{5,7}\."):
+        seft.load(packed)
 
 
 def test_a_file_with_the_ending_seft_is_never_taken_for_another_kind(container: Path, tmp_path: Path) -> None:

@@ -149,6 +149,27 @@ def test_loading_in_bfloat16_needs_no_memory_for_float32(folder: Path) -> None:
     assert peak < 1.3 * size
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_file_that_is_changed_later_changes_no_weight(folder: Path, dtype: torch.dtype) -> None:
+    untrained_tiny().to(dtype).save_pretrained(folder)
+    model = load(find(str(folder)), dtype=dtype).model
+    before = logits(model)
+    file = folder / "model.safetensors"
+    size = file.stat().st_size
+    with file.open("r+b") as content:
+        content.seek(size // 2)
+        content.write(bytes(size - size // 2))
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("change", [{"num_attention_heads": 0}, {"pad_token_id": 10**9}])
+def test_a_config_that_transformers_cannot_use_is_an_error(folder: Path, change: dict[str, int]) -> None:
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(SourceError, match="must"):
+        load(find(str(folder)))
+
+
 def test_a_gguf_file_gives_the_same_model_which_can_be_saved_again(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
