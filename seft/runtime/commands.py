@@ -87,7 +87,7 @@ def serve(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], str
 
 def _require_free(host: str, port: int) -> None:
     """Raise ConfigError if the server cannot listen there. It is asked before the model is loaded, which takes long."""
-    if reason := _refusal(host, 0):
+    if reason := _refusal(host, 0) if host else "an empty name":
         rule = f"must be a name or an address of this machine, which refuses it ({reason})"
         raise ConfigError("host", rule, host, "Use 127.0.0.1, or 0.0.0.0 or :: for all addresses.")
     if reason := _refusal(host, port):
@@ -100,7 +100,8 @@ def _refusal(host: str, port: int) -> str:
     from seft.runtime.serve import family
 
     try:
-        socket.create_server((host, port), family=family(host)).close()
+        # Like the server, at :: it also listens on the addresses of IPv4.
+        socket.create_server((host, port), family=family(host), dualstack_ipv6=family(host) is socket.AF_INET6).close()
     except (OSError, OverflowError) as error:
         return str(getattr(error, "strerror", error)).partition(" (")[0]
     return ""
@@ -154,22 +155,36 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", type=_threads, help="Number of threads. Default: torch's.")
 
 
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer; it is {text!r}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number; it is {text!r}") from None
+
+
 def _positive(text: str) -> int:
-    number = int(text)
+    number = _integer(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more; it is {text}")
     return number
 
 
 def _threads(text: str) -> int:
-    number, most = int(text), os.cpu_count() or 1
+    number, most = _integer(text), os.cpu_count() or 1
     if not 1 <= number <= most:
         raise argparse.ArgumentTypeError(f"must be from 1 to {most}, the processors of this machine; it is {text}")
     return number
 
 
 def _seed(text: str) -> int:
-    number = int(text)
+    number = _integer(text)
     if not -(2**63) <= number < 2**63:
         raise argparse.ArgumentTypeError(f"must be from -2**63 to 2**63 - 1; it is {text}")
     return number
@@ -184,14 +199,14 @@ def _text(text: str) -> str:
 
 
 def _not_negative(text: str) -> float:
-    number = float(text)
+    number = _number(text)
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be 0 or more; it is {text}")
     return number
 
 
 def _share(text: str) -> float:
-    number = float(text)
+    number = _number(text)
     if not 0 < number <= 1:
         raise argparse.ArgumentTypeError(f"must be above 0 and at most 1; it is {text}")
     return number

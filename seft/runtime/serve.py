@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -37,6 +38,11 @@ class Server(ThreadingHTTPServer):
         self.turn = threading.Lock()
         self.address_family = family(host)
         super().__init__((host, port), _Handler)
+
+    def handle_error(self, *_: object) -> None:
+        """Log an error. If a caller leaves before its answer, that is none. The address is never logged."""
+        if not isinstance(sys.exception(), OSError):
+            log.exception("a request failed")
 
     @property
     def url(self) -> str:

@@ -330,6 +330,23 @@ def test_a_port_in_use_is_refused_before_the_model_is_loaded(capsys: pytest.Capt
     assert "Use another one, such as --port 8081" in capsys.readouterr().err
 
 
+def test_a_caller_that_leaves_before_its_answer_leaves_no_traceback(
+    address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    host, port = address.removeprefix("http://").removesuffix("/v1").split(":")
+    for _ in range(50):  # a write fails only if the caller's end has arrived before it
+        with socket.create_connection((host, int(port)), timeout=60) as caller:
+            caller.sendall(b"POST /v1/completions HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
+    assert httpx.get(f"{address}/models", timeout=60).status_code == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_port_that_ipv4_holds_is_refused_for_all_addresses(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        assert main(["serve", "absent", "--host", "::", "--port", str(taken.getsockname()[1])]) == 2
+    assert "Use another one, such as --port 8081" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="no IPv6")
 def test_the_server_listens_on_an_ipv6_address() -> None:
     with serving(None, "tiny", "::1") as address:
@@ -339,7 +356,7 @@ def test_the_server_listens_on_an_ipv6_address() -> None:
         assert main(["serve", "absent", "--host", "::1", "--port", taken]) == 2
 
 
-@pytest.mark.parametrize("host", ["nohost.invalid", "2001:db8::1", "a" * 70, "192.0.2.1"])
+@pytest.mark.parametrize("host", ["nohost.invalid", "2001:db8::1", "a" * 70, "192.0.2.1", ""])
 def test_a_host_that_is_not_of_this_machine_is_named(capsys: pytest.CaptureFixture[str], host: str) -> None:
     assert main(["serve", "absent", "--host", host, "--port", "0"]) == 2
     assert "error: host must be a name or an address of this machine" in capsys.readouterr().err
@@ -348,6 +365,8 @@ def test_a_host_that_is_not_of_this_machine_is_named(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["a", "--max-tokens", "ten"], "--max-tokens: must be an integer; it is 'ten'"),
+        (["a", "--top-p", "half"], "--top-p: must be a number; it is 'half'"),
         (["a", "--seed", "9" * 23], "--seed: must be from -2**63 to 2**63 - 1"),
         (["a", "--threads", "100000"], "--threads: must be from 1 to "),
         (["\udcff\udcfe"], "prompt: must be text in UTF-8; it is '\\udcff\\udcfe'"),
