@@ -1,6 +1,7 @@
 """Containers with int8 and NF4 matrices: zeros are exact, weights have the nearest values, and all readers agree."""
 
 import json
+import re
 import struct
 from pathlib import Path
 from statistics import NormalDist
@@ -133,6 +134,10 @@ def test_nf4_has_the_quantiles_of_a_normal_distribution_and_an_exact_zero() -> N
     negative = [-normal.inv_cdf(float(share)) for share in np.linspace(0.9677083, 0.5, 8)[:-1]]
     values = np.array(sorted([*negative, 0.0, *positive]))
     assert np.allclose(NF4, values / values.max(), atol=1e-6)
+    document = (Path(__file__).parents[3] / "docs/compact-format.md").read_text()
+    listed = re.search(r"appendix E\), in\s+float32: (.*?)\. The integers", document, re.DOTALL)
+    assert listed
+    assert np.array_equal(np.array(re.split(r",\s+|\s+and\s+", listed[1]), np.float32), NF4)
 
 
 @pytest.mark.parametrize(
