@@ -86,8 +86,8 @@ def _restore_buffers(model: Any) -> bool:
 
     Returns False if one of them was rounded when it was read from a file. The model must then be loaded in float32.
     """
-    lost = {name for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-    lost = {name for name in lost if model.get_buffer(name).dtype is not torch.float32}
+    floats = {name: buffer.dtype for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    lost = {name for name, dtype in floats.items() if dtype is not torch.float32}
     if not lost:
         return True
     if lost & model.state_dict().keys():

@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from seft.errors import ConfigError
@@ -155,41 +156,6 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", type=_threads, help="Number of threads. Default: torch's.")
 
 
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be an integer; it is {text!r}") from None
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number; it is {text!r}") from None
-
-
-def _positive(text: str) -> int:
-    number = _integer(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more; it is {text}")
-    return number
-
-
-def _threads(text: str) -> int:
-    number, most = _integer(text), os.cpu_count() or 1
-    if not 1 <= number <= most:
-        raise argparse.ArgumentTypeError(f"must be from 1 to {most}, the processors of this machine; it is {text}")
-    return number
-
-
-def _seed(text: str) -> int:
-    number = _integer(text)
-    if not -(2**63) <= number < 2**63:
-        raise argparse.ArgumentTypeError(f"must be from -2**63 to 2**63 - 1; it is {text}")
-    return number
-
-
 def _text(text: str) -> str:
     try:
         text.encode()
@@ -198,15 +164,27 @@ def _text(text: str) -> str:
     return text
 
 
-def _not_negative(text: str) -> float:
-    number = _number(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be 0 or more; it is {text}")
-    return number
+def _bounded(kind: type[int] | type[float], allows: Callable[[float], bool], rule: str) -> Callable[[str], float]:
+    """Return the function that parses a number which `allows` accepts. `rule` names the numbers that it accepts."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            name = "an integer" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"must be {name}; it is {text!r}") from None
+        if not allows(value):
+            raise argparse.ArgumentTypeError(f"must be {rule}; it is {text}")
+        return value
+
+    return read
 
 
-def _share(text: str) -> float:
-    number = _number(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1; it is {text}")
-    return number
+PROCESSORS = os.cpu_count() or 1
+_positive = _bounded(int, lambda number: number >= 1, "1 or more")
+_threads = _bounded(
+    int, lambda number: 1 <= number <= PROCESSORS, f"from 1 to {PROCESSORS}, the processors of this machine"
+)
+_seed = _bounded(int, lambda number: -(2**63) <= number < 2**63, "from -2**63 to 2**63 - 1")
+_not_negative = _bounded(float, lambda number: 0 <= number < float("inf"), "0 or more")
+_share = _bounded(float, lambda number: 0 < number <= 1, "above 0 and at most 1")

@@ -31,6 +31,8 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}as
 
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}
 
+needs_ipv6 = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="no IPv6")
+
 
 def pruned(zeros: float = 0.6) -> Any:
     """The tiny model with bfloat16 values in float32, pruned by magnitude."""
@@ -341,13 +343,14 @@ def test_a_caller_that_leaves_before_its_answer_leaves_no_traceback(
     assert "Traceback" not in capfd.readouterr().err
 
 
+@needs_ipv6
 def test_a_port_that_ipv4_holds_is_refused_for_all_addresses(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         assert main(["serve", "absent", "--host", "::", "--port", str(taken.getsockname()[1])]) == 2
     assert "Use another one, such as --port 8081" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="no IPv6")
+@needs_ipv6
 def test_the_server_listens_on_an_ipv6_address() -> None:
     with serving(None, "tiny", "::1") as address:
         assert address.startswith("http://[::1]:")
