@@ -13,6 +13,7 @@ struct Float {
     using Input = float; using Value = uint16_t; using Acc = float; using Sum = float;
     static constexpr int TILE = 1;
     static constexpr bool QUANTISED = false;
+    static int64_t place(int64_t col) { return col; }
     static Acc zero() { return 0; }
     static Sum sum(Acc acc) { return acc; }
     template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {
@@ -52,53 +53,77 @@ struct Int8 {
 namespace avx2 {
 #include "loops.h"
 
+static inline __m256i joined(__m128i low, __m128i high) { return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1); }
+
+static inline __m128i words_of(const void* at) { return _mm_loadu_si128(static_cast<const __m128i*>(at)); }
+
 struct Float {
     using Input = float; using Value = uint16_t; using Acc = __m256; using Sum = float;
     static constexpr int TILE = 1;
     static constexpr bool QUANTISED = false;
+    // The even columns of 16 come first, then the odd ones, as `multiply` reads them.
+    static int64_t place(int64_t col) { return (col & ~15) | (col & 1) << 3 | (col & 15) >> 1; }
     static Acc zero() { return _mm256_setzero_ps(); }
     static Sum sum(Acc acc) {
         __m128 half = _mm_add_ps(_mm256_castps256_ps128(acc), _mm256_extractf128_ps(acc, 1));
         half = _mm_add_ps(half, _mm_movehl_ps(half, half));
         return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
     }
-    static __m256 wide(__m128i words) {
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
+    static void multiply(__m256i words, const Input* x, Acc& even, Acc& odd) {
+        auto low = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+        auto high = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(int(0xffff0000))));
+        even = _mm256_fmadd_ps(low, _mm256_loadu_ps(x), even);
+        odd = _mm256_fmadd_ps(high, _mm256_loadu_ps(x + 8), odd);
     }
-    template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {
-        for (int part = 0; part < 8; part++, mask >>= 8) {
-            auto shuffle = _mm_load_si128(reinterpret_cast<const __m128i*>(SHUFFLES.words[mask & 255]));
-            auto packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
-            *acc = _mm256_fmadd_ps(wide(_mm_shuffle_epi8(packed, shuffle)), _mm256_loadu_ps(x + 8 * part), *acc);
-            values += __builtin_popcountll(mask & 255);
+    template <int B> static void add(const uint64_t& mask, const Value* values, const Input* x, int64_t, Acc* acc) {
+        auto even = zero(), odd = zero();
+        auto bytes = reinterpret_cast<const uint8_t*>(&mask);
+#pragma GCC unroll 4
+        for (int part = 0; part < 4; part++) {
+            uint64_t low = bytes[2 * part], high = bytes[2 * part + 1];
+            const Value* next = values + __builtin_popcountll(low);
+            auto packed = joined(words_of(values), words_of(next));
+            auto shuffle = joined(words_of(SHUFFLES.words[low]), words_of(SHUFFLES.words[high]));
+            multiply(_mm256_shuffle_epi8(packed, shuffle), x + 16 * part, even, odd);
+            values = next + __builtin_popcountll(high);
         }
+        *acc = _mm256_add_ps(*acc, _mm256_add_ps(even, odd));
     }
     template <int B> static void add_dense(const Value* values, const Input* x, int64_t, Acc* acc) {
-        for (int part = 0; part < 8; part++) {
-            auto words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + 8 * part));
-            *acc = _mm256_fmadd_ps(wide(words), _mm256_loadu_ps(x + 8 * part), *acc);
-        }
+        auto even = zero(), odd = zero();
+        for (int part = 0; part < 4; part++)
+            multiply(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + 16 * part)), x + 16 * part, even, odd);
+        *acc = _mm256_add_ps(*acc, _mm256_add_ps(even, odd));
     }
 };
 
 struct Int8 {
-    using Input = int16_t; using Value = int8_t; using Acc = __m128i; using Sum = int64_t;
+    using Input = int16_t; using Value = int8_t; using Acc = __m256i; using Sum = int64_t;
     static constexpr int TILE = 1;
     static constexpr bool QUANTISED = true;
-    static Acc zero() { return _mm_setzero_si128(); }
+    static Acc zero() { return _mm256_setzero_si256(); }
     static Sum sum(Acc acc) {
-        __m256i wide = _mm256_cvtepi32_epi64(acc);
-        __m128i half = _mm_add_epi64(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+        auto low = _mm256_cvtepi32_epi64(_mm256_castsi256_si128(acc));
+        auto wide = _mm256_add_epi64(low, _mm256_cvtepi32_epi64(_mm256_extracti128_si256(acc, 1)));
+        auto half = _mm_add_epi64(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
         return _mm_extract_epi64(half, 0) + _mm_extract_epi64(half, 1);
     }
-    template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {
-        for (int part = 0; part < 8; part++, mask >>= 8) {
-            auto shuffle = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(SHUFFLES.bytes[mask & 255]));
-            auto packed = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values));
-            auto weights = _mm_cvtepi8_epi16(_mm_shuffle_epi8(packed, shuffle));
-            auto inputs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + 8 * part));
-            *acc = _mm_add_epi32(*acc, _mm_madd_epi16(weights, inputs));
-            values += __builtin_popcountll(mask & 255);
+    static __m128i bytes_of(const void* low, const void* high) {
+        auto first = _mm_castsi128_pd(_mm_loadl_epi64(static_cast<const __m128i*>(low)));
+        return _mm_castpd_si128(_mm_loadh_pd(first, static_cast<const double*>(high)));
+    }
+    template <int B> static void add(const uint64_t& mask, const Value* values, const Input* x, int64_t, Acc* acc) {
+        auto bytes = reinterpret_cast<const uint8_t*>(&mask);
+#pragma GCC unroll 4
+        for (int part = 0; part < 4; part++) {
+            uint64_t low = bytes[2 * part], high = bytes[2 * part + 1];
+            const Value* next = values + __builtin_popcountll(low);
+            auto packed = bytes_of(values, next);
+            auto shuffle = bytes_of(SHUFFLES.bytes[low], SHUFFLES.high_bytes[high]);
+            auto weights = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(packed, shuffle));
+            auto inputs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + 16 * part));
+            *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(weights, inputs));
+            values = next + __builtin_popcountll(high);
         }
     }
 };
@@ -161,6 +186,7 @@ struct Float {
     using Input = float; using Value = uint16_t; using Acc = __m512; using Sum = float;
     static constexpr int TILE = 1;
     static constexpr bool QUANTISED = false;
+    static int64_t place(int64_t col) { return col; }
     static Acc zero() { return _mm512_setzero_ps(); }
     static Sum sum(Acc acc) { return _mm512_reduce_add_ps(acc); }
     static __m512 wide(__m256i words) {
@@ -256,6 +282,7 @@ struct Float {
     using Input = float; using Value = uint16_t; using Acc = float32x4_t; using Sum = float;
     static constexpr int TILE = 1;
     static constexpr bool QUANTISED = false;
+    static int64_t place(int64_t col) { return col; }
     static Acc zero() { return vdupq_n_f32(0); }
     static Sum sum(Acc acc) { return vaddvq_f32(acc); }
     static Acc multiply(uint16x8_t words, const Input* x, Acc acc) {

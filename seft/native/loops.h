@@ -31,7 +31,8 @@ static void prepare(const Job& job) {
             memcpy(input, static_cast<const uint16_t*>(job.x) + row * cols, cols * 2);
             memset(input + cols, 0, (job.padded - cols) * 2);
         } else {
-            for (int64_t col = 0; col < job.padded; col++) input[col] = col < cols ? read_x(job, row * cols + col) : 0;
+            for (int64_t col = 0; col < job.padded; col++)
+                input[Lanes::place(col)] = col < cols ? read_x(job, row * cols + col) : 0;
         }
     }
 }

@@ -87,12 +87,14 @@ static inline void write_y(const Job& job, int64_t index, float value) {
 struct Shuffles {
     alignas(16) uint8_t words[256][16];
     alignas(16) uint8_t bytes[256][8];
-    constexpr Shuffles() : words(), bytes() {
+    alignas(16) uint8_t high_bytes[256][8];  // the same for values that start at byte 8
+    constexpr Shuffles() : words(), bytes(), high_bytes() {
         for (int mask = 0; mask < 256; mask++) {
             int next = 0;
             for (int bit = 0; bit < 8; bit++) {
                 bool set = (mask >> bit) & 1;
                 bytes[mask][bit] = set ? uint8_t(next) : 0x80;
+                high_bytes[mask][bit] = set ? uint8_t(next + 8) : 0x80;
                 words[mask][2 * bit] = set ? uint8_t(2 * next) : 0x80;
                 words[mask][2 * bit + 1] = set ? uint8_t(2 * next + 1) : 0x80;
                 next += set;

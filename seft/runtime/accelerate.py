@@ -137,7 +137,7 @@ def _faster(
         and weight.is_contiguous()
         and weight.shape[1] % BLOCK == 0
     )
-    if fits and kernels.level() is kernels.Level.AVX512:
+    if fits and kernels.level() in {kernels.Level.AVX2, kernels.Level.AVX512}:
         return DenseLinear(weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, False), bias)
     return None
 
