@@ -35,6 +35,7 @@ from seft.config import Allocation, CalibrationOrder, Compare, Pattern, PruneCon
 from seft.data.records import read
 from seft.data.text import tokenize, windows
 from seft.evaluate import perplexity
+from seft.float32_products import use_float32_products
 from seft.models.load import Loaded, load
 from seft.models.source import find
 from seft.models.targets import target_linears
@@ -156,6 +157,7 @@ def _serve(name: str, setting: _Setting, pipe: Any) -> None:
     config = CELLS[name]
     assert config is not None
     device = setting.device
+    use_float32_products()
     model, tokens = model_and_text(setting.model, setting.calibration, device, setting.dtype, TIMED_BLOCKS)
     text = windows(tokens, CALIBRATION[0], setting.windows, CalibrationOrder.SEQUENTIAL, seed=0)
     gc.collect()

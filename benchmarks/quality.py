@@ -29,6 +29,7 @@ from benchmarks.cells import Bench, Cell, Figures, code_hash, completed, key
 from benchmarks.plots import plot, plot_recovery
 from benchmarks.recipes import RECIPES, WANDA
 from benchmarks.studies import STUDIES, Study
+from seft.float32_products import use_float32_products
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 SECONDS = Path(__file__).parent / "seconds.json"
@@ -213,6 +214,7 @@ def _work(arguments: argparse.Namespace, code: str, cell: Cell, label: str, foun
     """Run an experiment, or only ask the questions if it has other figures and its weights are there."""
     if code_hash() != code:
         raise RuntimeError("the code changed since the study began; run it again")
+    use_float32_products()
     bench = Bench(arguments.model, arguments.data, arguments.work)
     if found and bench.weights(cell).exists():
         return found | bench.answer(cell, arguments.questions)
@@ -220,6 +222,7 @@ def _work(arguments: argparse.Namespace, code: str, cell: Cell, label: str, foun
 
 
 def _retain(arguments: argparse.Namespace, cell: Cell) -> None:
+    use_float32_products()
     Bench(arguments.model, arguments.data, arguments.work).retain(cell)
 
 

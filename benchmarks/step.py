@@ -35,6 +35,7 @@ from benchmarks.recipes import RECIPES, Recipe
 from benchmarks.shapes import model_and_text, model_name
 from benchmarks.turns import answer, peak_bytes, take_turns
 from seft.config import PruneConfig, PruneMethod
+from seft.float32_products import use_float32_products
 from seft.loss import TokenLoss
 from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
@@ -117,6 +118,7 @@ def _shape(text: str) -> Shape:
 
 def _serve(setting: Setting, pipe: Any) -> None:
     """Run one side in its own process: load the model, take a step on each request, and at last report the peak."""
+    use_float32_products()
     model, tokens = model_and_text(setting.model, setting.data, setting.device, setting.dtype)
     step = _make(setting, model, tokens.to(setting.device))
 

@@ -6,6 +6,7 @@ import torch
 
 from seft import processor
 from seft.errors import ConfigError
+from seft.float32_products import use_float32_products
 
 AMPERE = 8
 """First compute capability of CUDA devices with instructions for bfloat16."""
@@ -42,12 +43,14 @@ def choose_dtype(name: str, device: str) -> torch.dtype:
 def configure_torch(threads: int, *, deterministic: bool = True) -> None:
     """Make torch deterministic and set its number of CPU threads. With 0, torch keeps its own number.
 
+    On a processor without instructions for bfloat16, products of bfloat16 matrices are computed in float32.
     Results are equal only with the same number of threads. Call this before torch computes anything on CUDA.
     """
     # cuBLAS reads this when it starts; without it, its sums differ between runs.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if threads:
         torch.set_num_threads(threads)
+    use_float32_products()
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # Filling memory that is overwritten anyway costs time and does not change results.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -26,8 +26,8 @@ DTYPES = (Dtype.FLOAT32, Dtype.BFLOAT16)
 SECONDS = 0.3
 """Seconds for which each product is repeated. The fastest run counts, because others were interrupted."""
 LONGEST = 1.0
-"""Expected seconds of a single product above which it is not measured. A processor without instructions for bfloat16
-would need a minute for the largest one."""
+"""Expected seconds of a single product above which it is not measured. A slow processor would need a minute for the
+largest one."""
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +70,9 @@ def main(name: str, threads: int, parent: int) -> None:
     end_with_parent(parent)
     import torch
 
+    from seft.float32_products import use_float32_products
+
+    use_float32_products()
     if threads:
         torch.set_num_threads(threads)
     if name == "auto":

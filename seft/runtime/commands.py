@@ -123,9 +123,11 @@ def _load(options: argparse.Namespace) -> "TextModel":
     sys.stderr.flush()
     import torch
 
+    from seft.float32_products import use_float32_products
     from seft.runtime.compressed import Values
     from seft.runtime.generate import TextModel
 
+    use_float32_products()
     if options.threads:
         torch.set_num_threads(options.threads)
     values = Values(options.values) if options.values else None
