@@ -128,6 +128,24 @@ struct Int8 {
     }
 };
 
+static inline void transpose(const float* in, int64_t width, float* out, int64_t height) {
+    __m256 rows[8], pairs[8], fours[8];
+    for (int row = 0; row < 8; row++) rows[row] = _mm256_loadu_ps(in + row * width);
+    for (int row = 0; row < 8; row += 2) {
+        pairs[row] = _mm256_unpacklo_ps(rows[row], rows[row + 1]);
+        pairs[row + 1] = _mm256_unpackhi_ps(rows[row], rows[row + 1]);
+    }
+    for (int row = 0; row < 8; row += 4)
+        for (int half = 0; half < 2; half++) {
+            fours[row + 2 * half] = _mm256_shuffle_ps(pairs[row + half], pairs[row + half + 2], 0x44);
+            fours[row + 2 * half + 1] = _mm256_shuffle_ps(pairs[row + half], pairs[row + half + 2], 0xee);
+        }
+    for (int col = 0; col < 4; col++) {  // each register has a column and the one four places later
+        _mm256_storeu_ps(out + col * height, _mm256_permute2f128_ps(fours[col], fours[col + 4], 0x20));
+        _mm256_storeu_ps(out + (col + 4) * height, _mm256_permute2f128_ps(fours[col], fours[col + 4], 0x31));
+    }
+}
+
 #include "sample.h"
 }  // namespace avx2
 #if defined(__clang__)
@@ -226,6 +244,7 @@ struct Int8 {
     }
 };
 
+using avx2::transpose;
 #include "sample.h"
 
 struct Bfloat16Product {

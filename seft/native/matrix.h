@@ -54,6 +54,12 @@ struct Sample {
     int64_t first_row;
 };
 
+// Writes 8 rows of 8 floats as columns. `width` and `height` are the distances of rows in `in` and of columns in `out`.
+static inline void transpose(const float* in, int64_t width, float* out, int64_t height) {
+    for (int64_t col = 0; col < TILE_SIZE; col++)
+        for (int64_t row = 0; row < TILE_SIZE; row++) out[col * height + row] = in[row * width + col];
+}
+
 static inline int64_t divided_up(int64_t total, int64_t part) { return (total + part - 1) / part; }
 
 static inline float from_bfloat16(uint16_t bits) {

@@ -4,15 +4,6 @@
 // blocks of TOKENS. Then an entry is the product of two columns. A sum does not depend on the threads. The columns of
 // `left` are copied a STRIPE at a time just before they are needed, so they are still in the cache.
 
-// Copies 8 columns of 8 tokens. `width` is the number of columns of the matrix, `height` that of tokens of a copy.
-template <class Product>
-static void copy_tile(const Sample& sample, const void* matrix, int64_t at, int64_t width, typename Product::Input* out,
-                      int64_t height) {
-    for (int64_t col = 0; col < TILE_SIZE; col++)
-        for (int64_t token = 0; token < TILE_SIZE; token++)
-            out[col * height + token] = Product::read(sample, matrix, at + token * width + col);
-}
-
 // Copies the columns from `first` to before `last` of the blocks of TOKENS tokens from `block` to before `end`. `copy` is
 // the place of column `first`. A block is read row by row and fills whole cache lines of the copy.
 template <class Product>
@@ -54,8 +45,14 @@ struct FloatProduct {
         return sample.dtype == BFLOAT16 ? from_bfloat16(static_cast<const uint16_t*>(matrix)[index])
                                         : static_cast<const float*>(matrix)[index];
     }
+    // Copies 8 columns of 8 tokens. `width` is the number of columns of the matrix, `height` that of tokens of a copy.
     static void copy(const Sample& sample, const void* matrix, int64_t at, int64_t width, Input* out, int64_t height) {
-        copy_tile<FloatProduct>(sample, matrix, at, width, out, height);
+        if (sample.dtype == FLOAT32) return transpose(static_cast<const float*>(matrix) + at, width, out, height);
+        float tile[TILE_SIZE * TILE_SIZE];
+        for (int64_t token = 0; token < TILE_SIZE; token++)
+            for (int64_t col = 0; col < TILE_SIZE; col++)
+                tile[token * TILE_SIZE + col] = from_bfloat16(static_cast<const uint16_t*>(matrix)[at + token * width + col]);
+        transpose(tile, TILE_SIZE, out, height);
     }
     static float product(const Input* left, const Input* right, int64_t tokens) {
         float sums[TOKENS] = {};
