@@ -3,6 +3,7 @@
 An option that would change the text, but that the server does not have, is an error. Other unknown fields are ignored.
 """
 
+import reprlib
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -52,7 +53,7 @@ class Part(BaseModel):
     @classmethod
     def _text(cls, kind: str) -> str:
         if kind != "text":
-            raise ValueError(f"it must be 'text', because this server reads nothing else; it is {kind!r}")
+            raise ValueError(f"it must be 'text', because this server reads nothing else; it is {reprlib.repr(kind)}")
         return kind
 
 
@@ -81,7 +82,7 @@ class StreamOptions(BaseModel):
 class Request(BaseModel):
     """What completions and chats have in common."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str | None = None
     """Name of the model. The server has only one, so it may be left out."""
@@ -136,7 +137,7 @@ def parse(kind: type[Request], body: bytes) -> Any:
     for name, harmless in UNSUPPORTED.items():
         given = (request.model_extra or {}).get(name)
         if (given, isinstance(given, bool)) not in ((each, isinstance(each, bool)) for each in harmless):
-            message = f"{name} must be left out; it is {given!r}. This server does not have it."
+            message = f"{name} must be left out; it is {reprlib.repr(given)}. This server does not have it."
             raise RequestError(400, message, param=name, code="unsupported_parameter")
     return request
 

@@ -7,6 +7,7 @@ address by default.
 import json
 import logging
 import re
+import reprlib
 import socket
 import sys
 import threading
@@ -107,17 +108,22 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(_failed())
 
     def _body(self) -> bytes:
-        length = self.headers.get("Content-Length", "")
-        chunked = "Transfer-Encoding" in self.headers
-        if chunked or not re.fullmatch("[0-9]{1,9}", length) or int(length) > BODY_BYTES:
-            self.close_connection = True  # the body is not read
-            given = "chunked" if chunked else f"{length[:20]!r}"
-            raise RequestError(413, f"a body must have a Content-Length of up to {BODY_BYTES} bytes; it is {given}.")
-        return self.rfile.read(int(length))
+        """Return the body. A refused body is not read, and the connection ends. The statuses are those of RFC 9110."""
+        length, chunked = self.headers.get("Content-Length", ""), "Transfer-Encoding" in self.headers
+        if chunked or not length:
+            status, found = 411, "it is chunked" if chunked else "there is none"
+        elif not re.fullmatch("[0-9]+", length):
+            status, found = 400, f"it is {reprlib.repr(length)}"
+        elif len(length) > 9 or int(length) > BODY_BYTES:
+            status, found = 413, f"it is {reprlib.repr(length)}"
+        else:
+            return self.rfile.read(int(length))
+        self.close_connection = True
+        raise RequestError(status, f"a body must have a Content-Length of up to {BODY_BYTES} bytes; {found}.")
 
     def _generate(self, request: Request) -> None:
         if request.model not in (None, self.app.name):
-            message = f"model must be {self.app.name!r}, the only model here; it is {request.model!r}."
+            message = f"model must be {self.app.name!r}, the only model here; it is {reprlib.repr(request.model)}."
             raise RequestError(404, message, param="model", code="model_not_found")
         prompt = self._prompt(request)
         room = self.app.model.room(prompt)
@@ -228,4 +234,4 @@ def _failed() -> RequestError:
 
 def _unknown_path(path: str) -> RequestError:
     paths = "/v1/chat/completions, /v1/completions and /v1/models"
-    return RequestError(404, f"the path must be one of {paths}; it is {path}.", code="unknown_url")
+    return RequestError(404, f"the path must be one of {paths}; it is {reprlib.repr(path)}.", code="unknown_url")
