@@ -195,7 +195,7 @@ SEFT_API int32_t seft_sample(const void* left, const void* right, int64_t tokens
     } catch (const std::bad_alloc&) {
         return 1;
     }
-    memset(out, 0, count * sizeof(float));
+    std::fill(out, out + count, 0.f);
     auto place = [&](int64_t row) { return std::lower_bound(positions, positions + count, row * cols) - positions; };
     for (int64_t token = 0; token < tokens; token += sample.tokens) {
         sample.tokens = tokens - token < most ? tokens - token : most;

@@ -75,6 +75,7 @@ struct Float {
         even = _mm256_fmadd_ps(low, _mm256_loadu_ps(x), even);
         odd = _mm256_fmadd_ps(high, _mm256_loadu_ps(x + 8), odd);
     }
+    // The bytes of a mask are read from memory: shifts would take more instructions. x86 is little-endian.
     template <int B> static void add(const uint64_t& mask, const Value* values, const Input* x, int64_t, Acc* acc) {
         auto even = zero(), odd = zero();
         auto bytes = reinterpret_cast<const uint8_t*>(&mask);
@@ -129,6 +130,7 @@ struct Int8 {
 };
 
 static inline void transpose(const float* in, int64_t width, float* out, int64_t height) {
+    static_assert(TILE_SIZE == 8);
     __m256 rows[8], pairs[8], fours[8];
     for (int row = 0; row < 8; row++) rows[row] = _mm256_loadu_ps(in + row * width);
     for (int row = 0; row < 8; row += 2) {

@@ -27,7 +27,10 @@ from seft.runtime.compressed import (
 
 log = logging.getLogger(__name__)
 LEAST_ZEROS = 0.3
-"""Share of zeros from which a bfloat16 matrix is compressed. With fewer zeros the dense product is as fast."""
+"""Share of zeros from which a bfloat16 matrix is compressed. With fewer zeros the dense product is as fast.
+
+At the level AVX2 the dense product is about as fast with any number of zeros. There, compression saves memory only.
+"""
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -82,9 +85,15 @@ def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_ze
 
     `bfloat16` compresses every layer with at least the share `least_zeros` of zeros, and changes no weight. `int8`
     compresses every layer, and also the head. Matrices of stacked experts stay as they are. Raises AccelerateError if
-    the model is on another device, if there is no Triton for CUDA, if its weights are no bfloat16 values, not finite or
-    of another dtype than bfloat16 and float32.
+    `values` is unknown, if the model is accelerated already or on another device, if there is no Triton for CUDA, if
+    its weights are no bfloat16 values, not finite or of another dtype than bfloat16 and float32.
     """
+    if values not in set(Values):
+        raise AccelerateError(f"values must be {' or '.join(Values)}; it is {values!r}.")
+    if any(isinstance(module, SparseLinear | DenseLinear) for module in model.modules()):
+        raise AccelerateError(
+            "a model must have its own linear layers; this one is accelerated already. Load it again."
+        )
     values = Values(values)
     whole: Any = model
     devices = {parameter.device for parameter in model.parameters()}

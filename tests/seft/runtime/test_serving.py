@@ -21,11 +21,15 @@ from seft.cli import main
 from seft.errors import AccelerateError
 from seft.models.targets import target_linears
 from seft.native import kernels
-from seft.runtime.accelerate import SparseLinear
-from seft.runtime.compressed import Values
+from seft.native.kernels import Level
+from seft.runtime.accelerate import DenseLinear, SparseLinear
+from seft.runtime.compressed import EXPANDED_FROM, Values
 from seft.runtime.generate import Finish, Sampling, TextModel, choose, cut, held_back
 from seft.runtime.serve import Server
+from tests.seft.runtime.test_kernels import level
 from tests.tiny import untrained_tiny
+
+__all__ = ["level"]
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
@@ -69,6 +73,29 @@ def test_int8_replaces_every_linear_and_keeps_the_zeros() -> None:
         one = torch.eye(layer.in_features)
         assert not layer(one).T[zero].any()
     assert isinstance(model.get_output_embeddings(), SparseLinear)
+
+
+def test_dense_and_compressed_layers_give_the_same_bits(level: Level) -> None:
+    dense, sparse = (seft.accelerate(pruned().bfloat16(), least_zeros=least) for least in (2.0, 0.0))
+    pairs = [(dense.get_submodule(name), sparse.get_submodule(name)) for name in target_linears(pruned())]
+    assert all(isinstance(layer, SparseLinear) for _, layer in pairs)
+    faster = [pair for pair in pairs if isinstance(pair[0], DenseLinear)]
+    assert bool(faster) is (level in {Level.AVX2, Level.AVX512})
+    for pair in faster:
+        x = torch.randn(EXPANDED_FROM - 1, pair[0].weight.shape[1]).bfloat16()
+        assert torch.equal(*(layer(x) for layer in pair))
+
+
+@pytest.mark.parametrize("values", ["int4", None])
+def test_values_must_be_known(values: Any) -> None:
+    with pytest.raises(AccelerateError, match=f"values must be bfloat16 or int8; it is {values!r}"):
+        seft.accelerate(pruned(), values)
+
+
+def test_an_accelerated_model_is_not_accelerated_again() -> None:
+    model = seft.accelerate(pruned())
+    with pytest.raises(AccelerateError, match="is accelerated already"):
+        seft.accelerate(model, "int8")
 
 
 def test_a_model_of_float32_values_is_refused() -> None:
@@ -198,6 +225,8 @@ def test_a_stop_ends_the_text_before_it(address: str) -> None:
     [
         ("completions", {}, (400, "prompt", "invalid_value")),
         ("completions", {"prompt": "a", "max_tokens": 0}, (400, "max_tokens", "invalid_value")),
+        ("completions", {"prompt": "a", "max_tokens": True}, (400, "max_tokens", "invalid_value")),
+        ("completions", {"prompt": "a", "suffix": "a" * 5000}, (400, "suffix", "unsupported_parameter")),
         ("completions", {"prompt": "a", "temperature": 3}, (400, "temperature", "invalid_value")),
         ("completions", {"prompt": "a", "n": 2}, (400, "n", "unsupported_parameter")),
         ("completions", {"prompt": "a", "logprobs": 0}, (400, "logprobs", "unsupported_parameter")),
@@ -216,7 +245,8 @@ def test_a_wrong_request_gets_openais_error(
     answer = post(address, path, **body)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == expected
-    assert (error["type"], bool(error["message"])) == ("invalid_request_error", True)
+    assert error["type"] == "invalid_request_error"
+    assert 0 < len(error["message"]) < 300, "a refused value is not repeated in full"
 
 
 def test_a_body_that_is_no_json_gets_openais_error(address: str) -> None:
@@ -308,15 +338,25 @@ def test_the_body_of_a_get_is_not_the_next_request_and_a_head_has_no_body(addres
         assert client.get(f"{address}/models/tiny").json()["id"] == "tiny"
 
 
-@pytest.mark.parametrize("header", [b"Content-Length: " + b"9" * 5000, b"Transfer-Encoding: chunked"])
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (b"Transfer-Encoding: chunked", 411),
+        (b"Content-Length:", 411),
+        (b"Content-Length: -1", 400),
+        (b"Content-Length: " + b"9" * 5000, 413),
+    ],
+    ids=["chunked", "none", "negative", "huge"],
+)
 @pytest.mark.parametrize("method", [b"POST", b"GET"])
-def test_a_body_without_a_usable_length_is_refused(address: str, method: bytes, header: bytes) -> None:
+def test_a_body_without_a_usable_length_is_refused(address: str, method: bytes, header: bytes, status: int) -> None:
     host, port = address.removeprefix("http://").removesuffix("/v1").split(":")
     with socket.create_connection((host, int(port)), timeout=60) as caller:
         caller.sendall(method + b" /v1/models HTTP/1.1\r\n" + header + b"\r\n\r\n")
         answer = caller.makefile("rb").read()
-    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
     assert answer.count(b"HTTP/1.1") == 1
+    assert len(answer) < 500, "a refused value is not repeated in full"
 
 
 def test_the_name_of_the_only_model_may_be_left_out(address: str) -> None:
