@@ -32,6 +32,7 @@ from benchmarks.llama import LlamaCpp, write_gguf
 from benchmarks.shapes import config_of, random_model
 from seft.data.records import read
 from seft.data.text import encode, evaluation_windows
+from seft.float32_products import use_float32_products
 from seft.models.load import load, load_tokenizer
 from seft.models.source import find
 from seft.models.targets import target_linears
@@ -46,6 +47,7 @@ PROMPT = 16
 def main() -> None:
     """Measure every sparsity and number of threads, print tables, and write the results as JSON."""
     arguments = _arguments()
+    use_float32_products()
     results = []
     for zeros in arguments.sparsity:
         base = _base(arguments.model, zeros)

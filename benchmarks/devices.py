@@ -27,6 +27,7 @@ from benchmarks.turns import answer, peak_bytes, take_turns
 from seft.config import PruneConfig, PruneMethod, RepairConfig
 from seft.data.records import read
 from seft.data.text import tokenize
+from seft.float32_products import use_float32_products
 from seft.models.load import load
 from seft.models.source import find
 from seft.prune.loop import prune_model
@@ -127,6 +128,7 @@ def _serve(setting: Setting, pipe: Any) -> None:
 
 def _train(setting: Setting, pipe: Any) -> None:
     torch.set_num_threads(2 // setting.processes)
+    use_float32_products()
     with process_group(setting.processes):
         loaded = load(find(setting.model), dtype=setting.dtype)
         tokens = tokenize(read(setting.data), loaded.tokenizer)

@@ -23,6 +23,7 @@ from seft.checkpoint.formats import verify_format, write_format
 from seft.checkpoint.pack import load_pruned
 from seft.config import OutputFormat
 from seft.evaluate import mean_loss
+from seft.float32_products import use_float32_products
 from seft.models.load import Loaded, load
 from seft.models.source import find
 
@@ -31,6 +32,7 @@ def main() -> None:
     """Print a row for each format."""
     arguments = _arguments()
     torch.set_grad_enabled(False)
+    use_float32_products()
     bench = Bench(arguments.model, arguments.data, arguments.data)
     loaded = load(bench.source, dtype=torch.bfloat16)
     load_pruned(loaded.model, arguments.weights)

@@ -207,7 +207,9 @@ def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
     config = read_settings(options, EvaluateConfig) if options.data else None
     report(LOADING)
     from seft import verbs
+    from seft.float32_products import use_float32_products
 
+    use_float32_products()
     model = options.model
     common: Any = {
         "revision": options.revision,

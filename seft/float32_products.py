@@ -1,43 +1,42 @@
-"""Products of bfloat16 matrices on a processor without instructions for bfloat16.
+"""Products of bfloat16 matrices on a processor without fast instructions for them, such as one with AVX2 only.
 
-Torch computes such products there at 2 to 16 GFLOP/s, and products of float32 matrices at 50 to 70. So this module
-converts parts of the operands to float32, which is exact, adds up in float32, and rounds each sum once, as the
-instructions do.
+Torch computes such products there at 1 to 16 GFLOP/s, and products of float32 matrices at 50 to 70. So this module
+converts parts of the operands to float32, which is exact, adds up in float32, and rounds each sum once, as instructions
+for bfloat16 do.
 """
 
 import warnings
-from collections.abc import Callable
 from itertools import product
 
 import torch
 from jaxtyping import BFloat16
 from torch import Tensor
 
-from seft import processor
-
 FEW_ROWS = 4
 """Below this number of rows, torch's own product is faster, because converting the other operand costs more."""
 SIDE = 2048
-"""Most rows and columns of a part that is converted at once: 16 MiB in float32."""
+"""Most rows and columns of a part that is converted at once: 16 MiB in float32. A part can have several matrices."""
 
 _registered: list[torch.library.Library] = []
 
 
 def use_float32_products() -> None:
-    """Replace the products of this process if its processor has no instructions for bfloat16."""
-    if not processor.has_bfloat16():
+    """Replace the products of this process if torch has no fast ones for bfloat16 matrices on this processor."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         replace_products()
 
 
 def replace_products() -> None:
     """Replace torch's products of bfloat16 matrices on the CPU, for the whole process. This is idempotent.
 
-    Torch's variants with `out=` stay as they are. They compute the products that are not replaced.
+    They are those of `matmul`, `linear` and their gradients. Torch's variants with `out=` stay as they are. They
+    compute all other products, and refuse operands that do not fit. Attention (`scaled_dot_product_attention`) and the
+    products of stacked experts (`grouped_mm`) have kernels of their own and are not replaced.
     """
     if _registered:
         return
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-    replacements: dict[str, Callable[..., Tensor]] = {
+    replacements = {
         "mm": _mm,
         "addmm": _addmm,
         "addmm_": _addmm_in_place,
@@ -53,73 +52,77 @@ def replace_products() -> None:
 
 
 def _mm(left: Tensor, right: Tensor) -> Tensor:
-    out = left.new_empty(len(left), right.shape[1])
-    if not _replaced(left):
-        return torch.mm(left, right, out=out)
-    _write(out, left, right)
-    return out
+    if _replaced(2, left, right):
+        return _multiply(left[None], right[None])[0]
+    return torch.mm(left, right, out=left.new_empty(0))
 
 
 def _addmm(start: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    return _add_product(left.new_empty(len(left), right.shape[1]), start, left, right, beta=beta, alpha=alpha)
+    if _replaced(2, left, right, start):
+        return _multiply(left[None], right[None], start, beta=beta, alpha=alpha)[0]
+    return torch.addmm(start, left, right, beta=beta, alpha=alpha, out=left.new_empty(0))
 
 
 def _addmm_in_place(start: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    return _add_product(start, start, left, right, beta=beta, alpha=alpha)
-
-
-def _add_product(out: Tensor, start: Tensor, left: Tensor, right: Tensor, *, beta: float, alpha: float) -> Tensor:
-    if not _replaced(left):
-        return torch.addmm(start, left, right, beta=beta, alpha=alpha, out=out)
-    _write(out, left, right, start.expand_as(out), beta=beta, alpha=alpha)
-    return out
+    if _replaced(2, left, right, start) or start.shape != (len(left), right.shape[-1]):
+        return start.copy_(_addmm(start, left, right, beta=beta, alpha=alpha))
+    return torch.addmm(start, left, right, beta=beta, alpha=alpha, out=start)
 
 
 def _bmm(left: Tensor, right: Tensor) -> Tensor:
-    out = left.new_empty(*left.shape[:2], right.shape[2])
-    if not _replaced(left):
-        return torch.bmm(left, right, out=out)
-    for each in zip(out, left, right, strict=True):
-        _write(*each)
-    return out
+    if _replaced(3, left, right):
+        return _multiply(left, right)
+    return torch.bmm(left, right, out=left.new_empty(0))
 
 
 def _baddbmm(start: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    return _add_products(left.new_empty(*left.shape[:2], right.shape[2]), start, left, right, beta=beta, alpha=alpha)
+    if _replaced(3, left, right, start):
+        return _multiply(left, right, start, beta=beta, alpha=alpha)
+    return torch.baddbmm(start, left, right, beta=beta, alpha=alpha, out=left.new_empty(0))
 
 
 def _baddbmm_in_place(start: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    return _add_products(start, start, left, right, beta=beta, alpha=alpha)
+    if _replaced(3, left, right, start) or start.shape != (*left.shape[:-1], right.shape[-1]):
+        return start.copy_(_baddbmm(start, left, right, beta=beta, alpha=alpha))
+    return torch.baddbmm(start, left, right, beta=beta, alpha=alpha, out=start)
 
 
-def _add_products(out: Tensor, start: Tensor, left: Tensor, right: Tensor, *, beta: float, alpha: float) -> Tensor:
-    if not _replaced(left):
-        return torch.baddbmm(start, left, right, beta=beta, alpha=alpha, out=out)
-    for part, each, lefts, rights in zip(out, start.expand_as(out), left, right, strict=True):
-        _write(part, lefts, rights, each, beta=beta, alpha=alpha)
-    return out
+def _replaced(dimensions: int, left: Tensor, right: Tensor, *start: Tensor) -> bool:
+    """Return whether `_multiply` computes a product. The operands of all others go to torch, which may refuse them."""
+    return (
+        all(each.dtype == torch.bfloat16 for each in (left, right, *start))
+        and left.dim() == right.dim() == dimensions
+        and left.shape[:-2] == right.shape[:-2]
+        and left.shape[-1] == right.shape[-2]
+        and left.shape[-2] >= FEW_ROWS
+    )
 
 
-def _replaced(left: Tensor) -> bool:
-    return left.dtype == torch.bfloat16 and left.shape[-2] >= FEW_ROWS
-
-
-def _write(
-    out: BFloat16[Tensor, "rows cols"],
-    left: BFloat16[Tensor, "rows inner"],
-    right: BFloat16[Tensor, "inner cols"],
-    start: BFloat16[Tensor, "rows cols"] | None = None,
+def _multiply(
+    left: BFloat16[Tensor, "batch rows inner"],
+    right: BFloat16[Tensor, "batch inner cols"],
+    start: BFloat16[Tensor, "..."] | None = None,
     *,
-    beta: float = 0,
+    beta: float = 1,
     alpha: float = 1,
-) -> None:
-    """Write beta * start + alpha * left @ right to `out`, a tile at a time. `start` may be `out`."""
-    tiles = [[slice(first, first + SIDE) for first in range(0, size, SIDE)] for size in (*out.shape, len(right))]
-    for rows, cols in product(*tiles[:2]):
-        tile = out[rows, cols]
-        sums = torch.zeros(tile.shape)
-        if start is not None and beta:
-            sums.add_(start[rows, cols], alpha=beta)
-        for inner in tiles[2]:
-            torch.addmm(sums, left[rows, inner].float(), right[inner, cols].float(), alpha=alpha, out=sums)
+) -> BFloat16[Tensor, "batch rows cols"]:
+    """Return beta * start + alpha * left @ right, computed one part at a time. `start` may have fewer dimensions."""
+    batch, rows, inner = left.shape
+    out = left.new_empty(batch, rows, right.shape[2])
+    whole = None if start is None or not beta else start.expand_as(out)
+    together = max(1, SIDE**2 // max(1, left[0].numel(), right[0].numel(), out[0].numel())) if batch else 1
+    parts = [
+        [slice(first, first + step) for first in range(0, size, step)]
+        for size, step in ((batch, together), (rows, SIDE), (out.shape[2], SIDE), (inner, SIDE))
+    ]
+    for place in product(*parts[:3]):
+        tile = out[place]
+        sums = tile.new_zeros(tile.shape, dtype=torch.float32)
+        if whole is not None:
+            sums.add_(whole[place], alpha=beta)
+        matrices, height, width = place
+        for depth in parts[3]:
+            operands = left[matrices, height, depth].float(), right[matrices, depth, width].float()
+            torch.baddbmm(sums, *operands, alpha=alpha, out=sums)
         tile.copy_(sums)
+    return out

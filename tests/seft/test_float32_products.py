@@ -1,12 +1,13 @@
 """Products of bfloat16 matrices that are computed in float32."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from seft import float32_products, processor
+from seft import float32_products
 from seft.float32_products import FEW_ROWS, replace_products
 
 SIDE = 8
@@ -15,37 +16,46 @@ SHAPES = [(4, 1, 1), (5, 8, 16), (16, 9, 7), (17, 40, 8), (33, 0, 5)]
 
 
 @pytest.fixture
-def replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Replace the products, with small tiles. Afterwards, torch's own products are back."""
+def replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Replace the products, with small parts, and yield the shapes of those computed. Afterwards, torch's are back."""
     registered: list[torch.library.Library] = []
+    computed: list[str] = []
+    multiply = float32_products._multiply
+
+    def recorded(left: Tensor, *operands: Any, **scales: Any) -> Tensor:
+        computed.append(str(tuple(left.shape)))
+        return multiply(left, *operands, **scales)
+
     monkeypatch.setattr(float32_products, "_registered", registered)
     monkeypatch.setattr(float32_products, "SIDE", SIDE)
+    monkeypatch.setattr(float32_products, "_multiply", recorded)
     replace_products()
     replace_products()
-    yield
+    yield computed
     (library,) = registered
     library._destroy()  # type: ignore[no-untyped-call]
 
 
-def make(*shape: int) -> Tensor:
+def make(*shape: int, seed: int = 0) -> Tensor:
     """Random bfloat16 values, laid out as a transposed matrix."""
-    return torch.randn(*shape[:-2], shape[-1], shape[-2], generator=torch.Generator().manual_seed(0)).bfloat16().mT
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape[:-2], shape[-1], shape[-2], generator=generator).bfloat16().mT
 
 
 def check(found: Tensor, expected: Tensor, size: Tensor) -> None:
     """Compare with float64. The error is that of one rounding to bfloat16, and of float32 sums of this `size`."""
     assert found.dtype == torch.bfloat16
+    assert found.shape == expected.shape
     assert ((found.double() - expected).abs() <= 2**-8 * expected.abs() + 2**-20 * size).all()
 
 
-@pytest.mark.usefixtures("replaced")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("batch", [(), (3,)], ids=["one", "batch"])
-def test_a_product_is_rounded_once(shape: tuple[int, int, int], batch: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("batch", [(), (5,), (0,)], ids=["one", "batch", "empty batch"])
+def test_a_product_is_rounded_once(replaced: list[str], shape: tuple[int, int, int], batch: tuple[int, ...]) -> None:
     rows, inner, cols = shape
-    left, right, start = make(*batch, rows, inner), make(*batch, inner, cols), make(*batch, rows, cols)
+    left, right, start = make(*batch, rows, inner), make(*batch, inner, cols, seed=1), make(*batch, rows, cols, seed=2)
     expected, size = left.double() @ right.double(), left.double().abs() @ right.double().abs()
-    check(left @ right, expected, size)
+    check(torch.bmm(left, right) if batch else torch.mm(left, right), expected, size)
     add: Callable[..., Tensor] = torch.baddbmm if batch else torch.addmm
     check(add(start, left, right, beta=0.5, alpha=2), 0.5 * start.double() + 2 * expected, 2 * size + start.abs())
     check(add(torch.full_like(start, torch.nan), left, right, beta=0), expected, size)
@@ -54,46 +64,91 @@ def test_a_product_is_rounded_once(shape: tuple[int, int, int], batch: tuple[int
     same = in_place.baddbmm_(left, right) if batch else in_place.addmm_(left, right)
     assert same is in_place
     check(in_place, start.double() + expected, size + start.abs())
+    assert len(replaced) == 5, "no product is torch's"
+
+
+def test_gradients_of_a_linear_are_those_of_float32(replaced: list[str]) -> None:
+    linear = nn.Linear(24, 40).bfloat16()
+    x = torch.randn(2, 10, 24).bfloat16().requires_grad_()
+    output = torch.randn(2, 10, 40).bfloat16()
+    found = torch.autograd.grad(linear(x), [x, *linear.parameters()], output)
+    assert len(replaced) == 3, "the forward product and two of the gradients"
+    linear.float()
+    wide = x.detach().float().requires_grad_()
+    wanted = torch.autograd.grad(linear(wide), [wide, *linear.parameters()], output.float())
+    for each, reference in zip(found, wanted, strict=True):
+        assert each.dtype == torch.bfloat16
+        assert torch.allclose(each.float(), reference, rtol=2**-8, atol=1e-5)
+
+
+def test_other_products_are_torchs(replaced: list[str]) -> None:
+    """Those of other types and of few rows. The variants with `out=` are never replaced."""
+    few, right = make(FEW_ROWS - 1, 24), make(24, 40)
+    left, second = torch.randn(3, 20, 24), torch.randn(3, 24, 40)
+    start = torch.randn(3, 20, 40)
+
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(*shape, dtype=dtype)
+
+    two = torch.stack((few, few)), torch.stack((right, right))
+    scales: Any = {"beta": 0.5, "alpha": 2.0}
+    pairs = [
+        (few @ right, torch.mm(few, right, out=new(3, 40, dtype=torch.bfloat16))),
+        (torch.bmm(*two), torch.bmm(*two, out=new(2, 3, 40, dtype=torch.bfloat16))),
+        (left[0] @ second[0], torch.mm(left[0], second[0], out=new(20, 40))),
+        (left @ second, torch.bmm(left, second, out=new(3, 20, 40))),
+        (
+            torch.addmm(start[0], left[0], second[0], **scales),
+            torch.addmm(start[0], left[0], second[0], **scales, out=new(20, 40)),
+        ),
+        (
+            torch.baddbmm(start, left, second, **scales),
+            torch.baddbmm(start, left, second, **scales, out=new(3, 20, 40)),
+        ),
+        (start[0].clone().addmm_(left[0], second[0]), torch.addmm(start[0], left[0], second[0], out=new(20, 40))),
+        (start.clone().baddbmm_(left, second), torch.baddbmm(start, left, second, out=new(3, 20, 40))),
+    ]
+    assert all(torch.equal(*pair) for pair in pairs)
+    assert not replaced
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)], ids=str)
+@pytest.mark.usefixtures("replaced")
+def test_operands_of_two_types_are_refused(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    left, right = torch.ones(8, 8, dtype=dtypes[0]), torch.ones(8, 8, dtype=dtypes[1])
+    products: list[Callable[[], object]] = [
+        lambda: left @ right,
+        lambda: left[None] @ right[None],
+        lambda: torch.addmm(right, left, left),
+        lambda: torch.baddbmm(right[None], left[None], left[None]),
+    ]
+    for product in products:
+        with pytest.raises(RuntimeError, match=r"dtype|type"):
+            product()
 
 
 @pytest.mark.usefixtures("replaced")
-def test_gradients_of_a_linear_are_those_of_float32() -> None:
-    linear = nn.Linear(24, 40)
-    x = torch.randn(2, 10, 24).bfloat16()
-    wanted = torch.autograd.grad(linear.bfloat16().float()(x.float()).square().sum(), list(linear.parameters()))
-    linear.bfloat16()
-    found = torch.autograd.grad(linear(x).square().sum(), list(linear.parameters()))
-    for each, reference in zip(found, wanted, strict=True):
-        assert each.dtype == torch.bfloat16
-        assert torch.allclose(each.float(), reference, rtol=0.02, atol=0.02 * float(reference.abs().max()))
+def test_operands_that_do_not_fit_are_refused_and_change_nothing() -> None:
+    small, large = make(SIDE, SIDE), make(2 * SIDE, 2 * SIDE)
+    products: list[Callable[[], object]] = [
+        lambda: small @ large,
+        lambda: small[None] @ large[None],
+        lambda: torch.stack((small, small)).bmm(torch.stack((small, small, small))),
+        lambda: torch.addmm(large, small, small),
+        lambda: small.addmm_(large, large),
+        lambda: small[:1].addmm_(small, small),
+        lambda: small[None].baddbmm_(large[None], large[None]),
+    ]
+    for product in products:
+        with pytest.raises(RuntimeError):
+            product()
+    assert torch.equal(small, make(SIDE, SIDE))
 
 
-def test_other_products_keep_their_bits(replaced: None, request: pytest.FixtureRequest) -> None:
-    few, right = make(FEW_ROWS - 1, 24), make(24, 40)
-    floats = torch.randn(3, 20, 24), torch.randn(3, 24, 40)
-
-    def products() -> list[Tensor]:
-        start = floats[0][0, :, :1]
-        return [
-            few @ right,
-            torch.addmm(few[:, :1], few, right),
-            floats[0] @ floats[1],
-            floats[0][0] @ floats[1][0],
-            torch.addmm(start, floats[0][0], floats[1][0], beta=0.5, alpha=2),
-            torch.baddbmm(start, *floats),
-            floats[0][0].new_ones(20, 40).addmm_(floats[0][0], floats[1][0]),
-            floats[0].new_ones(3, 20, 40).baddbmm_(*floats),
-        ]
-
-    found = products()
-    float32_products._registered[0]._destroy()  # type: ignore[no-untyped-call]
-    assert all(map(torch.equal, found, products()))
-
-
-@pytest.mark.parametrize("instructions", [False, True])
-def test_products_are_replaced_only_without_instructions(monkeypatch: pytest.MonkeyPatch, instructions: bool) -> None:
-    replaced: list[bool] = []
-    monkeypatch.setattr(processor, "has_bfloat16", lambda: instructions)
-    monkeypatch.setattr(float32_products, "replace_products", lambda: replaced.append(True))
+@pytest.mark.parametrize("fast", [False, True])
+def test_products_are_replaced_only_where_torch_has_no_fast_ones(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+    monkeypatch.setattr(float32_products, "replace_products", lambda: called.append(True))
     float32_products.use_float32_products()
-    assert bool(replaced) is not instructions
+    assert bool(called) is not fast
