@@ -1,4 +1,4 @@
-"""An accelerated model generates the tokens of transformers, and the server has the shapes of OpenAI's API."""
+"""The choice of tokens, and the server, which has the shapes of OpenAI's API."""
 
 import json
 import socket
@@ -15,116 +15,18 @@ import torch
 from tokenizers.normalizers import Strip
 from transformers import AutoTokenizer
 
-import seft
 from seft.checkpoint.compact.writer import pack
 from seft.cli import main
 from seft.errors import AccelerateError
-from seft.models.targets import target_linears
-from seft.native import kernels
-from seft.native.kernels import Level
-from seft.runtime.accelerate import DenseLinear, SparseLinear
-from seft.runtime.compressed import EXPANDED_FROM, Values
+from seft.runtime.compressed import Values
 from seft.runtime.generate import Finish, Sampling, TextModel, choose, cut, held_back
 from seft.runtime.serve import Server
-from tests.seft.runtime.test_kernels import level
-from tests.tiny import untrained_tiny
-
-__all__ = ["level"]
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}
 
 needs_ipv6 = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="no IPv6")
-
-
-def pruned(zeros: float = 0.6) -> Any:
-    """The tiny model with bfloat16 values in float32, pruned by magnitude."""
-    model = untrained_tiny()
-    for parameter in model.parameters():
-        parameter.data = parameter.data.bfloat16().float()
-    for target in target_linears(model).values():
-        flat = target.weight.abs().flatten()
-        target.weight[target.weight.abs() <= flat.kthvalue(int(zeros * flat.numel())).values] = 0
-    return model
-
-
-@pytest.mark.parametrize("compiled", [True, False])
-def test_greedy_tokens_equal_those_of_transformers_in_float32(
-    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, *, compiled: bool
-) -> None:
-    model, tokenizer = pruned(), AutoTokenizer.from_pretrained(tiny_folder)
-    prompt = tokenizer("The class statement")["input_ids"]
-    wanted = model.generate(torch.tensor([prompt]), max_new_tokens=30, do_sample=False)[0, len(prompt) :].tolist()
-    if not compiled:
-        monkeypatch.setattr(kernels, "library", lambda: None)
-    text = TextModel(seft.accelerate(model), tokenizer)
-    assert any(isinstance(module, SparseLinear) for module in model.modules())
-    assert list(text.tokens(prompt, 30, Sampling())) == wanted
-
-
-def test_int8_replaces_every_linear_and_keeps_the_zeros() -> None:
-    model = pruned()
-    zeros = {name: target.weight == 0 for name, target in target_linears(model).items()}
-    seft.accelerate(model, "int8")
-    for name, zero in zeros.items():
-        layer = model.get_submodule(name)
-        assert isinstance(layer, SparseLinear)
-        one = torch.eye(layer.in_features)
-        assert not layer(one).T[zero].any()
-    assert isinstance(model.get_output_embeddings(), SparseLinear)
-
-
-def test_dense_and_compressed_layers_give_the_same_bits(level: Level) -> None:
-    dense, sparse = (seft.accelerate(pruned().bfloat16(), least_zeros=least) for least in (2.0, 0.0))
-    pairs = [(dense.get_submodule(name), sparse.get_submodule(name)) for name in target_linears(pruned())]
-    assert all(isinstance(layer, SparseLinear) for _, layer in pairs)
-    faster = [pair for pair in pairs if isinstance(pair[0], DenseLinear)]
-    assert bool(faster) is (level in {Level.AVX2, Level.AVX512})
-    for pair in faster:
-        x = torch.randn(EXPANDED_FROM - 1, pair[0].weight.shape[1]).bfloat16()
-        assert torch.equal(*(layer(x) for layer in pair))
-
-
-@pytest.mark.parametrize("values", ["int4", None])
-def test_values_must_be_known(values: Any) -> None:
-    with pytest.raises(AccelerateError, match=f"values must be bfloat16 or int8; it is {values!r}"):
-        seft.accelerate(pruned(), values)
-
-
-def test_an_accelerated_model_is_not_accelerated_again() -> None:
-    model = seft.accelerate(pruned())
-    with pytest.raises(AccelerateError, match="is accelerated already"):
-        seft.accelerate(model, "int8")
-
-
-def test_a_model_of_float32_values_is_refused() -> None:
-    model = pruned()
-    target_linears(model)["model.layers.0.mlp.up_proj"].weight[0, 0] = 1.0001
-    with pytest.raises(AccelerateError, match="must be bfloat16 values"):
-        seft.accelerate(model)
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj", "model.norm", "model.embed_tokens"])
-def test_weights_that_are_not_finite_are_refused_and_nothing_is_replaced(name: str, number: float) -> None:
-    model = pruned()
-    model.get_submodule(name).weight.data.view(-1)[3] = number
-    with pytest.raises(AccelerateError, match=rf"weights must be finite numbers; {name}\.weight has"):
-        seft.accelerate(model)
-    assert not any(isinstance(module, SparseLinear) for module in model.modules())
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_a_model_of_another_dtype_is_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(AccelerateError, match=f"must be bfloat16 or float32; model.embed_tokens.weight is {dtype}"):
-        seft.accelerate(untrained_tiny().to(dtype), "int8")
-
-
-def test_an_accelerated_model_is_not_saved_without_its_weights(tmp_path: Path) -> None:
-    with pytest.raises(AccelerateError, match="cannot be saved"):
-        seft.accelerate(pruned()).save_pretrained(tmp_path)
-    assert not list(tmp_path.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("sampling", [Sampling(1e-40), Sampling(5e-324), Sampling(1, 1e-300), Sampling(1e-40, 1e-300)])
