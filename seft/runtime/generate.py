@@ -120,10 +120,12 @@ class TextModel:
         no prompt, or if prompt and text together do not fit the model's context.
         """
         room = self.room(prompt)
-        if not prompt or (room is not None and room < most):
+        if not prompt:
+            raise AccelerateError("the prompt must have a token; it has none. Use a longer text.")
+        if room is not None and room < most:
             raise AccelerateError(
-                f"the prompt must have a token and leave room for {most} more in {self.context} tokens; it has"
-                f" {len(prompt)}. Shorten the prompt or ask for fewer tokens."
+                f"the prompt must leave room for {most} more in {self.context} tokens; it has {len(prompt)}. Shorten"
+                " the prompt or ask for fewer tokens."
             )
         text, held = TextStream(self.tokenizer), ""
         for count, token in enumerate(self.tokens(prompt, most, sampling), 1):

@@ -74,6 +74,13 @@ def address(model: TextModel) -> Iterator[str]:
         yield address
 
 
+def test_a_prompt_must_have_a_token_and_leave_room(model: TextModel) -> None:
+    with pytest.raises(AccelerateError, match="the prompt must have a token; it has none"):
+        next(model.stream([], 1, Sampling()))
+    with pytest.raises(AccelerateError, match=f"must leave room for {model.context} more .* it has 3"):
+        next(model.stream([1, 2, 3], model.context or 0, Sampling()))
+
+
 def post(address: str, path: str, **body: object) -> httpx.Response:
     return httpx.post(f"{address}/{path}", json={"model": "tiny", **body}, timeout=120)
 
