@@ -55,7 +55,7 @@ namespace avx2 {
 
 static inline __m256i joined(__m128i low, __m128i high) { return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1); }
 
-static inline __m128i words_of(const void* at) { return _mm_loadu_si128(static_cast<const __m128i*>(at)); }
+static inline __m128i words_at(const void* at) { return _mm_loadu_si128(static_cast<const __m128i*>(at)); }
 
 struct Float {
     using Input = float; using Value = uint16_t; using Acc = __m256; using Sum = float;
@@ -83,8 +83,8 @@ struct Float {
         for (int part = 0; part < 4; part++) {
             uint64_t low = bytes[2 * part], high = bytes[2 * part + 1];
             const Value* next = values + __builtin_popcountll(low);
-            auto packed = joined(words_of(values), words_of(next));
-            auto shuffle = joined(words_of(SHUFFLES.words[low]), words_of(SHUFFLES.words[high]));
+            auto packed = joined(words_at(values), words_at(next));
+            auto shuffle = joined(words_at(SHUFFLES.words[low]), words_at(SHUFFLES.words[high]));
             multiply(_mm256_shuffle_epi8(packed, shuffle), x + 16 * part, even, odd);
             values = next + __builtin_popcountll(high);
         }

@@ -1,7 +1,8 @@
 // The loops of a product. levels.h includes this file once per level, so that each copy uses the level's instructions.
 //
 // `Lanes` multiplies one block: Input is an element of x, Value a stored value, Acc a register of partial sums, Sum their
-// total, TILE the number of rows of x that share one pass over a panel. `place` is where a column of float32 x is kept. A total does not depend on TILE or on threads.
+// total, TILE the number of rows of x that share one pass over a panel. `place` is where a column of float32 x is kept. A
+// total does not depend on TILE or on threads.
 
 // Rows of x in the order that the level reads, padded with zeros to whole blocks.
 template <class Lanes>

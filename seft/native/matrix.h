@@ -10,8 +10,8 @@
 
 constexpr int PANEL = 8;
 constexpr int BLOCK = 64;
-// Largest quantised x. The partial sums of int8 products are 32 bits wide, each with at most a quarter of the columns: they hold
-// MAX_INT8_COLS columns of the largest products.
+// Largest quantised x. The partial sums of int8 products are 32 bits wide, each with a quarter of the columns or fewer:
+// they hold MAX_INT8_COLS columns of the largest products.
 constexpr int LARGEST_INPUT = 2047;
 constexpr int64_t MAX_INT8_COLS = 32768;
 static_assert(MAX_INT8_COLS / 4 * 127 * LARGEST_INPUT < INT64_C(1) << 31);
@@ -54,7 +54,8 @@ struct Sample {
     int64_t first_row;
 };
 
-// Writes 8 rows of 8 floats as columns. The levels AVX2 and AVX-512 have their own version. `width` and `height` are the distances of rows in `in` and of columns in `out`.
+// Writes 8 rows of 8 floats as columns. `width` and `height` are the distances of rows in `in` and of columns in `out`.
+// The levels AVX2 and AVX-512 have their own version.
 static inline void transpose(const float* in, int64_t width, float* out, int64_t height) {
     for (int64_t col = 0; col < TILE_SIZE; col++)
         for (int64_t row = 0; row < TILE_SIZE; row++) out[col * height + row] = in[row * width + col];
