@@ -15,9 +15,13 @@ TEXT = 1 << 14
 
 
 def bases() -> Study:
-    """Return the dense model, the pruned models, and the dense model after the same training."""
-    ceiling = RECIPES["ceiling"].config(1e-3)
-    return {"dense": Cell(), "wanda": Cell(WANDA), "admm": Cell(ADMM), "ceiling": Cell(None, ceiling)}
+    """Return the dense model, the models pruned at four sparsities, and the dense model after the same training."""
+    pruned = {
+        f"{sparsity}, {base.method}": Cell(prune)
+        for base in (WANDA, ADMM)
+        for sparsity, prune in _sparsities(base).items()
+    }
+    return {"dense": Cell(), **pruned, "ceiling": Cell(None, RECIPES["ceiling"].config(1e-3))}
 
 
 def methods() -> Study:
