@@ -49,10 +49,7 @@ def main() -> None:
         if arguments.plots:
             found = {label: figures for label, cell in study.items() if (figures := results[cell])}
             print("\n".join(map(str, plot(found, name, arguments.plots))))
-            runs = json.loads(arguments.seconds.read_text())["runs"]
-            seconds = {side: times for run in runs for side, times in run["seconds"].items()}
-            curves = {label: curve for label, cell in study.items() if (curve := recovery(cell, results, seconds))}
-            print(plot_recovery(curves, name, arguments.plots))
+            print(plot_recovery(recoveries(study, results, arguments.seconds), name, arguments.plots))
 
 
 class Results:
@@ -125,6 +122,13 @@ def recovery(cell: Cell, results: Results, step_seconds: dict[str, list[float]])
         (point["step"] * step, math.log(before / point[cell.text]) / math.log(before / best))
         for point in figures["curve"]
     ]
+
+
+def recoveries(study: Study, results: Results, seconds: Path = SECONDS) -> dict[str, list[tuple[float, float]]]:
+    """Return the points of `recovery` by label, for the experiments that have them."""
+    runs = json.loads(seconds.read_text())["runs"]
+    step_seconds = {side: times for run in runs for side, times in run["seconds"].items()}
+    return {label: curve for label, cell in study.items() if (curve := recovery(cell, results, step_seconds))}
 
 
 def _bounds(cell: Cell, results: Results) -> tuple[Figures, Figures] | None:

@@ -22,7 +22,8 @@ _registered: list[torch.library.Library] = []
 
 def use_float32_products() -> None:
     """Replace the products of this process if torch has no fast ones for bfloat16 matrices on this processor."""
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    fast = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # None: torch was built without oneDNN
+    if fast is None or not fast():
         replace_products()
 
 

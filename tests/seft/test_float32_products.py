@@ -1,6 +1,7 @@
 """Products of bfloat16 matrices that are computed in float32."""
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,10 +146,13 @@ def test_operands_that_do_not_fit_are_refused_and_change_nothing() -> None:
     assert torch.equal(small, make(SIDE, SIDE))
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_products_are_replaced_only_where_torch_has_no_fast_ones(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+@pytest.mark.parametrize(("library", "fast"), [(False, False), (True, False), (True, True)])
+def test_products_are_replaced_only_where_torch_has_no_fast_ones(
+    monkeypatch: pytest.MonkeyPatch, library: bool, fast: bool
+) -> None:
     called: list[bool] = []
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+    functions = SimpleNamespace(**({"_is_mkldnn_bf16_supported": lambda: fast} if library else {}))
+    monkeypatch.setattr(torch.ops, "mkldnn", functions)
     monkeypatch.setattr(float32_products, "replace_products", lambda: called.append(True))
     float32_products.use_float32_products()
     assert bool(called) is not fast
