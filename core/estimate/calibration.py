@@ -1,19 +1,20 @@
 """Convert the floating-point operations of a job into seconds, for a device on which no similar job has run yet.
 
 A worker measures how many operations per second its device reaches when it multiplies matrices (`worker.calibration`).
-The phases of a job reach a fraction of that, `EFFICIENCY`. docs/log.md has the measurement behind the constants.
+A job does other things too, see `OTHERS`. docs/log.md has the measurement behind the constants.
 """
 
 from core.spec_parts import RepairMethod
-from core.specs import Dtype, JobSpec
+from core.specs import Dtype, Flops, JobSpec
 from core.states import Phase
 from seft.config import Allocation, PruneMethod
 from seft.models.dimensions import Dimensions
 
-EFFICIENCY = {Dtype.FLOAT32: 0.7, Dtype.BFLOAT16: 0.37}
-"""Operations per second of a job, as a fraction of those of a product of large matrices of the same data type.
+OTHERS, MOST_OTHERS = 0.42, 1.7
+"""Time of norms, softmax, optimizer and so on, as a fraction of the time of the products: in float32, and at most.
 
-Measured on a CPU. Norms, softmax and the optimizer gain less from bfloat16 than products do.
+Measured on a CPU. These gain little from bfloat16, so the fraction grows with the speed of its products. The largest
+fraction is that of products in bfloat16 that are 4.2 times as fast. Other devices were not measured.
 """
 FORWARD, BACKWARD = 2, 4
 """Operations per weight and token of a forward pass, and of the backward pass after it."""
@@ -30,17 +31,18 @@ WEIGHTS_PER_SECOND = 5e7
 """Weights that are read, written or uploaded per second."""
 
 
-def estimate_seconds(spec: JobSpec, model: Dimensions, flops: float | None) -> dict[Phase, float]:
+def estimate_seconds(spec: JobSpec, model: Dimensions, flops: Flops) -> dict[Phase, float]:
     """Return the seconds of each phase that the job has, on a device that multiplies with `flops` operations/s.
 
-    `flops` are those in the data type of the job. If `flops` is None, the seconds of phases that compute are missing.
-    Raises ValueError if the data type is `auto` and `flops` is given.
+    If `flops` has no entry for the data type of the job, the seconds of phases that compute are missing. Raises
+    ValueError if the data type is `auto`.
     """
     seconds = {phase: fixed + model.parameters / WEIGHTS_PER_SECOND for phase, fixed in FIXED_SECONDS.items()}
-    if flops is None:
+    speed = flops.get(spec.resolved_dtype)
+    if speed is None:
         return seconds
-    reached = EFFICIENCY[spec.resolved_dtype] * flops
-    return seconds | {phase: number / reached for phase, number in count_operations(spec, model).items()}
+    others = min(OTHERS * speed / flops.get(Dtype.FLOAT32, speed), MOST_OTHERS)
+    return seconds | {phase: number / speed * (1 + others) for phase, number in count_operations(spec, model).items()}
 
 
 def count_operations(spec: JobSpec, model: Dimensions) -> dict[Phase, float]:

@@ -64,7 +64,7 @@ class Speed(BaseModel):
 
         For each task, recent jobs of models of similar size count. If there are none, the calibration counts.
         """
-        calibrated = calibration.estimate_seconds(spec, model, self.flops.get(spec.resolved_dtype))
+        calibrated = calibration.estimate_seconds(spec, model, self.flops)
         seconds: dict[Phase, float] = {}
         source = None
         for task, amount in count_work(spec, model.parameters, model.targets).items():

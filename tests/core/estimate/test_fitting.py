@@ -90,7 +90,7 @@ def test_a_model_that_does_not_fit_one_device_is_split_over_several(model: Dimen
 
 def test_two_devices_train_in_half_the_time_and_their_times_are_measured_apart(model: Dimensions) -> None:
     one, two = (JobSpec.model_validate({**MINIMAL, "dtype": "float32", "devices": count}) for count in (1, 2))
-    seconds = [estimate_seconds(spec, model, 1e9)[Phase.TRAINING] for spec in (one, two)]
+    seconds = [estimate_seconds(spec, model, {Dtype.FLOAT32: 1e9})[Phase.TRAINING] for spec in (one, two)]
     assert seconds[1] == seconds[0] / 2
     tasks = [set(count_work(spec, model.parameters, model.targets)) for spec in (one, two)]
     assert {task.phase for task in tasks[0] ^ tasks[1]} == {Phase.TRAINING}

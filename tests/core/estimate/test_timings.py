@@ -21,7 +21,6 @@ MEASURED = {"model": {"weights": 1000}, "linears": {"weights": 800}, "grown_zero
 MODEL = Dimensions("Tiny", 2048, 1000, 200, 10, 20, 10, 10, blocks=((Matrix(20, 20), Matrix(20, 20)),))
 """A model with 1000 weights, 800 of them in layers that are pruned."""
 LARGE = Dimensions("Large", 2048, 10**9, 10**8, 1000, 20000, 1000, 1000, blocks=((Matrix(1000, 1000),) * 8,) * 100)
-SPEED = FLOPS[Dtype.FLOAT32]
 PHASES = [
     Phase.EVALUATING,
     Phase.WRITING,
@@ -109,7 +108,7 @@ def test_a_calibration_fills_in_what_no_earlier_job_tells(sessions: Sessions, sp
     speed = speeds[GPU.device_name]
     assert total(speed, spec, MODEL) == (80, Source.EARLIER_JOBS)
     other = changed(spec, "repair", method="spp", density="auto")
-    training = calibration.estimate_seconds(other, MODEL, SPEED)[Phase.TRAINING]
+    training = calibration.estimate_seconds(other, MODEL, FLOPS)[Phase.TRAINING]
     seconds, source = speed.estimate_total(other, MODEL)
     assert seconds == pytest.approx(70 + training)
     assert source is Source.CALIBRATION
@@ -130,24 +129,39 @@ CHANGES: dict[str, tuple[str, dict[str, Any], Phase]] = {
 def test_by_calibration_a_phase_with_more_work_takes_longer(
     spec: JobSpec, part: str, values: dict[str, Any], phase: Phase
 ) -> None:
-    usual = calibration.estimate_seconds(changed(spec, "prune", reconstruct_epochs=1), LARGE, SPEED)
+    usual = calibration.estimate_seconds(changed(spec, "prune", reconstruct_epochs=1), LARGE, FLOPS)
     more = calibration.estimate_seconds(
-        changed(changed(spec, "prune", reconstruct_epochs=1), part, **values), LARGE, SPEED
+        changed(changed(spec, "prune", reconstruct_epochs=1), part, **values), LARGE, FLOPS
     )
     assert more[phase] > 1.1 * usual[phase]
 
 
 def test_by_calibration_a_device_of_half_the_speed_needs_twice_the_time_to_compute(spec: JobSpec) -> None:
-    fast, slow = (calibration.estimate_seconds(spec, LARGE, flops) for flops in (SPEED, SPEED / 2))
+    half = {dtype: flops / 2 for dtype, flops in FLOPS.items()}
+    fast, slow = (calibration.estimate_seconds(spec, LARGE, flops) for flops in (FLOPS, half))
     assert set(fast) == {Phase(task.phase) for task in count_work(spec, 1, 1)}
     for phase, seconds in fast.items():
         computes = phase not in calibration.FIXED_SECONDS
         assert slow[phase] == pytest.approx(2 * seconds if computes else seconds), phase
 
 
+@pytest.mark.parametrize("ratio", [0.5, 1, 2, 4.2, 16])
+def test_by_calibration_a_job_gains_less_from_bfloat16_than_its_products(spec: JobSpec, ratio: float) -> None:
+    flops = {Dtype.FLOAT32: 1e9, Dtype.BFLOAT16: ratio * 1e9}
+    wide, narrow = (
+        calibration.estimate_seconds(spec.model_copy(update={"dtype": dtype}), LARGE, flops)[Phase.TRAINING]
+        for dtype in flops
+    )
+    gain = wide / narrow
+    assert min(ratio, 1) <= gain <= max(ratio, 1)
+    assert (gain == 1) is (ratio == 1)
+    if ratio == 4.2:
+        assert gain == pytest.approx(2.2, rel=0.01), "as measured, see docs/log.md"
+
+
 def test_by_calibration_pruning_without_text_or_products_takes_no_time(spec: JobSpec) -> None:
     magnitude, wanda, admm, alps = (
-        calibration.estimate_seconds(changed(spec, "prune", method=method), LARGE, SPEED)[Phase.PRUNING]
+        calibration.estimate_seconds(changed(spec, "prune", method=method), LARGE, FLOPS)[Phase.PRUNING]
         for method in ("magnitude", "wanda", "admm", "alps")
     )
     assert 0 == magnitude < wanda < admm < alps
