@@ -103,7 +103,8 @@ def require_close(expected: dict[Phase, Footprint], peaks: dict[Phase, int]) -> 
     for phase, each in expected.items():
         assert each.combined == pytest.approx(peaks[phase], rel=0.15), comparison
     # In training, the tensors take more memory than the process itself. Their estimate must be as exact.
-    process = peaks[Phase.LOADING] - expected[Phase.LOADING].device
+    # Not from the loading: on a busy machine, its threads read many weights before they are converted.
+    process = peaks[Phase.EVALUATING] - expected[Phase.EVALUATING].device
     tensors = peaks[Phase.TRAINING] - process
     assert tensors > process, comparison
     assert expected[Phase.TRAINING].combined - PROCESS_BYTES == pytest.approx(tensors, rel=0.15), comparison
