@@ -43,7 +43,7 @@ def choose_dtype(name: str, device: str) -> torch.dtype:
 def configure_torch(threads: int, *, deterministic: bool = True) -> None:
     """Make torch deterministic and set its number of CPU threads. With 0, torch keeps its own number.
 
-    On a processor without instructions for bfloat16, products of bfloat16 matrices are computed in float32.
+    Where torch has no fast products of bfloat16 matrices, they are computed in float32 (`seft.float32_products`).
     Results are equal only with the same number of threads. Call this before torch computes anything on CUDA.
     """
     # cuBLAS reads this when it starts; without it, its sums differ between runs.

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from core import ids
-from core.estimate.footprint import PROCESS_BYTES, Footprint, memory_by_phase
+from core.estimate.footprint import PROCESS_BYTES, memory_by_phase
 from core.specs import JobSpec
 from core.states import Phase
 from seft.models.dimensions import read_dimensions
@@ -85,47 +85,33 @@ def write_model(folder: Path) -> None:
     tiny_tokenizer().save_pretrained(folder)
 
 
-def measure(job: Path) -> dict[Phase, int]:
-    """Run the job and return the peaks without what only a CUDA build needs."""
-    import torch
-
-    build = CUDA_BUILD_BYTES if torch.version.cuda else 0
-    return {phase: peak - build for phase, peak in measure_peaks(job).items()}
-
-
-def nearest(peaks: tuple[int, int], expected: int) -> int:
-    return min(peaks, key=lambda peak: abs(peak - expected))
-
-
-def require_close(expected: dict[Phase, Footprint], peaks: dict[Phase, int]) -> None:
-    """Compare the estimate with the measured peaks, both in bytes by phase."""
-    comparison = {phase: (peaks[phase] // 10**6, each.combined // 10**6) for phase, each in expected.items()}
-    for phase, each in expected.items():
-        assert each.combined == pytest.approx(peaks[phase], rel=0.15), comparison
-    # In training, the tensors take more memory than the process itself. Their estimate must be as exact.
-    # Not from the loading: on a busy machine, its threads read many weights before they are converted.
-    process = peaks[Phase.EVALUATING] - expected[Phase.EVALUATING].device
-    tensors = peaks[Phase.TRAINING] - process
-    assert tensors > process, comparison
-    assert expected[Phase.TRAINING].combined - PROCESS_BYTES == pytest.approx(tensors, rel=0.15), comparison
-
-
 @pytest.mark.parametrize("name", JOBS)
 def test_the_memory_of_every_phase_is_within_fifteen_percent_of_the_estimate(
     tmp_path: Path, tiny_texts: list[str], name: str
 ) -> None:
+    import torch
+
     spec = job_spec(JOBS[name])
     write_model(tmp_path / "model")
     source = find("model", roots=[tmp_path])
     expected = memory_by_phase(read_dimensions(source, shapes(source)), spec)
     job = write_job(tmp_path / "job", spec, tiny_texts)
-    peaks = measure(job)
-    try:
-        require_close(expected, peaks)
-    except AssertionError:
-        # On a busy machine, a sample may miss a short peak, and it reads the processes one after the other.
-        again = measure(write_job(tmp_path / "again", spec, tiny_texts))
-        pairs = {phase: (peak, again[phase]) for phase, peak in peaks.items()}
-        require_close(expected, {phase: nearest(pair, expected[phase].combined) for phase, pair in pairs.items()})
+    peaks = measure_peaks(job)
+    if any(each.combined > 1.15 * peaks[phase] for phase, each in expected.items()):
+        # On a busy machine, no sample may have met a short peak.
+        again = measure_peaks(write_job(tmp_path / "again", spec, tiny_texts))
+        peaks = {phase: max(peak, again[phase]) for phase, peak in peaks.items()}
+    if torch.version.cuda:
+        for phase in peaks:
+            peaks[phase] -= CUDA_BUILD_BYTES
+    comparison = {phase: (peaks[phase] // 10**6, each.combined // 10**6) for phase, each in expected.items()}
+    for phase, each in expected.items():
+        assert each.combined == pytest.approx(peaks[phase], rel=0.15), comparison
+    # In training, the tensors take more memory than the process itself. Their estimate must be as exact. The memory of
+    # the process is not taken from the loading, because that peak was 60 MB higher on a busy machine.
+    process = peaks[Phase.EVALUATING] - expected[Phase.EVALUATING].device
+    tensors = peaks[Phase.TRAINING] - process
+    assert tensors > process, comparison
+    assert expected[Phase.TRAINING].combined - PROCESS_BYTES == pytest.approx(tensors, rel=0.15), comparison
     size = sum(path.stat().st_size for path in (job / "result").glob("*.safetensors"))
     assert 2 * read_dimensions(source, shapes(source)).parameters == pytest.approx(size, rel=0.01)
