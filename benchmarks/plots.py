@@ -34,7 +34,7 @@ def plot_recovery(curves: Mapping[str, Sequence[tuple[float, float]]], name: str
         plane.plot([x for x, _ in points], [100 * y for _, y in points], marker=".", label=label)
     plane.set(xlabel="seconds of training", ylabel="recovered against the ceiling, %")
     plane.grid(alpha=0.3)
-    plane.legend(fontsize="small")
+    plane.legend(fontsize="small", loc="lower right")
     return _save(figure, folder / f"{name}-recovered.svg")
 
 

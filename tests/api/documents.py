@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -123,6 +124,19 @@ def study_table(name: str) -> str:
     return table(STUDIES[name](), Results(RESULTS, STUDIED, any_code=True), columns) + "\n"
 
 
+def recovery_plot() -> str:
+    """Return the plot of what each method recovers at 60 % over the seconds of its training, as SVG."""
+    from benchmarks.plots import plot_recovery  # it loads matplotlib
+    from benchmarks.quality import RESULTS, Results, recoveries
+    from benchmarks.studies import STUDIES
+
+    prefix = "60%, admm, "
+    study = {label.removeprefix(prefix): cell for label, cell in STUDIES["peers"]().items() if label.startswith(prefix)}
+    curves = recoveries(study, Results(RESULTS, STUDIED, any_code=True))
+    with TemporaryDirectory() as folder:
+        return plot_recovery(curves, "peers", Path(folder)).read_text()
+
+
 def scaling_table(name: str) -> str:
     """Return a table of what large models would need."""
     from benchmarks import scaling  # it loads torch
@@ -149,6 +163,7 @@ MADE: dict[str, list[Callable[[], str]]] = {
 def documents() -> Iterator[tuple[Path, str]]:
     """Yield each document and its expected text."""
     yield DOCS / "openapi.json", openapi()
+    yield DOCS / "recovered.svg", recovery_plot()
     for name, makers in MADE.items():
         path = DOCS / name
         text, *parts = path.read_text().split(BEGIN)
