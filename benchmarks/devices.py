@@ -2,10 +2,10 @@
 
     python -m benchmarks.devices --model GGUF --data wikitext2_valid.txt --out devices.json
 
-Both train on the same batches of 2 windows and use two threads of the CPU: one process both, or each of two processes
-one, connected by gloo. So on one machine two processes cannot be much faster. The table says what the connection costs,
-how many bytes each process sends in a step, and whether the same weights are trained at the end. They take their steps
-in turn, so that a noisy machine slows both.
+All sides train on the same batches of 2 windows and use two threads of the CPU: one process both, or each of two
+processes one, connected by gloo. So on one machine two processes cannot be much faster. With `sharded`, they split the
+model. The table says what the connection costs, how many bytes each process sends in a step, and whether the same
+weights are trained as by one process. The sides take their steps in turn, so that a noisy machine slows all.
 """
 
 import argparse
@@ -14,14 +14,16 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
 
 from benchmarks.turns import answer, peak_bytes, take_turns
 from seft.config import PruneConfig, PruneMethod, RepairConfig
@@ -34,13 +36,17 @@ from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.repair.processes import broadcast
 from seft.repair.schedule import WINDOW, next_event
+from seft.repair.shards import Shards
 from worker.launch import launch, process_group, rank
+from worker.replica import together
 
 WARM_UP = 2
 EVENTS_EVERY = 10
 """Steps between two topology events of the method `seft`."""
 KINDS = ("outside windows", "in windows")
 DENSITIES: dict[str, float | str] = {"seft": 0.005, "all": "all"}
+SIDES = {"1": (1, False), "2": (2, False), "2 sharded": (2, True)}
+"""Number of processes, and whether they split the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ class Setting:
 
     method: str
     processes: int
+    sharded: bool
     steps: int
     length: int
     model: str
@@ -65,25 +72,25 @@ class Setting:
 
 
 def main() -> None:
-    """Measure one and two processes in turn for each method, and write the results as JSON."""
+    """Measure all sides in turn for each method, and write the results as JSON."""
     arguments = _arguments()
     runs = []
     print("| method | steps | processes | seconds | bytes sent | peak MB | same positions |\n|--|--|--|--|--|--|--|")
     for method in arguments.methods:
         with tempfile.TemporaryDirectory() as folder:
             common = (arguments.steps, arguments.length, arguments.model, arguments.data, arguments.dtype)
-            settings = {str(count): Setting(method, count, *common, Path(folder) / str(count)) for count in (1, 2)}
+            settings = {name: Setting(method, *side, *common, Path(folder) / name) for name, side in SIDES.items()}
             sides = {name: (setting,) for name, setting in settings.items()}
             results, peaks = take_turns(_serve, sides, arguments.steps)
-            same = _same_positions(*(setting.state for setting in settings.values()))
+            same = {name: _same_positions(settings["1"].state, each.state) for name, each in settings.items()}
         config, numbers = settings["1"].config(), range(WARM_UP + 1, arguments.steps + 1)
         kinds = {kind: [step for step in numbers if _kind(config, step) == kind] for kind in KINDS}
         for (kind, chosen), name in itertools.product(kinds.items(), results):
             if chosen:
                 used = [results[name][step - 1] for step in chosen]
                 seconds, sent = (statistics.median(values) for values in zip(*used, strict=True))
-                peak = f"{peaks[name] / 1e6:,.0f}"
-                print(f"| {method} | {kind} | {name} | {seconds:.2f} | {sent:,.0f} | {peak} | {same:.2%} |", flush=True)
+                columns = (seconds, sent, peaks[name] / 1e6, same[name])
+                print(f"| {method} | {kind} | {name} | " + "{:.2f} | {:,.0f} | {:,.0f} | {:.2%} |".format(*columns))
         runs.append({"method": method, "steps": results, "peak_bytes": peaks, "same_positions": same})
     found = {"torch": torch.__version__, "dtype": str(arguments.dtype), "length": arguments.length, "runs": runs}
     arguments.out.write_text(json.dumps(found, indent=1) + "\n")
@@ -134,12 +141,18 @@ def _train(setting: Setting, pipe: Any) -> None:
         tokens = tokenize(read(setting.data), loaded.tokenizer)
         pruned = PruneConfig(0.6, PruneMethod.MAGNITUDE)
         prune_model(loaded.model, tokens[:0].view(0, 8), pruned)
-        repair, counter = Repair(loaded.model, tokens, setting.config(), pruned=pruned), _Counter()
+        shards = Shards(loaded.model if rank() == 0 else None, "cpu") if setting.sharded else None
+        send, receive = (shards.send, shards.receive) if shards else (broadcast, partial(broadcast, None))
+        model = shards.model if shards else loaded.model
+        counter = _Counter()  # type: ignore[no-untyped-call]
+        with together(shards):
+            repair = Repair(model, tokens, setting.config(), pruned=pruned)
 
         def step() -> tuple[float, int]:
-            broadcast(True)
+            send(True)
             began, counter.sent = time.perf_counter(), 0
-            repair.advance()
+            with together(shards), counter:
+                repair.advance()
             took = time.perf_counter() - began
             if repair.step == setting.steps:
                 repair.save(setting.state)
@@ -147,22 +160,36 @@ def _train(setting: Setting, pipe: Any) -> None:
 
         if rank() == 0:
             answer(pipe, step, partial(peak_bytes, "cpu"))
-            broadcast(False)
+            send(False)
         else:
-            while broadcast(None):
-                repair.advance()
+            while receive():
+                with together(shards):
+                    repair.advance()
 
 
-class _Counter:
-    """Counts the bytes of the tensors that this process sums with the others."""
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that this process sends: those that are summed, and its parts of blocks.
 
-    def __init__(self) -> None:
-        self.sent, self._all_reduce = 0, dist.all_reduce
-        dist.all_reduce = self._count  # type: ignore[assignment]
+    With two processes, each sends about these bytes to the other one.
+    """
 
-    def _count(self, tensor: torch.Tensor) -> object:
-        self.sent += tensor.numel() * tensor.element_size()
-        return self._all_reduce(tensor)
+    sent = 0
+
+    @override
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        match str(func):
+            case "c10d.allreduce_.default":
+                sent = args[0]
+            case "c10d._allgather_base_.default":
+                sent = [args[1]]
+            case name if name.startswith("c10d."):
+                raise NotImplementedError(name)
+            case _:
+                sent = []
+        self.sent += sum(tensor.nbytes for tensor in sent)
+        return func(*args, **(kwargs or {}))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 Torch computes such products there at 1 to 16 GFLOP/s, and products of float32 matrices at 50 to 70. So this module
 converts parts of the operands to float32, which is exact, adds up in float32, and rounds each sum once, as instructions
-for bfloat16 do.
+for bfloat16 do. Attention, whose products torch computes inside, runs in float32 as a whole.
 """
 
 import warnings
+from functools import partial
 from itertools import product
+from typing import Any
 
 import torch
 from jaxtyping import BFloat16
@@ -16,6 +18,12 @@ FEW_ROWS = 4
 """Below this number of rows, torch's own product is faster, because converting the other operand costs more."""
 SIDE = 2048
 """Most rows and columns of a part that is converted at once: 16 MiB in float32. A part can have several matrices."""
+
+ATTENTION = {
+    "_scaled_dot_product_flash_attention_for_cpu": ("output",),
+    "_scaled_dot_product_flash_attention_for_cpu_backward": ("grad_query", "grad_key", "grad_value"),
+}
+"""Torch's attention on the CPU and its gradients, and their first results, which have the dtype of the operands."""
 
 _registered: list[torch.library.Library] = []
 
@@ -30,9 +38,9 @@ def use_float32_products() -> None:
 def replace_products() -> None:
     """Replace torch's products of bfloat16 matrices on the CPU, for the whole process. This is idempotent.
 
-    They are those of `matmul`, `linear` and their gradients. Torch's variants with `out=` stay as they are. They
-    compute all other products, and refuse operands that do not fit. Attention (`scaled_dot_product_attention`) and the
-    products of stacked experts (`grouped_mm`) have kernels of their own and are not replaced.
+    They are those of `matmul`, `linear`, `scaled_dot_product_attention` and their gradients. Torch's variants with
+    `out=` stay as they are. They compute all other products, and refuse operands that do not fit. The products of
+    stacked experts (`grouped_mm`) have a kernel of their own and are not replaced.
     """
     if _registered:
         return
@@ -49,6 +57,9 @@ def replace_products() -> None:
         warnings.filterwarnings("ignore", "Warning only once for all operators")
         for name, replacement in replacements.items():
             library.impl(name, replacement, "CPU", allow_override=True)  # type: ignore[no-untyped-call]
+        for name, results in ATTENTION.items():
+            attend = partial(_attend, torch.library.get_kernel(f"aten::{name}", "CPU"), len(results))
+            library.impl(name, attend, "CPU", with_keyset=True, allow_override=True)  # type: ignore[no-untyped-call]
     _registered.append(library)
 
 
@@ -86,6 +97,20 @@ def _baddbmm_in_place(start: Tensor, left: Tensor, right: Tensor, *, beta: float
     if _replaced(3, left, right, start) or start.shape != (*left.shape[:-1], right.shape[-1]):
         return start.copy_(_baddbmm(start, left, right, beta=beta, alpha=alpha))
     return torch.baddbmm(start, left, right, beta=beta, alpha=alpha, out=start)
+
+
+def _attend(kernel: Any, rounded: int, keys: Any, *operands: Any, **options: Any) -> list[Tensor]:
+    """Call a kernel for attention, with float32 operands instead of bfloat16 ones. The first results are rounded."""
+
+    def wide(operand: Any) -> Any:
+        return operand.float() if isinstance(operand, Tensor) and operand.dtype == torch.bfloat16 else operand
+
+    results: list[Tensor]
+    if operands[0].dtype != torch.bfloat16:
+        results = kernel.call_boxed(keys, *operands, **options)
+        return results
+    results = kernel.call_boxed(keys, *map(wide, operands), **{name: wide(value) for name, value in options.items()})
+    return [*(each.bfloat16() for each in results[:rounded]), *results[rounded:]]
 
 
 def _replaced(dimensions: int, left: Tensor, right: Tensor, *start: Tensor) -> bool:

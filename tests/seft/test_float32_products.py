@@ -21,15 +21,20 @@ def replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Replace the products, with small parts, and yield the shapes of those computed. Afterwards, torch's are back."""
     registered: list[torch.library.Library] = []
     computed: list[str] = []
-    multiply = float32_products._multiply
+    multiply, attend = float32_products._multiply, float32_products._attend
 
     def recorded(left: Tensor, *operands: Any, **scales: Any) -> Tensor:
         computed.append(str(tuple(left.shape)))
         return multiply(left, *operands, **scales)
 
+    def attended(*operands: Any, **options: Any) -> list[Tensor]:
+        computed.append("attention")
+        return attend(*operands, **options)
+
     monkeypatch.setattr(float32_products, "_registered", registered)
     monkeypatch.setattr(float32_products, "SIDE", SIDE)
     monkeypatch.setattr(float32_products, "_multiply", recorded)
+    monkeypatch.setattr(float32_products, "_attend", attended)
     replace_products()
     replace_products()
     yield computed
@@ -80,6 +85,36 @@ def test_gradients_of_a_linear_are_those_of_float32(replaced: list[str]) -> None
     for each, reference in zip(found, wanted, strict=True):
         assert each.dtype == torch.bfloat16
         assert torch.allclose(each.float(), reference, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 2**-7), (torch.float32, 1e-5)], ids=str)
+@pytest.mark.parametrize("masked", ["causal", "bias", "boolean", "nothing"])
+def test_attention_and_its_gradients_are_those_of_float64(
+    replaced: list[str], dtype: torch.dtype, error: float, masked: str
+) -> None:
+    *operands, output = (torch.randn(2, 40, 3, 8).bfloat16().transpose(1, 2) for _ in range(4))
+    options: dict[str, Any] = {"scale": 0.3}
+    match masked:
+        case "causal":
+            options["is_causal"] = True
+        case "bias":
+            options["attn_mask"] = torch.randn(2, 1, 40, 40).bfloat16()
+        case "boolean":
+            options["attn_mask"] = torch.ones(40, 40, dtype=torch.bool).tril()
+
+    def attend(dtype: torch.dtype) -> list[Tensor]:
+        own = [each.to(dtype).requires_grad_() for each in operands]
+        mask = options.get("attn_mask")
+        more = {} if mask is None or mask.dtype == torch.bool else {"attn_mask": mask.to(dtype)}
+        attention: Any = nn.functional.scaled_dot_product_attention
+        result = attention(*own, **{**options, **more})
+        return [result, *torch.autograd.grad(result, own, output.to(dtype))]
+
+    expected, found = attend(torch.float64), attend(dtype)
+    assert replaced == ["attention"] * 4
+    for each, reference in zip(found, expected, strict=True):
+        assert each.dtype == dtype
+        assert (each.double() - reference).abs().max() <= error * reference.abs().max()
 
 
 def test_other_products_are_torchs(replaced: list[str]) -> None:
