@@ -195,6 +195,7 @@ class Supervisor:
             on_line=lambda line: self.mailbox.put(partial(self._handle_line, line)),
             on_exit=lambda code: self.mailbox.put(partial(self._handle_exit, code)),
         )
+        self.watchdog.touch()  # it was silent during the downloads
         self.lifecycle.move(State.TRAINING)
 
     def _handle_line(self, line: bytes) -> None:

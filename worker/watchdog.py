@@ -18,11 +18,12 @@ from worker.protocol import Message, Progressed, Reading
 SILENT_SECONDS = 3600.0
 """Seconds without any message after which a process counts as hanging. Downloads of large models take longest."""
 STEP_SECONDS = 600.0
-"""Seconds without a new training step that never count as hanging."""
+"""Seconds without progress in training that never count as hanging."""
 STEP_MEDIANS = 10
-"""Multiple of the median step time without a new step after which training counts as hanging.
+"""Multiple of the median step time without progress after which training counts as hanging.
 
-`STEP_SECONDS` must also have passed.
+`STEP_SECONDS` must also have passed. Between two steps, an evaluation makes progress too, and so does a pruning after
+the last step.
 """
 RECORD_SECONDS, RECORD_BYTES_PER_SECOND = 300.0, 500_000
 """Seconds without a message while the dataset is read after which reading counts as hanging.
@@ -46,7 +47,7 @@ class Watchdog:
     def __init__(self, dataset_bytes: Callable[[], int]) -> None:
         self._dataset_bytes = dataset_bytes
         self._reading: Reading | None = None
-        self._last_message = self._last_step = time.monotonic()
+        self._last_message = self._last_progress = time.monotonic()
         self._phase: Phase | None = None
         self._step = -1
         self._durations: deque[float] = deque(maxlen=REMEMBERED)
@@ -62,11 +63,9 @@ class Watchdog:
         self._reading = message if isinstance(message, Reading) else None
         if not isinstance(message, Progressed):
             return
-        if message.phase is not self._phase:
-            self._phase, self._step, self._last_step = message.phase, message.step, self._last_message
-        elif message.phase is Phase.TRAINING and message.step > self._step:
-            self._durations.append(self._last_message - self._last_step)
-            self._step, self._last_step = message.step, self._last_message
+        if message.phase is Phase.TRAINING is self._phase and message.step > self._step:
+            self._durations.append(self._last_message - self._last_progress)
+        self._phase, self._step, self._last_progress = message.phase, message.step, self._last_message
 
     def touch(self) -> None:
         """Record that the process does something without a message. Any thread may call this."""
@@ -88,9 +87,8 @@ class Watchdog:
             return Overdue(f"The training process sent no message for {silent:.0f} s.", user_error=False)
         if self._phase is Phase.TRAINING and self._durations:
             typical = median(self._durations)
-            if now > self._last_step + max(STEP_SECONDS, STEP_MEDIANS * typical):
-                message = (
-                    f"No new training step for {now - self._last_step:.0f} s; the median step takes {typical:.1f} s."
-                )
+            waited = now - self._last_progress
+            if waited > max(STEP_SECONDS, STEP_MEDIANS * typical):
+                message = f"No progress in training for {waited:.0f} s; the median step takes {typical:.1f} s."
                 return Overdue(message, user_error=False)
         return None

@@ -135,6 +135,14 @@ class StandIn:
         self.evolve(6, 9)
         self.finish()
 
+    def evaluate_between_steps(self) -> None:
+        for step in range(3):
+            self.say(Progressed(phase=Phase.TRAINING, progress=0.1, step=step))
+        for _ in range(20):
+            time.sleep(0.1)
+            self.say(Progressed(phase=Phase.TRAINING, progress=0.2, step=2))
+        self.finish()
+
     def report_and_save(self) -> None:
         self.report()
         self.save(3, pruned="p", run="r3")

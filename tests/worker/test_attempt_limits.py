@@ -58,7 +58,29 @@ def test_training_without_new_steps_is_ended(backend: Backend, job_id: str, monk
     assert (backend.job(job_id).status, backend.job(job_id).failures) == (Status.QUEUED, 1)
     assert "job.retried" in backend.events(job_id)
     (event,) = [event for event in backend.event_rows(job_id) if event.type == "attempt.hung"]
-    assert "No new training step for" in event.data["message"]
+    assert "No progress in training for" in event.data["message"]
+
+
+def test_an_evaluation_between_two_steps_may_take_much_longer_than_a_step(
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.watchdog.STEP_SECONDS", 1.0)
+    supervisor(backend, "evaluate_between_steps").run()
+    assert backend.job(job_id).status == Status.SUCCEEDED
+
+
+def test_the_time_of_downloads_is_not_counted_as_silence_of_the_process(backend: Backend, job_id: str) -> None:
+    class Slow(Storage):
+        """Downloads a file in what seems to be hours."""
+
+        def download(self, key: str, path: Path) -> None:
+            super().download(key, path)
+            running.watchdog._last_message -= 10_000
+
+    running = supervisor(replace(backend, storage=Slow(backend.settings)), "succeed")
+    running.run()
+    assert backend.job(job_id).status == Status.SUCCEEDED
+    assert "attempt.hung" not in backend.events(job_id)
 
 
 def test_a_nul_in_a_report_ends_in_the_error_and_not_in_a_lost_lease(backend: Backend, job_id: str) -> None:
