@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -60,18 +60,20 @@ def hub(
     owners: Mapping[str, str] | None = None,
     seen: list[tuple[str, str | None]] | None = None,
     uploads: Uploads | None = None,
+    away: Event | None = None,
 ) -> Iterator[str]:
     """Serve these repositories by id, and yield the value for HF_ENDPOINT.
 
     The branch `b` of the repository `owner/name` has the id `owner/name@b`, except for `main`. `owners` maps each valid
-    token to its owner's name. The path and token of each request are appended to `seen`.
+    token to its owner's name. The path and token of each request are appended to `seen`. While `away` is set, each
+    answer is 503.
     """
 
     class Handler(_Handler):
         pass
 
     Handler.repos, Handler.owners, Handler.seen = repos, owners or {}, [] if seen is None else seen
-    Handler.uploads = uploads
+    Handler.uploads, Handler.away = uploads, away or Event()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -96,6 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
     owners: Mapping[str, str]
     seen: list[tuple[str, str | None]]
     uploads: Uploads | None
+    away: Event
 
     def do_GET(self) -> None:
         self._answer()
@@ -117,6 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         self.seen.append((path, self.token))
         match path.strip("/").split("/"):
+            case _ if self.away.is_set():
+                self._error(503, "")
             case _ if self.token is not None and self.token not in self.owners:
                 self._error(401, "", "Invalid credentials in Authorization header")
             case ["api", "whoami-v2"]:

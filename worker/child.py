@@ -18,6 +18,7 @@ from core.models import hub_cache
 from core.states import Phase
 from seft.models.source import Kind, fetch, find
 from worker import environment
+from worker.hub import retry_hub
 from worker.parent_death import exit_with_parent
 from worker.protocol import Progressed, Task
 from worker.reporting import errors_sent, sender
@@ -50,11 +51,11 @@ def _fetched(task: Task) -> Iterator[Path | None]:
     if task.downloaded is not None:
         yield None
         return
-    source = find(task.spec.model, roots=task.model_roots, revision=task.spec.revision)
+    source = retry_hub(lambda: find(task.spec.model, roots=task.model_roots, revision=task.spec.revision))
     with hub_cache.using(source, task.hub_cache_bytes) as lock:
         if lock is not None:
             os.set_inheritable(lock, True)
-        path = fetch(source)
+        path = retry_hub(lambda: fetch(source))
         yield path if source.kind is Kind.HUB else None
 
 

@@ -27,6 +27,7 @@ from seft.models.source import fetch_into, find, find_on_hub
 from worker import child_files, disk_space
 from worker.child_files import RefusedFileError
 from worker.format_service import FormatService
+from worker.hub import retry_hub
 from worker.protocol import DATA, ENOUGH, HELD_OUT_DATA, MODELS, RESULT, RESUME, RETAIN_DATA, STATE, Task
 from worker.transfers import GoneError, Transfers, hash_open
 
@@ -144,12 +145,13 @@ class Files:
         spec, roots = attempt.spec, self.settings.model_roots
         encryption = Encryption(self.settings)
         ask_hub = partial(find_on_hub, token=lambda: encryption.decrypt(encrypted_token, attempt.tenant))
-        source = find(spec.model, roots=roots, revision=spec.revision, ask_hub=ask_hub)
+        pause = self.transfers.pause
+        source = retry_hub(lambda: find(spec.model, roots=roots, revision=spec.revision, ask_hub=ask_hub), pause)
         if source.token is None:
             return None
         folder = self.folder / MODELS / str(source.revision)
         disk_space.require_space(self.folder, source.bytes())
-        fetch_into(folder, source, alive=self.transfers.check)
+        retry_hub(lambda: fetch_into(folder, source, alive=self.transfers.check), pause)
         return folder
 
     def request_early_stop(self, step: int) -> None:

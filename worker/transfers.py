@@ -104,12 +104,14 @@ class Transfers:
     def download(self, key: str, path: Path, sha256: str) -> None:
         """Download an object to a file.
 
-        Raises GoneError if the object is missing or its SHA-256 differs from `sha256`.
+        Raises GoneError if the object is missing, or if its SHA-256 differs from `sha256` after two downloads.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._retry(lambda: self._storage.download(key, path))
-        if (actual := hash_file(path)) != sha256:
-            raise GoneError(f"The object {key} must have the sha256 {sha256}; it has {actual}. It is damaged.")
+        for _ in range(2):  # the transfer may have damaged it, and not the storage
+            self._retry(lambda: self._storage.download(key, path))
+            if (actual := hash_file(path)) == sha256:
+                return
+        raise GoneError(f"The object {key} must have the sha256 {sha256}; it has {actual}. It is damaged.")
 
     def upload(self, source: Callable[[], BinaryIO], key: str) -> None:
         """Upload a file as an object. Each try opens the file with `source`."""
@@ -175,6 +177,11 @@ class Transfers:
         if self._closed.is_set():
             raise TransferError("the attempt has ended")
 
+    def pause(self, seconds: float) -> None:
+        """Wait before the next try. Raises TransferError as soon as `close` was called."""
+        self._closed.wait(seconds)
+        self.check()
+
     def _retry(self, action: Callable[[], T]) -> T:
         deadline, pause = time.monotonic() + RETRY_SECONDS, 0.2
         while True:
@@ -189,7 +196,7 @@ class Transfers:
                 if _status(error) in REJECTIONS or time.monotonic() > deadline:
                     raise TransferError(f"object storage: {error}") from error
                 log.warning("storage.away", error=str(error))
-            self._closed.wait(pause)
+            self.pause(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
 

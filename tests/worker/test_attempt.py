@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -105,6 +106,22 @@ def test_a_missing_or_damaged_state_restarts_training_and_does_not_fail_the_job(
     supervisor(backend, "succeed_when_resumed").run()
     assert backend.job(job_id).status == Status.SUCCEEDED
     assert all("/result/" in key for key in backend.storage.keys(f"jobs/{job_id}/"))
+
+
+def test_an_object_that_is_damaged_on_its_way_is_downloaded_again(backend: Backend, job_id: str) -> None:
+    class Damaging(Storage):
+        def download(self, key: str, path: Path) -> None:
+            super().download(key, path)
+            if key not in damaged:
+                damaged.append(key)
+                path.write_bytes(b"x")
+
+    supervisor(backend, "succeed_when_resumed").run()
+    damaged: list[str] = []
+    supervisor(replace(backend, storage=Damaging(backend.settings)), "succeed_when_resumed").run()
+    assert len(damaged) == 3, "the dataset and two files of the state"
+    assert backend.job(job_id).status == Status.SUCCEEDED
+    assert "state.missing" not in backend.events(job_id)
 
 
 def test_a_state_of_other_software_is_replaced_by_one_of_an_earlier_step(backend: Backend, job_id: str) -> None:

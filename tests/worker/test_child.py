@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from seft.checkpoint.facts import Record
 from tests.faults.faults import mount_small_disk, unmount
 from tests.hub import COMMIT, Repo, hub
 from tests.probe import OUTCOME
+from tests.waiting import wait_for
 from tests.worker.conftest import variables
 from worker.attempt import TRAINING
 from worker.process import Process
@@ -93,14 +95,32 @@ def write_job(folder: Path, texts: list[str], **spec: Any) -> None:
 
 
 @pytest.fixture
-def port(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def away() -> Event:
+    """While it is set, the hub answers 503."""
+    return Event()
+
+
+@pytest.fixture
+def seen() -> list[tuple[str, str | None]]:
+    """Paths and tokens of the requests to the hub."""
+    return []
+
+
+@pytest.fixture
+def port(
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    away: Event,
+    seen: list[tuple[str, str | None]],
+) -> Iterator[int]:
     """The port of a hub with a model. A worker that is started with these variables uses it."""
     repo = tmp_path / "repo"
     repo.mkdir()
     for file in tiny_folder.iterdir():
         (repo / file.name).symlink_to(file)
     (repo / "README.md").write_text("---\nlicense: mit\n---\n")
-    with hub({"acme/open": Repo(repo)}, {"hf_of_the_operator": "operator"}) as endpoint:
+    with hub({"acme/open": Repo(repo)}, {"hf_of_the_operator": "operator"}, seen, away=away) as endpoint:
         for name, value in {
             "HF_ENDPOINT": endpoint,
             "HF_HUB_CACHE": str(tmp_path / "hub"),
@@ -181,9 +201,15 @@ def test_a_disk_that_is_full_when_training_begins_is_no_fault_of_the_model(
         unmount(tmp_path / "disk")
 
 
-def test_an_absent_model_is_a_user_error_before_anything_else_is_loaded(tmp_path: Path, port: int) -> None:
+@pytest.mark.usefixtures("port")
+def test_an_absent_model_is_a_user_error_before_anything_else_is_loaded_and_an_outage_is_none(
+    tmp_path: Path, away: Event, seen: list[tuple[str, str | None]]
+) -> None:
     write_job(tmp_path / "job", ["one"], model="acme/absent")
+    away.set()
     child = Child(tmp_path / "job")
+    wait_for(lambda: seen)
+    away.clear()
     child.wait()
     (failed,) = [message for message in child.messages if isinstance(message, Failed)]
     assert (failed.user_error, failed.code) == (True, "model_not_found")

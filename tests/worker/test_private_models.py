@@ -11,11 +11,13 @@ from pydantic import SecretStr
 from core.access import hub_tokens
 from core.access.encryption import Encryption
 from core.estimate.speed import Speed
+from core.jobs import actions
 from core.states import Status
 from seft.models.source import fetch_into, find_on_hub
 from tests.hollow import write_hollow
 from tests.hub import COMMIT, Repo, hub, use_hub
-from tests.worker.conftest import TENANT, Backend
+from tests.waiting import wait_for
+from tests.worker.conftest import TENANT, Backend, Running
 from worker.attempt import Supervisor
 from worker.files import Files
 from worker.protocol import MODELS, Task
@@ -29,9 +31,28 @@ def repo(tmp_path: Path) -> Repo:
     return Repo(write_hollow(tmp_path / "repo"), private=True, readers=(TOKEN,))
 
 
+@pytest.fixture
+def away() -> threading.Event:
+    """While it is set, the hub answers 503."""
+    return threading.Event()
+
+
+@pytest.fixture
+def seen() -> list[tuple[str, str | None]]:
+    """Paths and tokens of the requests to the hub."""
+    return []
+
+
 @pytest.fixture(autouse=True)
-def cache(repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    with hub({"acme/private": repo, "acme/open": Repo(repo.folder)}, {TOKEN: "acme"}) as endpoint:
+def cache(
+    repo: Repo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    away: threading.Event,
+    seen: list[tuple[str, str | None]],
+) -> Iterator[Path]:
+    repos = {"acme/private": repo, "acme/open": Repo(repo.folder)}
+    with hub(repos, {TOKEN: "acme"}, seen, away=away) as endpoint:
         use_hub(monkeypatch, endpoint, tmp_path / "cache")
         yield tmp_path / "cache"
 
@@ -74,6 +95,7 @@ def test_a_missing_model_is_a_user_error_and_an_unreachable_hub_is_not(
 ) -> None:
     job = add_job(backend, "acme/private")
     with monkeypatch.context() as unreachable:
+        unreachable.setattr("worker.hub.RETRY_SECONDS", 0.0)
         unreachable.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
         assert not supervisor(backend).run()
     assert (backend.job(job).status, backend.job(job).failures) == (Status.QUEUED, 1)
@@ -83,6 +105,31 @@ def test_a_missing_model_is_a_user_error_and_an_unreachable_hub_is_not(
     assert row.error
     assert (row.status, row.error["code"], row.error["fault"]) == ("failed", "model_not_found", "user_error")
     assert TOKEN not in "".join(capfd.readouterr())
+
+
+def test_a_short_outage_of_the_hub_fails_no_attempt(
+    backend: Backend, away: threading.Event, seen: list[tuple[str, str | None]]
+) -> None:
+    job = add_job(backend, "acme/private")
+    away.set()
+    with Running(supervisor(backend)):
+        wait_for(lambda: seen)
+        away.clear()
+        wait_for(lambda: backend.job(job).status == Status.SUCCEEDED)
+    assert (backend.job(job).attempt, backend.job(job).failures) == (1, 0)
+
+
+def test_an_attempt_that_ends_does_not_wait_for_the_hub(
+    backend: Backend, away: threading.Event, seen: list[tuple[str, str | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.hub.FIRST_PAUSE", 600.0)
+    job = add_job(backend, "acme/private")
+    away.set()
+    with Running(supervisor(backend)) as running:
+        wait_for(lambda: seen)
+        backend.request(actions.cancel, job)
+    assert backend.job(job).status == Status.CANCELLED
+    assert not running.transfers._thread.is_alive()
 
 
 def test_a_worker_with_another_secret_key_fails_with_a_system_error(
