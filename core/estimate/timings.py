@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -16,6 +17,17 @@ from core.tables import Job, JobEvent
 LATEST = 50
 """Number of recent jobs whose times are used."""
 CLAIMED, SUCCEEDED = f"job.{Transition.CLAIMED}", f"job.{Transition.SUCCEEDED}"
+
+
+class _Counted(BaseModel):
+    weights: Annotated[int, Field(gt=0, le=1 << 50)]
+
+
+class _Measured(BaseModel):
+    """What a training process has counted in its checkpoint, as far as it is used here."""
+
+    model: _Counted
+    linears: _Counted
 
 
 def load(session: Session) -> dict[str, Speed]:
@@ -44,18 +56,18 @@ def _recent_jobs(session: Session) -> Iterator[tuple[Job, Sequence[JobEvent]]]:
     events: dict[str, list[JobEvent]] = {}
     for event in session.scalars(query.order_by(JobEvent.id)):
         events.setdefault(event.job_id, []).append(event)
-    return ((job, events[job.id]) for job in jobs)
+    return ((job, events.get(job.id, ())) for job in jobs)  # a deleted job has no events
 
 
 def _measure(job: Job, events: Sequence[JobEvent]) -> Iterator[Pace]:
     """Yield the seconds per unit of work of each task that a job has run."""
     try:
         spec = read_stored(job.spec).resolve_dtype(bfloat16=job.dtype == Dtype.BFLOAT16)
-        measured = job.measured or {}
-        parameters = measured["model"]["weights"]
-        work: Mapping[Task, float] = count_work(spec, parameters, measured["linears"]["weights"])
-    except (ValidationError, KeyError):  # written by another version of the software
+        measured = _Measured.model_validate(job.measured)
+    except ValidationError:  # another version of the software has written it, or a broken training process
         return
+    parameters = measured.model.weights
+    work: Mapping[Task, float] = count_work(spec, parameters, measured.linears.weights)
     durations: dict[str, float] = {}
     for event, following in pairwise(events):
         phase = event.data.get("phase", Phase.LOADING)

@@ -14,6 +14,7 @@ from core.estimate.speed import Source, Speed, Task, count_work
 from core.jobs import attempts
 from core.specs import Dtype, JobSpec
 from core.states import Phase
+from core.tables import Job
 from seft.models.dimensions import Dimensions, Matrix
 from tests.core.conftest import FLOPS, GPU, MakeJob, Sessions
 
@@ -204,6 +205,20 @@ def test_the_data_type_auto_has_no_work_and_no_memory_of_its_own(spec: JobSpec) 
     for compute in (lambda: count_work(auto, 1, 1), lambda: memory_by_phase(MODEL, auto)):
         with pytest.raises(ValueError, match="must be that of a device; it is auto"):
             compute()
+
+
+@pytest.mark.parametrize(
+    "weights", [0, -1, "many", None, 10**400, {}], ids=["zero", "negative", "text", "null", "huge", "object"]
+)
+def test_counts_that_cannot_be_true_are_not_used(sessions: Sessions, make_job: MakeJob, weights: object) -> None:
+    job_id = make_job()
+    run(sessions, GPU)
+    with sessions.begin() as session:
+        session.get_one(Job, job_id).measured = {"model": {"weights": weights}, "linears": {"weights": 1}}
+    with sessions.begin() as session:
+        assert timings.load(session) == {}
+        session.execute(text("UPDATE jobs SET measured = NULL"))
+        assert timings.load(session) == {}
 
 
 def test_jobs_on_unknown_machines_and_stopped_jobs_are_not_measured(sessions: Sessions, make_job: MakeJob) -> None:
