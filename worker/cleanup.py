@@ -61,18 +61,27 @@ def ended_with_states(sessions: sessionmaker[Session], limit: int) -> list[tuple
 
 
 def clear_scratch(sessions: sessionmaker[Session], scratch: Path) -> None:
-    """Delete the scratch folders of ended and of deleted jobs. A worker that was killed leaves them behind.
+    """Delete the scratch folders of jobs that ended or were deleted, and of former attempts of other jobs.
 
-    A folder without a row may belong to another service on this machine, so it is kept while its files are new.
+    A worker that was killed leaves them behind. A folder without a row may belong to another service on this machine,
+    so it is kept while its files are new.
     """
     folders = {folder.name: folder for folder in scratch.glob("job_*")}
     if not folders:
         return
     with sessions.begin() as session:
-        statuses = dict(session.execute(select(Job.id, Job.status).where(Job.id.in_(folders))).all())
+        rows = session.execute(select(Job.id, Job.status, Job.attempt).where(Job.id.in_(folders))).all()
+    jobs = {job_id: (status, attempt) for job_id, status, attempt in rows}
     for job_id, folder in folders.items():
-        if statuses[job_id] in ENDED if job_id in statuses else _is_unused(folder):
+        status, attempt = jobs.get(job_id, (None, 0))
+        if _is_unused(folder) if status is None else status in ENDED:
             shutil.rmtree(folder, ignore_errors=True)
+        elif status:
+            # The next attempt has a greater number, so it uses none of these folders.
+            first_needed = attempt if status == Status.RUNNING else attempt + 1
+            for own in folder.iterdir():
+                if own.name.isdigit() and int(own.name) < first_needed:
+                    shutil.rmtree(own, ignore_errors=True)
 
 
 def delete_unreferenced(sessions: sessionmaker[Session], storage: Storage) -> int:

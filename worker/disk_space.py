@@ -42,7 +42,7 @@ def required_space(folder: Path, needed: int | None) -> int:
 
     If `needed` is None, the result is more than the bytes that are free now.
     """
-    further = shutil.disk_usage(folder).free if needed is None else needed
+    further = free(folder) if needed is None else needed
     return size(folder) + further + RESERVE_BYTES
 
 

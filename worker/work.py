@@ -57,28 +57,31 @@ class Work:
         attempt = self._claim()
         if attempt is None:
             return
-        with (
-            structlog.contextvars.bound_contextvars(
-                job=attempt.job_id, attempt=attempt.number, tenant=attempt.tenant, request_id=attempt.request_id
-            ),
-            TRACER.start_as_current_span(
-                "attempt",
-                tracing.parent_context(attempt.traceparent),
-                attributes={"seft.job": attempt.job_id, "seft.attempt": attempt.number, "seft.worker": self.name},
-                start_time=started,
-            ),
-        ):
-            TRACER.start_span("claim", start_time=started).end()
-            log.info("attempt.begun")
-            used = device.used(self.settings)
-            healthy = Supervisor(
-                attempt, self.sessions, self.storage, self.settings, draining=self.draining, training=self.training
-            ).run()
-            healthy = self._is_memory_freed(used) and healthy
-        self._record_notification()
-        queue.notify(self.app)
-        self.pause = 0.0 if healthy else min(max(2 * self.pause, FIRST_PAUSE), LONGEST_PAUSE)
-        self.draining.wait(self.pause)
+        healthy = False
+        try:
+            with (
+                structlog.contextvars.bound_contextvars(
+                    job=attempt.job_id, attempt=attempt.number, tenant=attempt.tenant, request_id=attempt.request_id
+                ),
+                TRACER.start_as_current_span(
+                    "attempt",
+                    tracing.parent_context(attempt.traceparent),
+                    attributes={"seft.job": attempt.job_id, "seft.attempt": attempt.number, "seft.worker": self.name},
+                    start_time=started,
+                ),
+            ):
+                TRACER.start_span("claim", start_time=started).end()
+                log.info("attempt.begun")
+                used = device.used(self.settings)
+                healthy = Supervisor(
+                    attempt, self.sessions, self.storage, self.settings, draining=self.draining, training=self.training
+                ).run()
+                healthy = self._is_memory_freed(used) and healthy
+        finally:
+            self._record_notification()
+            queue.notify(self.app)
+            self.pause = 0.0 if healthy else min(max(2 * self.pause, FIRST_PAUSE), LONGEST_PAUSE)
+            self.draining.wait(self.pause)
 
     def _is_memory_freed(self, used: int | None) -> bool:
         """Return whether the memory that the job used on the device was freed. If not, the next job could fail."""

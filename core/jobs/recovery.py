@@ -6,12 +6,12 @@ The sweep of every worker calls these functions. An advisory lock ensures that o
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from core.capability import UNLIMITED, Capability, can_run
 from core.jobs.attempts import Fault
-from core.jobs.transitions import requeue, transition
+from core.jobs.transitions import STATUS_EVENT_PREFIX, requeue, transition
 from core.states import Reason, Status, Transition
 from core.tables import Job, JobEvent
 
@@ -19,6 +19,12 @@ SWEEP_LOCK = 0x5EF7
 """Advisory lock of the sweep. The number must differ from those of all other locks.
 
 Other locks in `core` are 64-bit hashes, or named constants like this one.
+"""
+FIRST_WAIT, LONGEST_WAIT = 30.0, 3600.0
+"""Seconds that a job stays paused for lack of space after the second and further pauses of a day. They double.
+
+A check for space can be wrong: a bucket may accept a small object and not a large one. Without the wait, the job would
+run again and again.
 """
 
 
@@ -39,14 +45,30 @@ def requeue_lost(session: Session, max_failures: int) -> list[str]:
 
 
 def waiting_for_space(session: Session, reason: Reason, capability: Capability = UNLIMITED) -> Sequence[str]:
-    """Lock the jobs that are paused for `reason` and can run on a worker with this capability. Return their ids."""
+    """Lock the jobs that are paused for `reason` and can run on a worker with this capability. Return their ids.
+
+    Jobs that were paused several times lately are left out until they have waited, see `FIRST_WAIT`.
+    """
     paused = (
         select(Job.id)
         .where(Job.status == Status.PAUSED, Job.reason.has_key("needs"))
-        .where(Job.reason["code"].astext == reason, can_run(capability))
+        .where(Job.reason["code"].astext == reason, can_run(capability), _has_waited(reason))
         .with_for_update(skip_locked=True)
     )
     return session.scalars(paused).all()
+
+
+def _has_waited(reason: Reason) -> ColumnElement[bool]:
+    pauses = (
+        select(JobEvent)
+        .where(JobEvent.job_id == Job.id, JobEvent.type == f"{STATUS_EVENT_PREFIX}{Transition.PAUSED}")
+        .where(JobEvent.data["reason"]["code"].astext == reason)
+        .where(JobEvent.created_at > func.now() - timedelta(days=1))
+    )
+    count = pauses.with_only_columns(func.count()).scalar_subquery()
+    last = pauses.with_only_columns(func.max(JobEvent.created_at)).scalar_subquery()
+    wait = func.least(FIRST_WAIT * (func.power(2, func.least(count, 20) - 1) - 1), LONGEST_WAIT)
+    return or_(last.is_(None), func.now() - last >= wait * timedelta(seconds=1))
 
 
 def resume_waiting_for_space(session: Session, reason: Reason, capability: Capability) -> list[str]:

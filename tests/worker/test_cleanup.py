@@ -161,6 +161,22 @@ def test_nothing_of_a_deleted_job_stays_whoever_dies(backend: Backend, job_id: s
     assert backend.storage.keys("jobs/") == []
 
 
+def test_the_folders_of_former_attempts_are_deleted(backend: Backend, job_id: str) -> None:
+    with backend.sessions.begin() as session:
+        attempts.release(session, backend.claim())
+    backend.claim()
+    folders = [backend.settings.scratch / job_id / name for name in ("1", "2", "3")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    cleanup.clear_scratch(backend.sessions, backend.settings.scratch)
+    assert [folder.exists() for folder in folders] == [False, True, True], "attempt 2 runs"
+    backend.request(actions.pause, job_id)
+    with backend.sessions.begin() as session:
+        session.execute(text("UPDATE jobs SET status = 'paused'"))
+    cleanup.clear_scratch(backend.sessions, backend.settings.scratch)
+    assert [folder.exists() for folder in folders] == [False, False, True], "attempt 3 may have begun meanwhile"
+
+
 def test_an_upload_gets_its_row_only_if_its_object_exists(backend: Backend) -> None:
     content = datasets.Content("1" * 64, 30, 2, Format.TEXT)
     with backend.sessions.begin() as session, pytest.raises(ProblemError, match="Upload the file again"):

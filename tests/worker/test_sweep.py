@@ -1,17 +1,19 @@
 """The sweep of a worker: it resumes jobs that waited for space, and a failing step does not prevent the others."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+import pytest
 import redis
 from botocore.exceptions import ClientError
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from core.capability import UNLIMITED
 from core.infra import queue
 from core.infra.storage import Storage
-from core.jobs import recovery
+from core.jobs import attempts, recovery
 from core.states import Reason, Status
 from core.tables import Job
 from tests.worker.conftest import Backend, supervisor
@@ -35,6 +37,46 @@ def test_a_full_disk_pauses_the_job_until_there_is_space(backend: Backend, job_i
     supervisor(backend, "succeed").run()
     assert backend.job(job_id).status == Status.SUCCEEDED
     assert backend.events(job_id)[1:5] == ["job.claimed", "job.released", "job.paused", "job.resumed"]
+
+
+def test_a_disk_without_space_for_a_folder_pauses_the_job(
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, **_: object) -> None:
+        raise OSError(errno.ENOSPC, f"No space left on device: {path}")
+
+    attempt = supervisor(backend, "succeed")
+    with monkeypatch.context() as full:
+        full.setattr(Path, "mkdir", fail)
+        attempt.run()
+    job = backend.job(job_id)
+    assert job.reason is not None
+    assert (job.status, job.failures, job.reason["code"]) == (Status.PAUSED, 0, Reason.DISK_FULL)
+    assert job.reason["needs"] == RESERVE_BYTES
+
+
+def test_a_job_that_is_paused_again_and_again_waits_longer_each_time(
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resumed() -> list[str]:
+        with backend.sessions.begin() as session:
+            return recovery.resume_waiting_for_space(session, Reason.DISK_FULL, UNLIMITED)
+
+    waits = []
+    for _ in range(4):
+        with backend.sessions.begin() as session:
+            attempts.hold_for_space(session, backend.claim(), Reason.DISK_FULL, "m", needs=1)
+        waited = 0
+        while not resumed():
+            with backend.sessions.begin() as session:
+                session.execute(text("UPDATE job_events SET created_at = created_at - interval '30 s'"))
+            waited += 30
+        waits.append(waited)
+    assert waits == [0, 30, 90, 210]
+    monkeypatch.setattr(recovery, "LONGEST_WAIT", 0.0)
+    with backend.sessions.begin() as session:
+        attempts.hold_for_space(session, backend.claim(), Reason.DISK_FULL, "m", needs=1)
+    assert resumed() == [job_id]
 
 
 def test_a_failing_step_of_the_sweep_does_not_prevent_the_others(backend: Backend, job_id: str) -> None:

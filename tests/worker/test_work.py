@@ -14,6 +14,7 @@ from core.jobs import actions
 from core.states import Status
 from core.tables import Job
 from tests.worker.conftest import Backend, supervisor
+from worker.attempt import Supervisor
 from worker.sweep import Sweep
 from worker.work import Work
 
@@ -34,6 +35,21 @@ def test_a_worker_pauses_after_system_errors_and_leaves_the_queue_to_others(
     backend.settings.scratch.unlink()
     work()
     assert (backend.job(job_id).status, work.pause) == (Status.SUCCEEDED, 0.0)
+
+
+def test_a_worker_pauses_after_an_error_that_nothing_handles(
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Supervisor) -> bool:
+        raise RuntimeError
+
+    monkeypatch.setattr("worker.work.FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(Supervisor, "run", fail)
+    work = Work(backend.settings, queue.make_app(backend.settings), ())
+    work.sessions = backend.sessions
+    with pytest.raises(RuntimeError):
+        work()
+    assert (backend.job(job_id).status, work.pause) == (Status.RUNNING, 0.2)
 
 
 def test_a_worker_pauses_if_the_memory_of_its_device_is_not_freed(
