@@ -131,6 +131,27 @@ def recoveries(study: Study, results: Results, seconds: Path = SECONDS) -> dict[
     return {label: curve for label, cell in study.items() if (curve := recovery(cell, results, step_seconds))}
 
 
+def equal_seconds(study: Study, results: Results, seconds: Path = SECONDS) -> str:
+    """Return a table in Markdown of what each experiment has recovered at its end, and when the fastest one ends.
+
+    Those whose labels differ only in the last part are compared. When the fastest one ends, the others have not ended
+    yet, and their learning rate is still high.
+    """
+    groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for label, points in recoveries(study, results, seconds).items():
+        groups.setdefault(label.rpartition(", ")[0], {})[label] = points
+    lines = [
+        "| experiment | seconds | recovered | seconds of the fastest | recovered then |",
+        "| -- | -- | -- | -- | -- |",
+    ]
+    for curves in groups.values():
+        end = min(points[-1][0] for points in curves.values())
+        for label, points in curves.items():
+            then = [part for time, part in points if time <= end][-1]
+            lines.append(f"| {label} | {points[-1][0]:.0f} | {points[-1][1]:.1%} | {end:.0f} | {then:.1%} |")
+    return "\n".join(lines)
+
+
 def _bounds(cell: Cell, results: Results) -> tuple[Figures, Figures] | None:
     """Return the figures of Wanda and of the ceiling, between which a repair is. None if one of them has no result."""
     if cell.prune is None or cell.repair is None:

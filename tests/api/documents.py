@@ -124,6 +124,15 @@ def study_table(name: str) -> str:
     return table(STUDIES[name](), Results(RESULTS, STUDIED, any_code=True), columns) + "\n"
 
 
+def seconds_table() -> str:
+    """Return the table of what the methods recover in equal seconds."""
+    from benchmarks.quality import RESULTS, Results, equal_seconds
+    from benchmarks.studies import STUDIES
+
+    study = {label: cell for label, cell in STUDIES["peers"]().items() if ", admm, " in label}
+    return equal_seconds(study, Results(RESULTS, STUDIED, any_code=True)) + "\n"
+
+
 def recovery_plot() -> str:
     """Return the plot of what each method recovers at 60 % over the seconds of its training, as SVG."""
     from benchmarks.plots import plot_recovery  # it loads matplotlib
@@ -151,8 +160,9 @@ MADE: dict[str, list[Callable[[], str]]] = {
     "api.md": [routes_table, codes_table],
     "client.md": [methods_table, commands_table, exits_table],
     "results.md": [
-        partial(study_table, name)
-        for name in ("bases", "defaults", "peers", "methods", "retention", "swaps", "ablations")
+        *(partial(study_table, name) for name in ("bases", "defaults", "peers")),
+        seconds_table,
+        *(partial(study_table, name) for name in ("methods", "retention", "swaps", "ablations")),
     ],
     "scaling.md": [
         partial(scaling_table, f"{name}_table") for name in ("memory", "fit", "cards", "operations", "time", "check")
