@@ -77,11 +77,7 @@ def write(folder: Path, format_: OutputFormat, sink: BinaryIO) -> None:
     """
     config = json.loads((folder / CONFIG).read_bytes())
     stored = stored_tensors(folder, config, format_)
-    header = _header(folder, config, format_, stored)
-    factors = _rope_tensor(config)
-    sink.write(_padded(header))
-    if factors is not None:
-        sink.write(_padded(factors.tobytes()))
+    sink.write(beginning(folder, config, format_, stored))
     for tensor in stored:
         for chunk in tensor.chunks():
             if not np.isfinite(chunk).all():
@@ -89,6 +85,12 @@ def write(folder: Path, format_: OutputFormat, sink: BinaryIO) -> None:
                 raise ConfigError("folder", rule, tensor.source, way_out, lead="some are not in")
             sink.write(quantize(chunk, tensor.kind).tobytes())
         sink.write(bytes(-tensor.bytes % GGUF_DEFAULT_ALIGNMENT))
+
+
+def beginning(folder: Path, config: dict[str, Any], format_: OutputFormat, stored: list[Stored]) -> bytes:
+    """Return the bytes of the file before the values of `stored`: the header, and the factors of the rotations."""
+    factors = _rope_tensor(config)
+    return _padded(_header(folder, config, format_, stored)) + (b"" if factors is None else _padded(factors.tobytes()))
 
 
 def value_bytes(config: dict[str, Any], stored: list[Stored]) -> int:

@@ -1,6 +1,7 @@
 """Verifies a GGUF file with the loader of transformers: settings, vocabulary, values and zeros.
 
-The expected values are those of the package gguf: what it reads back from the values that it wrote.
+What the loader does not use is compared with the bytes that the folder gives. The expected values are those of the
+package gguf: what it reads back from the values that it wrote.
 
 The loader needs a file on disk. It gets one with the header, in which the values are a hole that takes no space. It
 reads the values of one tensor at a time from where the file is.
@@ -23,7 +24,7 @@ from gguf.quants import dequantize, quantize
 
 from seft.checkpoint.bfloat16 import to_float32
 from seft.checkpoint.compact.byte_sources import ByteSource, blocks
-from seft.checkpoint.gguf_file import Stored, stored_tensors, value_bytes
+from seft.checkpoint.gguf_file import Stored, beginning, stored_tensors, value_bytes
 from seft.config import OutputFormat
 from seft.errors import SourceError, VerifyError
 from seft.models.gguf_config import head_size, rope_parameters
@@ -80,6 +81,9 @@ def verify_gguf(folder: Path, source: ByteSource, format_: OutputFormat) -> None
     found = loaded.tokenizer.get_vocab()
     if missing := [text for text, number in vocabulary.items() if found.get(text) != number]:
         raise _broken(file, f"must have the tokens of the tokenizer; {len(missing)} differ, such as {missing[0]!r}")
+    expected = beginning(folder, config, format_, stored)
+    if source.read(0, len(expected)) != expected:
+        raise _broken(file, f"must begin with the {len(expected)} bytes that belong to the folder; some differ")
     weights = loaded.model.state_dict()
     for tensor in stored:
         _verify_values(file, tensor, weights[tensor.source])

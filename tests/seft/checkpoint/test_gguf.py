@@ -234,6 +234,18 @@ def test_a_lost_zero_is_detected(copy: Path) -> None:
         verify_format(copy, copy / "model-Q8_0.gguf", OutputFormat.GGUF_Q8_0)
 
 
+def test_damage_of_what_the_loader_does_not_use_is_detected(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders("llama 3.1"), tmp_path / "copy"))
+    file = folder / "model-BF16.gguf"
+    content = bytearray(file.read_bytes())
+    content[content.index(b"general.quantization_version") + len(b"general.quantization_version") + 4] ^= 1
+    (changed := tmp_path / file.name).write_bytes(content)
+    damage(file, "rope_freqs.weight", lambda data: data.fill(1))
+    for each in (file, changed):
+        with pytest.raises(VerifyError, match=r"must begin with the .* bytes that belong to the folder"):
+            verify_format(folder, each, OutputFormat.GGUF_BF16)
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("rms_norm_eps", 1e-3), ("num_attention_heads", 2), ("max_position_embeddings", 64)]
 )
