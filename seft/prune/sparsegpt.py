@@ -65,7 +65,7 @@ def prune_columns(
     Zeros of `weight` are pruned first and stay zero. `factor` is the result of `inverse_factor`.
     """
     weight, zeros = weight.clone(), weight == 0
-    for start, end, count in _stripes(weight, rule):
+    for start, end, count in _stripes(zeros, rule):
         here, later = slice(start, end), slice(end, None)
         pruned, error = _eliminate(weight[:, here], zeros[:, here], factor[here, here], rule, count)
         weight[:, here] = pruned
@@ -73,16 +73,18 @@ def prune_columns(
     return weight
 
 
-def _stripes(weight: Float[Tensor, "rows cols"], rule: Rule) -> Iterator[tuple[int, int, int]]:
+def _stripes(zeros: Bool[Tensor, "rows cols"], rule: Rule) -> Iterator[tuple[int, int, int]]:
     """Yield the first column, the end and the number of zeros of each stripe of columns. No pattern group is split.
 
-    Each stripe gets its part of the remaining zeros, rounded down, so the last stripes get what rounding left over.
+    Each stripe gets its part of the remaining zeros, rounded down, so the last stripes get what rounding left over. A
+    stripe gets as many as it has already, and leaves as many as the later ones have. `zeros` are those of the start.
     """
-    cols, width = weight.shape[1], max(BLOCK // rule.pattern.of, 1) * rule.pattern.of
-    left = rule.zeros
+    cols, width = zeros.shape[1], max(BLOCK // rule.pattern.of, 1) * rule.pattern.of
+    present, left = zeros.sum(0).cpu().tolist(), rule.zeros
     for start in range(0, cols, width):
         end = min(start + width, cols)
-        count = left * (end - start) // (cols - start)
+        count = min(left * (end - start) // (cols - start), left - sum(present[end:]))
+        count = max(count, sum(present[start:end]))
         left -= count
         yield start, end, count
 

@@ -237,6 +237,15 @@ def test_a_linear_has_the_requested_zeros_to_within_one_weight(
     assert 0 <= rows * cols * sparsity - zeros < 1
 
 
+@pytest.mark.parametrize("method", PruneMethod)
+@pytest.mark.parametrize("dead", [range(120), range(200, 300), range(0, 300, 3)], ids=["first", "last", "spread"])
+def test_inputs_that_are_always_zero_change_no_number_of_zeros(method: PruneMethod, dead: range) -> None:
+    inputs = correlated(512, 300)
+    inputs[:, list(dead)] = 0
+    pruned = prune(make_weight(8, 300), inputs, method, 0.5)
+    assert int((pruned == 0).sum()) == 8 * 150
+
+
 @pytest.mark.parametrize("method", BY_ROW)
 @settings(deadline=None)
 @given(rows=st.integers(1, 9), cols=st.integers(1, 150), sparsity=st.floats(0, 0.99))
