@@ -167,7 +167,10 @@ SEFT_API void seft_expand(const Matrix* matrix, int64_t first, int64_t last, uin
                 for (int64_t row = 0; row < PANEL; row++) {
                     uint64_t mask = m.masks[(panel * blocks + block) * PANEL + row];
                     int64_t at = panel * PANEL + row;
-                    if (at >= last) continue;  // rows that fill the last panel have no values
+                    if (at >= last) {
+                        next += __builtin_popcountll(mask);
+                        continue;
+                    }
                     int64_t width = m.cols - block * BLOCK < BLOCK ? m.cols - block * BLOCK : BLOCK;
                     uint16_t* target = out + (at - first) * m.cols + block * BLOCK;
                     memset(target, 0, width * 2);

@@ -73,6 +73,7 @@ def test_a_product_equals_the_one_in_float64_within_rounding(
 def test_compression_is_exact(level: Level, rows: int, cols: int) -> None:
     weight, _ = make(rows, cols, 0.6)
     assert torch.equal(expand(compress(weight)), weight)
+    assert torch.equal(expand(compress(weight), 0, rows - 1), weight[:-1]), "an end within a panel"
     if rows > 8:
         assert torch.equal(expand(compress(weight), 8, rows), weight[8:])
     quantised, scales = compressed.quantise(weight)
