@@ -23,7 +23,8 @@ def sample(
     if len(positions):
         grid = (triton.cdiv(len(positions), ENTRIES.value),)
         columns = left.t().contiguous(), right.t().contiguous()
-        _sample[grid](*columns, positions, entries, len(positions), left.shape[0], right.shape[1])
+        with torch.cuda.device_of(left):  # Triton uses the current device
+            _sample[grid](*columns, positions, entries, len(positions), left.shape[0], right.shape[1])
     return entries
 
 

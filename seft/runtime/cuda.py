@@ -23,20 +23,21 @@ def multiply(x: Float[Tensor, "batch cols"], matrix: Any) -> Float[Tensor, "batc
     y = torch.empty(len(x), matrix.rows, dtype=torch.float32, device=x.device)
     panels, blocks = matrix.masks.shape[:2]
     scales, bias = (y if each is None else each for each in (matrix.scales, matrix.bias))  # y is not read
-    _multiply[(panels, len(x))](
-        x,
-        matrix.masks.view(torch.int64),
-        matrix.values,
-        matrix.starts,
-        scales,
-        bias,
-        y,
-        matrix.rows,
-        matrix.cols,
-        blocks,
-        scaled=matrix.scales is not None,
-        biased=matrix.bias is not None,
-    )
+    with torch.cuda.device_of(x):  # Triton uses the current device
+        _multiply[(panels, len(x))](
+            x,
+            matrix.masks.view(torch.int64),
+            matrix.values,
+            matrix.starts,
+            scales,
+            bias,
+            y,
+            matrix.rows,
+            matrix.cols,
+            blocks,
+            scaled=matrix.scales is not None,
+            biased=matrix.bias is not None,
+        )
     return y.to(x.dtype)
 
 
@@ -46,7 +47,9 @@ def expand(matrix: Any, first: int, last: int) -> Float[Tensor, "rows cols"]:
     blocks = matrix.masks.shape[1]
     masks = matrix.masks.view(torch.int64)
     grid = (triton.cdiv(last - first, PANEL.value),)
-    _expand[grid](masks, matrix.values, matrix.starts, dense, first // PANEL.value, last - first, matrix.cols, blocks)
+    places = (first // PANEL.value, last - first, matrix.cols, blocks)
+    with torch.cuda.device_of(dense):
+        _expand[grid](masks, matrix.values, matrix.starts, dense, *places)
     return dense
 
 
