@@ -1,9 +1,8 @@
 """Computes selected entries of the product of two dense matrices, without the full product (SDDMM).
 
-On a CPU and on CUDA, a kernel of `seft.native` computes them. Without it, `torch.sparse.sampled_addmm` does, with the
-positions as a CSR pattern. On other devices the two vectors of each entry are gathered, a limited number at a time. If
-many entries are needed without a kernel, the dense product is computed for a few rows at a time. All ways sum in
-float32 or wider and agree up to rounding.
+On a CPU a kernel of `seft.native` computes them, and on CUDA one of `seft.repair.cuda`. Without it,
+`torch.sparse.sampled_addmm` does, with the positions as a CSR pattern. If many entries are needed without a kernel, the
+dense product is computed for a few rows at a time. All ways sum in float32 or wider and agree up to rounding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,9 +19,6 @@ TOKENS_AT_ONCE = 256
 """Number of tokens per call of `sampled_addmm`, which copies its operands. Copies of this size stay in a processor's
 cache."""
 
-GATHERED_AT_ONCE = 1 << 22
-"""Number of scalar products that `by_gathering` has in memory at a time."""
-
 CHUNK = 1 << 20
 """Number of entries of a dense product in memory at a time (at least one row)."""
 
@@ -38,9 +34,7 @@ def sampled_product(
     if can_use_kernel(left, right, indices):
         return by_kernel(left, right, indices)
     dtype = master_dtype(left.dtype)
-    compute = by_pattern if left.device.type in {"cpu", "cuda"} else by_gathering
-    if len(indices) > DENSE_FROM * left.shape[1] * right.shape[1]:
-        compute = by_rows
+    compute = by_rows if len(indices) > DENSE_FROM * left.shape[1] * right.shape[1] else by_pattern
     return compute(left.to(dtype), right.to(dtype), indices)
 
 
@@ -108,18 +102,6 @@ def by_pattern(
     ):
         torch.sparse.sampled_addmm(pattern, left_part.t(), right_part, out=pattern)
     return pattern.values()
-
-
-def by_gathering(
-    left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"], indices: Int[Tensor, "positions"]
-) -> Float[Tensor, "positions"]:
-    """Return the selected entries, each computed from one column of `left` and one of `right`, some at a time."""
-    chunk = max(1, GATHERED_AT_ONCE // max(1, len(left)))
-    pieces = [
-        (left[:, piece // right.shape[1]] * right[:, piece % right.shape[1]]).sum(0)
-        for piece in torch.split(indices, chunk)
-    ]
-    return torch.cat(pieces)
 
 
 def by_rows(

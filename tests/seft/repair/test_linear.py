@@ -11,7 +11,7 @@ from seft.models.products import intercept_products
 from seft.models.targets import Target
 from seft.repair import sampled
 from seft.repair.linear import RepairedLinear
-from seft.repair.sampled import CHUNK, by_gathering, by_pattern, by_rows, sampled_product
+from seft.repair.sampled import CHUNK, by_pattern, by_rows, sampled_product
 from seft.repair.window import CANDIDATES_PER_POSITION
 from seft.report import Change
 from tests.seft.repair.repairing import Allocated, as_target, observe, sparse_linear, update
@@ -26,7 +26,7 @@ def repaired(rows: int = 24, cols: int = 16, density: float = 0.1, **options: An
     return target.module, owner  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("compute", [sampled_product, by_pattern, by_gathering, by_rows])
+@pytest.mark.parametrize("compute", [sampled_product, by_pattern, by_rows])
 def test_a_sampled_product_is_the_dense_product_at_its_positions(compute: Product) -> None:
     left, right = (torch.randn(600, size, dtype=torch.float64) for size in (24, 16))
     indices = torch.randperm(24 * 16)[:50].sort().values.int()
@@ -41,7 +41,7 @@ def test_a_product_by_rows_may_be_computed_in_chunks(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(by_rows(left, right, indices), (left.T @ right).flatten()[indices])
 
 
-@pytest.mark.parametrize("compute", [sampled_product, by_pattern, by_gathering, by_rows])
+@pytest.mark.parametrize("compute", [sampled_product, by_pattern, by_rows])
 def test_a_sampled_product_may_be_empty(compute: Product) -> None:
     assert compute(torch.randn(3, 4), torch.randn(3, 5), torch.zeros(0, dtype=torch.int32)).shape == (0,)
 
