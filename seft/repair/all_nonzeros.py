@@ -19,7 +19,7 @@ from seft.repair import rise, schedule, swaps
 from seft.repair.in_place import OneByOne
 from seft.repair.method import Work
 from seft.repair.nonzeros import NonzeroLinear, Plan
-from seft.repair.processes import process_count
+from seft.repair.processes import broadcast, process_count
 from seft.repair.swaps import Observed
 from seft.report import Change, Evolved, Reporter
 
@@ -38,7 +38,8 @@ class AllNonzeros(OneByOne):
         self._gradual = work.pruned if work.pruned and work.pruned.gradual else None
         zeros: dict[str, int] = {}
         if self._gradual:
-            zeros = final_zeros(work.model, work.calibration(), self._gradual)
+            # Of the first process: a product of another process may differ in its last bit.
+            zeros = broadcast(final_zeros(work.model, work.calibration(), self._gradual))
         else:
             for target in work.targets.values():
                 require_pattern(target.weight, work.pattern)

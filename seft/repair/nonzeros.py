@@ -118,7 +118,7 @@ class NonzeroLinear:
             norm, self._norm = self._norm[None], torch.zeros_like(self._norm)
             return norm
         gradient, self._sum = self._sum, None
-        return self._norm.new_zeros(self._moments.values) if gradient is None else gradient
+        return self._norm.new_zeros(self.trained_values) if gradient is None else gradient
 
     def update(self, gradient: Float[Tensor, "values"], rate: float, _weight_decay: float = 0.0) -> None:
         """Take one optimizer step with the gradient of the nonzeros, unless the backward pass has taken it."""

@@ -252,6 +252,15 @@ def test_a_zero_with_a_steady_gradient_swaps_and_noise_does_not() -> None:
     assert len(swap.grown) <= 0.1 * owner.trained_values
 
 
+def test_a_linear_without_tokens_has_as_many_gradients_as_one_with_tokens_after_a_weight_became_zero() -> None:
+    linear = sparse_linear(6, 8, 0.5).requires_grad_(False)
+    owner = NonzeroLinear(Target(linear), 0, "a")
+    linear.weight[tuple(linear.weight.nonzero()[0])] = 0  # as a step may do that is as large as the weight
+    without = owner.take_gradient()
+    owner.gradient(torch.randn(4, 6), torch.randn(4, 8))
+    assert without.shape == owner.take_gradient().shape
+
+
 def test_no_gradient_of_the_size_of_the_weight_outlives_the_backward_pass() -> None:
     linear = sparse_linear(64, 96, 0.6).requires_grad_(False)
     owner = NonzeroLinear(Target(linear), 0, "a", watch=True)
