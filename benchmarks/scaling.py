@@ -62,14 +62,14 @@ def _jobs() -> Iterator[tuple[str, Dimensions, str, JobSpec]]:
 
 def memory_table() -> str:
     """Return the table of the bytes of pruning and of training by part, on one card, in GB."""
-    head = ("model", "trained", "weights", "hidden states", "statistics", "pruning", "state", "saved", "step", "copy")
+    head = ("model", "trained", "weights", "hidden states", "statistics", "pruning", "state", "saved", "step")
     rows = []
     for name, model, job, spec in _jobs():
         states, statistics = pruning_parts(model, spec)
         parts, phases = training_parts(model, spec), memory_by_phase(model, spec)
         pruning, training = (phases[phase].device for phase in (Phase.PRUNING, Phase.TRAINING))
         pruned = (parts.weights, states, statistics, pruning)
-        sizes = (*pruned, parts.state, parts.saved, parts.work, parts.copied, training)
+        sizes = (*pruned, parts.state, parts.saved, parts.work, training)
         rows.append((name, job, *map(_gb, sizes)))
     return _table((*head, "training"), rows)
 

@@ -69,8 +69,8 @@ class Footprint:
     """Bytes that are needed on the host in any case, even if the device is not the CPU."""
     host_transfer: int = 0
     """Bytes on the host for copies to or from the device. Not needed if the device is the CPU."""
-    fragmentation: int = 0
-    """Bytes lost to heap fragmentation. Counted only if the device is the CPU."""
+    cpu_only: int = 0
+    """Bytes that are needed only if the device is the CPU: lost to heap fragmentation, or copies for the host."""
     processes: int = 1
     """Number of processes that each need these bytes, on a device of their own if it is not the CPU."""
 
@@ -82,7 +82,7 @@ class Footprint:
     @property
     def combined(self) -> int:
         """Bytes of memory of all processes in total if the device is the CPU."""
-        return self.processes * (self.device + self.host_resident + self.fragmentation)
+        return self.processes * (self.device + self.host_resident + self.cpu_only)
 
 
 def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
@@ -244,15 +244,17 @@ class TrainingParts:
     """Activations of a micro-batch that are saved for the backward pass."""
     work: int
     """The rest of a step: the logits, the activations of one block, and the copies that change its weights."""
+    chosen: int
+    """What the choice of the weights that become zero needs, between two steps."""
     copied: int
-    """What is needed between two steps, but not in them: above all, a copy of all nonzeros that is saved."""
+    """The copy of all nonzeros that is saved between two steps, on the host."""
     best_state: int
     """The copy of the best state, on the host."""
 
     @property
     def device(self) -> int:
         """Bytes on the device."""
-        return self.weights + self.state + max(self.saved + self.work, self.copied)
+        return self.weights + self.state + max(self.saved + self.work, self.chosen)
 
 
 def _training(model: Dimensions, spec: JobSpec) -> Footprint:
@@ -260,7 +262,9 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     parts = training_parts(model, spec)
     host = parts.best_state if spec.repair.evaluate_interval else 0
     host += retained_bytes(spec)
-    return Footprint(parts.device, host, fragmentation=round(FRAGMENTATION * parts.saved), processes=spec.devices)
+    beside = max(0, parts.copied - max(parts.saved + parts.work, parts.chosen))  # it is not made during a step
+    alone = round(FRAGMENTATION * parts.saved) + beside
+    return Footprint(parts.device, host, round(parts.copied / spec.devices), alone, spec.devices)
 
 
 def retained_bytes(spec: JobSpec) -> int:
@@ -288,9 +292,10 @@ def training_parts(model: Dimensions, spec: JobSpec) -> TrainingParts:
         state, best_state = state + WITH_INITIAL * model.vectors, best_state + VECTOR * model.vectors
         blocks = 1 if repair.activation_checkpointing else len(model.blocks)
         saved += hidden * (2 * blocks + 1)  # the outputs of the norms before scaling
-    # The nonzeros of a split model are copied one matrix at a time, to the host.
-    copied = _outside_steps(model, spec) if whole and not spec.sharded else 0
-    return TrainingParts(models * weights_bytes(model, spec), state, saved, peak + teacher, copied, best_state)
+    chosen = _choice_of_zeros(model, spec) if whole and _rises(spec) else 0
+    copied = spec.value_bytes * _present(model, spec) + model.targets // 8 if whole else 0
+    weights = models * weights_bytes(model, spec)
+    return TrainingParts(weights, state, saved, peak + teacher, chosen, copied, best_state)
 
 
 def _saved_for_backward(model: Dimensions, tokens: int, spec: JobSpec) -> int:
@@ -342,18 +347,15 @@ def _step_of_nonzeros(model: Dimensions, spec: JobSpec) -> int:
     return FLOAT * (largest + COPIES * min(largest, CHUNK))
 
 
-def _outside_steps(model: Dimensions, spec: JobSpec) -> int:
-    """Return the bytes that training needs before the first step, or between two steps.
+def _choice_of_zeros(model: Dimensions, spec: JobSpec) -> int:
+    """Return the bytes for a rising sparsity before the first step, or between two steps.
 
-    These are the copy of all nonzeros that is saved, and, if the sparsity rises, the choice of the weights that become
-    zero, and the calibration text with which `owl` distributes the zeros.
+    These are the choice of the weights that become zero, or the calibration text with which `owl` distributes the
+    zeros.
     """
-    copied = FLOAT * _present(model, spec)
-    if not _rises(spec):
-        return copied
     calibrated = 2 * _states(model, spec) + _block_peak(model, spec.prune.calibration.tokens, spec)
     reads_text = spec.allocation is Allocation.OWL
-    return max(copied, calibrated if reads_text else 0, *map(_mask_selection, _all(model)))
+    return max(calibrated if reads_text else 0, *map(_mask_selection, _all(model)))
 
 
 def sums_gradients(spec: JobSpec) -> bool:
