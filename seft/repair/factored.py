@@ -56,11 +56,6 @@ class Moments(TensorFields):
         self.row_counts.copy_(weight.count_nonzero(1))
         self.col_counts.copy_(weight.count_nonzero(0))
 
-    @property
-    def values(self) -> int:
-        """Number of nonzeros."""
-        return int(self.row_counts.double().sum())
-
     def observe(self, squares_by_row: Float[Tensor, "rows"], squares_by_col: Float[Tensor, "cols"]) -> None:
         """Add a gradient to the averages, given the sums of its squares."""
         self.rows.lerp_(squares_by_row / self.row_counts.clamp(min=1) + EPSILON, 1 - SQUARE_DECAY)
