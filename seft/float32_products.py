@@ -2,7 +2,7 @@
 
 Torch computes such products there at 1 to 16 GFLOP/s, and products of float32 matrices at 50 to 70. So this module
 converts parts of the operands to float32, which is exact, adds up in float32, and rounds each sum once, as instructions
-for bfloat16 do. Attention, whose products torch computes inside, runs in float32 as a whole.
+for bfloat16 do. The gradients of attention, whose products torch computes inside, are computed in float32 as a whole.
 """
 
 import warnings
@@ -19,11 +19,8 @@ FEW_ROWS = 4
 SIDE = 2048
 """Most rows and columns of a part that is converted at once: 16 MiB in float32. A part can have several matrices."""
 
-ATTENTION = {
-    "_scaled_dot_product_flash_attention_for_cpu": ("output",),
-    "_scaled_dot_product_flash_attention_for_cpu_backward": ("grad_query", "grad_key", "grad_value"),
-}
-"""Torch's attention on the CPU and its gradients, and their first results, which have the dtype of the operands."""
+ATTENTION = "_scaled_dot_product_flash_attention_for_cpu_backward"
+"""Torch's gradients of attention on the CPU."""
 
 _registered: list[torch.library.Library] = []
 
@@ -38,9 +35,9 @@ def use_float32_products() -> None:
 def replace_products() -> None:
     """Replace torch's products of bfloat16 matrices on the CPU, for the whole process. This is idempotent.
 
-    They are those of `matmul`, `linear`, `scaled_dot_product_attention` and their gradients. Torch's variants with
-    `out=` stay as they are. They compute all other products, and refuse operands that do not fit. The products of
-    stacked experts (`grouped_mm`) have a kernel of their own and are not replaced.
+    They are those of `matmul`, `linear` and their gradients, and the gradients of `scaled_dot_product_attention`.
+    Torch's variants with `out=` stay as they are. They compute all other products, and refuse operands that do not fit.
+    The products of stacked experts (`grouped_mm`) have a kernel of their own and are not replaced.
     """
     if _registered:
         return
@@ -57,9 +54,8 @@ def replace_products() -> None:
         warnings.filterwarnings("ignore", "Warning only once for all operators")
         for name, replacement in replacements.items():
             library.impl(name, replacement, "CPU", allow_override=True)  # type: ignore[no-untyped-call]
-        for name, results in ATTENTION.items():
-            attend = partial(_attend, torch.library.get_kernel(f"aten::{name}", "CPU"), len(results))
-            library.impl(name, attend, "CPU", with_keyset=True, allow_override=True)  # type: ignore[no-untyped-call]
+        differentiate = partial(_differentiate_attention, torch.library.get_kernel(f"aten::{ATTENTION}", "CPU"))
+        library.impl(ATTENTION, differentiate, "CPU", with_keyset=True, allow_override=True)  # type: ignore[no-untyped-call]
     _registered.append(library)
 
 
@@ -99,18 +95,20 @@ def _baddbmm_in_place(start: Tensor, left: Tensor, right: Tensor, *, beta: float
     return torch.baddbmm(start, left, right, beta=beta, alpha=alpha, out=start)
 
 
-def _attend(kernel: Any, rounded: int, keys: Any, *operands: Any, **options: Any) -> list[Tensor]:
-    """Call a kernel for attention, with float32 operands instead of bfloat16 ones. The first results are rounded."""
+def _differentiate_attention(kernel: Any, keys: Any, gradient: Tensor, *operands: Any, **options: Any) -> list[Tensor]:
+    """Return the gradients of query, key and value, computed by torch's kernel from float32 copies of the operands."""
 
     def wide(operand: Any) -> Any:
         return operand.float() if isinstance(operand, Tensor) and operand.dtype == torch.bfloat16 else operand
 
     results: list[Tensor]
-    if operands[0].dtype != torch.bfloat16:
-        results = kernel.call_boxed(keys, *operands, **options)
+    if gradient.dtype != torch.bfloat16:
+        results = kernel.call_boxed(keys, gradient, *operands, **options)
         return results
-    results = kernel.call_boxed(keys, *map(wide, operands), **{name: wide(value) for name, value in options.items()})
-    return [*(each.bfloat16() for each in results[:rounded]), *results[rounded:]]
+    results = kernel.call_boxed(
+        keys, *map(wide, (gradient, *operands)), **{name: wide(options[name]) for name in options}
+    )
+    return [result.bfloat16() for result in results]
 
 
 def _replaced(dimensions: int, left: Tensor, right: Tensor, *start: Tensor) -> bool:

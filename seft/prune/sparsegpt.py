@@ -76,8 +76,8 @@ def prune_columns(
 def _stripes(zeros: Bool[Tensor, "rows cols"], rule: Rule) -> Iterator[tuple[int, int, int]]:
     """Yield the first column, the end and the number of zeros of each stripe of columns. No pattern group is split.
 
-    Each stripe gets its part of the remaining zeros, rounded down, so the last stripes get what rounding left over. A
-    stripe gets as many as it has already, and leaves as many as the later ones have. `zeros` are those of the start.
+    Each stripe gets its part of the remaining zeros, rounded down, so the last stripes get what rounding left over.
+    `zeros` marks the weights that are zero at the start. No stripe gets fewer zeros than it has there.
     """
     cols, width = zeros.shape[1], max(BLOCK // rule.pattern.of, 1) * rule.pattern.of
     present, left = zeros.sum(0).cpu().tolist(), rule.zeros
