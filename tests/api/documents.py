@@ -117,33 +117,37 @@ def exits_table() -> str:
 
 def study_table(name: str) -> str:
     """Return the table of a study of repair quality. Seconds are left out, because other programs were running."""
-    from benchmarks.quality import RESULTS, Results, table  # it loads torch
-    from benchmarks.studies import STUDIES
+    from benchmarks.quality import table  # it loads torch
 
     columns = ("wikitext2", "gsm8k", "recovered", "trained", "peak_bytes")
-    return table(STUDIES[name](), Results(RESULTS, STUDIED, any_code=True), columns) + "\n"
+    return table(*_study(name), columns) + "\n"
 
 
 def seconds_table() -> str:
     """Return the table of what the methods recover in equal seconds."""
-    from benchmarks.quality import RESULTS, Results, equal_seconds
-    from benchmarks.studies import STUDIES
+    from benchmarks.quality import equal_seconds
 
-    study = {label: cell for label, cell in STUDIES["peers"]().items() if ", admm, " in label}
-    return equal_seconds(study, Results(RESULTS, STUDIED, any_code=True)) + "\n"
+    study, results = _study("peers")
+    return equal_seconds({label: cell for label, cell in study.items() if ", admm, " in label}, results) + "\n"
 
 
 def recovery_plot() -> str:
     """Return the plot of what each method recovers at 60 % over the seconds of its training, as SVG."""
     from benchmarks.plots import plot_recovery  # it loads matplotlib
-    from benchmarks.quality import RESULTS, Results, recoveries
+    from benchmarks.quality import recoveries
+
+    prefix, (study, results) = "60%, admm, ", _study("peers")
+    chosen = {label.removeprefix(prefix): cell for label, cell in study.items() if label.startswith(prefix)}
+    with TemporaryDirectory() as folder:
+        return plot_recovery(recoveries(chosen, results), "peers", Path(folder)).read_text()
+
+
+def _study(name: str) -> tuple[Any, Any]:
+    """Return a study and the results of all versions of the code."""
+    from benchmarks.quality import RESULTS, Results
     from benchmarks.studies import STUDIES
 
-    prefix = "60%, admm, "
-    study = {label.removeprefix(prefix): cell for label, cell in STUDIES["peers"]().items() if label.startswith(prefix)}
-    curves = recoveries(study, Results(RESULTS, STUDIED, any_code=True))
-    with TemporaryDirectory() as folder:
-        return plot_recovery(curves, "peers", Path(folder)).read_text()
+    return STUDIES[name](), Results(RESULTS, STUDIED, any_code=True)
 
 
 def scaling_table(name: str) -> str:

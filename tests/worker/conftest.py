@@ -205,3 +205,15 @@ class Running:
     def __exit__(self, *_: object) -> None:
         self.supervisor.draining.set()
         self.thread.join()
+
+
+@pytest.fixture
+def away() -> threading.Event:
+    """While it is set, the hub of a test answers 503."""
+    return threading.Event()
+
+
+@pytest.fixture
+def seen() -> list[tuple[str, str | None]]:
+    """Paths and tokens of the requests to the hub of a test."""
+    return []

@@ -95,18 +95,6 @@ def write_job(folder: Path, texts: list[str], **spec: Any) -> None:
 
 
 @pytest.fixture
-def away() -> Event:
-    """While it is set, the hub answers 503."""
-    return Event()
-
-
-@pytest.fixture
-def seen() -> list[tuple[str, str | None]]:
-    """Paths and tokens of the requests to the hub."""
-    return []
-
-
-@pytest.fixture
 def port(
     tiny_folder: Path,
     tmp_path: Path,

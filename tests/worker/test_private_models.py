@@ -31,18 +31,6 @@ def repo(tmp_path: Path) -> Repo:
     return Repo(write_hollow(tmp_path / "repo"), private=True, readers=(TOKEN,))
 
 
-@pytest.fixture
-def away() -> threading.Event:
-    """While it is set, the hub answers 503."""
-    return threading.Event()
-
-
-@pytest.fixture
-def seen() -> list[tuple[str, str | None]]:
-    """Paths and tokens of the requests to the hub."""
-    return []
-
-
 @pytest.fixture(autouse=True)
 def cache(
     repo: Repo,
