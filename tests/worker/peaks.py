@@ -1,9 +1,10 @@
 """The peak memory of each phase of a job, measured in a process of its own.
 
 `python -m tests.worker.peaks FOLDER` runs the job in the folder and prints the peaks as JSON. The memory is the private
-memory (Pss_Anon) of the process and its children, in which a page that two processes share counts once. The kernel
-needs tens of milliseconds to sum it, and the process gets no memory meanwhile. So it is read only if the resident
-memory, which costs little to read, is larger than at all reads before in the phase, or after a while.
+memory (Pss_Anon) of the process and its children, in which a page that two processes share counts once. Peaks of the
+process itself between two samples are not missed: the kernel keeps the highest resident memory (VmHWM in proc(5)), and
+each sample resets it. The kernel needs tens of milliseconds to sum the private memory, and the process gets no memory
+meanwhile. So it is summed only if a process has grown, or after a while.
 """
 
 import json
@@ -15,7 +16,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
+from threading import RLock, Thread
 
 from core.specs import JobSpec
 from core.states import Phase
@@ -24,9 +25,13 @@ from worker import environment
 from worker.pipeline import Pipeline
 from worker.protocol import DATA, Message, Progressed, Task
 
-SAMPLE_SECONDS = 0.003
+SAMPLE_SECONDS = 0.01
 READ_SECONDS = 0.25
-"""Seconds after which the memory is read again although no process has grown."""
+"""Seconds after which the memory is summed again although no process has grown."""
+SAME_BYTES = 2 * 2**20
+"""A process whose resident memory changes by less has not changed while its private memory was summed."""
+RESET_HIGHEST = "5"
+"""Written to `clear_refs` of a process, it resets the highest resident memory (proc(5))."""
 
 
 def write_job(folder: Path, spec: JobSpec, texts: Sequence[str]) -> Path:
@@ -76,6 +81,29 @@ def resident_bytes(pid: int) -> int:
     return (int(resident) - int(shared)) * resource.getpagesize()
 
 
+class HighWaterMark:
+    """The highest resident memory of this process, which the kernel keeps."""
+
+    def __init__(self) -> None:
+        self._files = 0
+
+    def read(self) -> tuple[int, int]:
+        """Return the resident memory, and the bytes by which it was higher at its peak since the last `reset`.
+
+        The second number does not include files that were mapped at an earlier call and are not mapped now.
+        """
+        lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+        sizes = {words[0]: int(words[1]) * 1024 for words in lines if words[0] in {"VmHWM:", "VmRSS:", "RssFile:"}}
+        self._files = max(self._files, sizes["RssFile:"])
+        unmapped = self._files - sizes["RssFile:"]
+        return sizes["VmRSS:"], max(0, sizes["VmHWM:"] - sizes["VmRSS:"] - unmapped)
+
+    def reset(self) -> None:
+        """Start again from the memory of now."""
+        Path("/proc/self/clear_refs").write_text(RESET_HIGHEST)
+        self._files = 0
+
+
 def processes() -> list[int]:
     """Return this process and the children of all its threads."""
     found = [os.getpid()]
@@ -87,22 +115,29 @@ def processes() -> list[int]:
 
 def main(folder: Path) -> None:
     """Run the job and print the peaks."""
-    peaks, phase, over = dict[Phase, int](), Phase.LOADING, False
+    peaks, phase, over, mark, lock = dict[Phase, int](), Phase.LOADING, False, HighWaterMark(), RLock()
 
     def measure() -> None:
-        now = phase
-        peaks[now] = max(peaks.get(now, 0), sum(map(private_bytes, processes())))
+        with lock:
+            before, _ = mark.read()
+            private = sum(map(private_bytes, processes()))
+            after, missed = mark.read()
+            if abs(after - before) < SAME_BYTES:
+                mark.reset()
+                private += missed
+            peaks[phase] = max(peaks.get(phase, 0), private)
 
     def record(message: Message) -> None:
         nonlocal phase
         if isinstance(message, Progressed):
-            phase = message.phase
-            measure()  # on a busy machine, a short phase may end before the next sample
+            with lock:
+                measure()
+                phase = message.phase
 
     def sample() -> None:
         most, read = dict[Phase, int](), 0.0
         while not over:
-            now, resident = phase, sum(map(resident_bytes, processes()))
+            now, resident = phase, mark.read()[1] + sum(map(resident_bytes, processes()))
             if resident > most.get(now, 0) or time.monotonic() > read + READ_SECONDS:
                 measure()
                 most[now], read = max(resident, most.get(now, 0)), time.monotonic()

@@ -97,10 +97,6 @@ def test_the_memory_of_every_phase_is_within_fifteen_percent_of_the_estimate(
     expected = memory_by_phase(read_dimensions(source, shapes(source)), spec)
     job = write_job(tmp_path / "job", spec, tiny_texts)
     peaks = measure_peaks(job)
-    if any(each.combined > 1.15 * peaks[phase] for phase, each in expected.items()):
-        # On a busy machine, no sample may have met a short peak.
-        again = measure_peaks(write_job(tmp_path / "again", spec, tiny_texts))
-        peaks = {phase: max(peak, again[phase]) for phase, peak in peaks.items()}
     if torch.version.cuda:
         for phase in peaks:
             peaks[phase] -= CUDA_BUILD_BYTES
