@@ -85,6 +85,11 @@ class PruneSpec(Spec):
         description="Calibration text: pruning measures the importance of weights on it.",
     )
 
+    @property
+    def gradual(self) -> bool:
+        """True if the sparsity rises while the model trains, so that there is no phase of pruning."""
+        return self.schedule is PruneSchedule.GRADUAL
+
 
 class RepairMethod(StrEnum):
     """What is trained to repair the pruned model. With `none`, the job only prunes."""

@@ -28,7 +28,7 @@ from core.spec_parts import (
     RepairSpec,
 )
 from seft import config
-from seft.config import MOST_SPARSE, Allocation, PruneSchedule, Retain, SparsityOf
+from seft.config import MOST_SPARSE, Allocation, Retain, SparsityOf
 from seft.errors import ConfigError
 
 SPEC_VERSION = 14
@@ -342,7 +342,7 @@ class JobSpec(Spec):
     @property
     def scored(self) -> tuple[str, ...]:
         """The models of the job that are evaluated, in order."""
-        pruned = () if self.prune.schedule is PruneSchedule.GRADUAL else ("pruned",)
+        pruned = () if self.prune.gradual else ("pruned",)
         return ("dense", *pruned, *(() if self.repair.method is RepairMethod.NONE else ("repaired",)))
 
     def fingerprint(self) -> str:

@@ -5,7 +5,6 @@ from enum import StrEnum
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
 from core.states import Phase
-from seft.config import PruneSchedule
 
 
 class Stage(StrEnum):
@@ -32,6 +31,6 @@ def stages_of(spec: JobSpec) -> tuple[Stage, ...]:
     """Return the stages that a job runs, in order. A job that only prunes trains nothing and retains nothing."""
     skipped = set() if spec.prune.reconstruct_epochs else {Stage.RECONSTRUCTING}
     skipped |= set() if spec.repair.retains else {Stage.WRITING}
-    skipped |= {Stage.PRUNING, Stage.PRUNED} if spec.prune.schedule is PruneSchedule.GRADUAL else set()
+    skipped |= {Stage.PRUNING, Stage.PRUNED} if spec.prune.gradual else set()
     skipped |= {Stage.TRAINING, Stage.REPAIRED} if spec.repair.method is RepairMethod.NONE else set()
     return tuple(stage for stage in Stage if stage not in skipped)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
 from core.states import Phase
-from seft.config import Allocation, PruneMethod, PruneSchedule, Variant
+from seft.config import Allocation, PruneMethod, Variant
 from seft.models.dimensions import Dimensions, Matrix
 
 FLOAT, HALF = 4, 2
@@ -50,8 +50,7 @@ VECTOR = 16
 WITH_INITIAL = VECTOR + FLOAT
 """Bytes per trained value of a norm or bias: as `VECTOR`, and its initial value."""
 VECTORS, MEANS = 4, 4
-"""With the density `all`: number of vectors over the rows and columns of a matrix that the optimizer keeps, and of
-those with which the rise of the sparsity estimates the importance of weights."""
+"""With the density `all`: vectors over the rows and columns of a matrix for the optimizer, and for the rise."""
 CHUNK, COPIES = 1 << 24, 4
 """Largest number of weights that the optimizer changes at a time, and its float32 copies of them."""
 PREDICTED = 64 * (FLOAT + FLOAT)
@@ -95,7 +94,7 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
     }
     if spec.repair.retains:
         phases[Phase.WRITING] = Footprint(weights + _writing(model, spec))
-    if not _rises(spec):
+    if not spec.prune.gradual:
         phases[Phase.PRUNING] = Footprint(weights + _pruning(model, spec))
     if spec.prune.reconstruct_epochs:
         phases[Phase.RECONSTRUCTING] = _reconstructing(model, spec)
@@ -109,7 +108,7 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
         loading += COMPACT_BYTES
     if any(each.is_compact and each.rounds for each in spec.output.formats):
         loading += INTEGER * model.largest
-    phases[Phase.EXPORTING] = Footprint(weights, loading + beside, host_transfer=written)
+    phases[Phase.EXPORTING] = Footprint(weights + _converted(model, spec), loading + beside, host_transfer=written)
     if spec.sharded:
         for phase in phases.keys() - {Phase.LOADING, Phase.EXPORTING}:
             phases[phase] = replace(phases[phase], processes=spec.devices)
@@ -126,15 +125,16 @@ def weights_bytes(model: Dimensions, spec: JobSpec) -> int:
     return whole - sum(blocks) + kept + 2 * max(blocks)
 
 
+def _converted(model: Dimensions, spec: JobSpec) -> int:
+    """Return the bytes of the largest block or matrix in float32, if the model has another data type."""
+    largest = max(model.largest, *(sum(each.total for each in block) for block in model.blocks))
+    return 0 if spec.value_bytes == FLOAT else FLOAT * largest
+
+
 def _kept(matrix: Matrix, model: Dimensions, devices: int) -> float:
     """Return the largest fraction of equal matrices that one of several devices keeps: of experts, whole ones."""
     experts = model.stacked and matrix.count > 1
     return math.ceil(matrix.count / devices) / matrix.count if experts else 1 / devices
-
-
-def _rises(spec: JobSpec) -> bool:
-    """Return whether the sparsity rises while the model trains, so that there is no phase of pruning."""
-    return spec.prune.schedule is PruneSchedule.GRADUAL
 
 
 def _logits(model: Dimensions, tokens: int) -> int:
@@ -292,7 +292,7 @@ def training_parts(model: Dimensions, spec: JobSpec) -> TrainingParts:
         state, best_state = state + WITH_INITIAL * model.vectors, best_state + VECTOR * model.vectors
         blocks = 1 if repair.activation_checkpointing else len(model.blocks)
         saved += hidden * (2 * blocks + 1)  # the outputs of the norms before scaling
-    chosen = _choice_of_zeros(model, spec) if whole and _rises(spec) else 0
+    chosen = _choice_of_zeros(model, spec) if whole and spec.prune.gradual else 0
     copied = spec.value_bytes * _present(model, spec) + model.targets // 8 if whole else 0
     weights = models * weights_bytes(model, spec)
     return TrainingParts(weights, state, saved, peak + teacher, chosen, copied, best_state)
@@ -331,7 +331,7 @@ def _all_nonzeros(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
     of all weights.
     """
     sides = sum(matrix.count * (matrix.rows + matrix.cols) for matrix in _all(model))
-    vectors = FLOAT * sides * (VECTORS + (MEANS if _rises(spec) else 0))
+    vectors = FLOAT * sides * (VECTORS + (MEANS if spec.prune.gradual else 0))
     summed = FLOAT * _present(model, spec) if sums_gradients(spec) else 0
     return vectors + summed, vectors + FLOAT * _nonzeros(model, spec) + model.targets // 8
 
@@ -370,7 +370,7 @@ def _nonzeros(model: Dimensions, spec: JobSpec) -> int:
 
 def _present(model: Dimensions, spec: JobSpec) -> int:
     """Return the largest number of nonzeros during the training."""
-    return model.targets if _rises(spec) else _nonzeros(model, spec)
+    return model.targets if spec.prune.gradual else _nonzeros(model, spec)
 
 
 def _method(model: Dimensions, spec: JobSpec) -> tuple[int, int]:

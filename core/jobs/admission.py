@@ -18,7 +18,7 @@ from core.models.resolver import ModelResolver
 from core.settings import Settings
 from core.specs import JobSpec, path_in_request
 from core.tables import Job, Json
-from seft.config import PruneSchedule, require_repair_of
+from seft.config import require_repair_of
 from seft.errors import ConfigError
 from seft.fit import require_fit, require_packable
 from seft.models.dimensions import Dimensions
@@ -58,7 +58,7 @@ def admit(
     source = resolver.find(caller.tenant, spec.model, spec.revision)
     dimensions = resolver.dimensions(caller.tenant, source)
     pinned = fitted(spec, dimensions, source).model_copy(update={"revision": source.revision})
-    gradual = spec.prune.schedule is PruneSchedule.GRADUAL
+    gradual = spec.prune.gradual
     with sessions.begin() as session:
         fairness.require_waiting_quota(session, caller, settings)
         fairness.require_storage_quota(session, caller.tenant, settings.tenant_bytes)

@@ -65,8 +65,7 @@ def export(
     round_weights(model)
     with quiet(), _parameters_in(model, EXPORT_DTYPE), _disk_errors(out):
         model.save_pretrained(out, max_shard_size=MAX_SHARD)
-    with _parameters_in(model, torch.float32):
-        model_fingerprint = fingerprint(model)
+    model_fingerprint = fingerprint(model)
     # Several templates would become files in a subfolder, and a checkpoint has none.
     single = not isinstance(loaded.tokenizer.chat_template, dict)
     loaded.tokenizer.save_pretrained(out, save_jinja_files=single)

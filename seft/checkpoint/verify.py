@@ -13,14 +13,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, NoReturn
 
 import torch
 from huggingface_hub import constants
-from torch import nn
+from torch import Tensor, nn
 
 from seft.checkpoint import sparsity
 from seft.checkpoint.compact.byte_sources import ByteSource, blocks
@@ -31,7 +31,7 @@ from seft.config import Allocation, Compare, OutputFormat, Pattern, SparsityOf, 
 from seft.errors import SeftError, SourceError, VerifyError
 from seft.models.load import load
 from seft.models.source import find
-from seft.models.targets import target_linears
+from seft.models.targets import decoder_blocks, target_linears
 from seft.prune.allocation import uniform_zeros, zeros_of_equal_rows
 from seft.prune.mask import overfull_groups
 from seft.prune.methods import comparison
@@ -192,13 +192,13 @@ def check(folder: Path, store: Store | None = None) -> None:
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:
-    """Return the fingerprint of a float32 model: log-probabilities of tokens spread evenly over the vocabulary.
+    """Return the fingerprint of a model: log-probabilities of tokens spread evenly over the vocabulary.
 
-    Raises VerifyError if a logit is not finite.
+    Computes in float32 whatever the data type of the model. Raises VerifyError if a logit is not finite.
     """
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     tokens = torch.arange(FINGERPRINT_TOKENS) * vocabulary // FINGERPRINT_TOKENS
-    with torch.no_grad():
+    with torch.no_grad(), _computing_in_float32(model):
         logits = model(input_ids=tokens[None].to(model.device), use_cache=False).logits[0]
     scores = logits.float().log_softmax(-1).cpu()[:-1].gather(1, tokens[1:, None]).flatten()
     if not scores.isfinite().all():
@@ -206,6 +206,35 @@ def fingerprint(model: nn.Module) -> Fingerprint:
             "the logits must be finite; some are not. The weights are broken. Prune less, or repair again."
         )
     return Fingerprint(tuple(tokens.tolist()), tuple(round(score, 6) for score in scores.tolist()))
+
+
+@contextmanager
+def _computing_in_float32(model: nn.Module) -> Iterator[None]:
+    """Convert parameters to float32 while they are used: those of one block at a time, so the copy of them is small."""
+    own: dict[nn.Parameter, Tensor] = {}
+
+    def convert(module: nn.Module, _: object) -> None:
+        for weight in module.parameters():
+            own[weight], weight.data = weight.data, weight.data.float()
+
+    def restore(module: nn.Module, *_: object) -> None:
+        for weight in module.parameters():
+            weight.data = own.pop(weight)
+
+    with ExitStack() as hooks:
+        for part in _parts(model, set(decoder_blocks(model))):
+            hooks.enter_context(part.register_forward_pre_hook(convert))
+            hooks.enter_context(part.register_forward_hook(restore, always_call=True))
+        yield
+
+
+def _parts(module: nn.Module, blocks: Collection[nn.Module]) -> Iterator[nn.Module]:
+    """Yield the blocks, and the modules outside of them that have parameters."""
+    if module in blocks or next(module.parameters(recurse=False), None) is not None:
+        yield module
+    else:
+        for child in module.children():
+            yield from _parts(child, blocks)
 
 
 def _verify_files(folder: Path, store: Store | None) -> dict[str, ByteSource]:

@@ -1,10 +1,12 @@
 """The exported folder: its bytes, its content, and that plain transformers loads it."""
 
+import copy
 import json
 import multiprocessing
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from seft.checkpoint import sparsity
 from seft.checkpoint.export import export, round_weights
 from seft.checkpoint.facts import Base, Facts, Record
+from seft.checkpoint.verify import fingerprint
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig
 from seft.errors import ConfigError
 from seft.models.load import Loaded
 from seft.models.source import Kind, ModelSource
-from seft.models.targets import target_linears
+from seft.models.targets import decoder_blocks, target_linears
 from seft.models.terms import NO_TERMS
+from tests.seft.architectures import ARCHITECTURES
 from tests.tiny import tiny_tokenizer, untrained_tiny
 
 FACTS = Facts(
@@ -197,3 +201,18 @@ def test_the_base_is_published_without_its_path(tmp_path: Path) -> None:
         str(tmp_path / "deep" / "tiny.gguf"), Kind.GGUF, tmp_path / "deep" / "tiny.gguf", None, {}, None
     )
     assert Base.of(source, NO_TERMS, {}).reference == "tiny.gguf"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_fingerprint_of_a_bfloat16_model_is_that_of_its_float32_copy(name: str) -> None:
+    """No more than one block is in float32 at a time, and the model is unchanged afterwards."""
+    model: Any = ARCHITECTURES[name].model().to(torch.bfloat16)
+    expected, weights = fingerprint(copy.deepcopy(model).float()), [each.data_ptr() for each in model.parameters()]
+    in_float32 = []
+    for block in decoder_blocks(model):
+        block.register_forward_hook(
+            lambda *_: in_float32.append(sum(w.numel() for w in model.parameters() if w.dtype == torch.float32))
+        )
+    assert fingerprint(model) == expected
+    assert in_float32 == [sum(w.numel() for w in block.parameters()) for block in decoder_blocks(model)]
+    assert [each.data_ptr() for each in model.parameters()] == weights
