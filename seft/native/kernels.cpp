@@ -59,13 +59,13 @@ struct Loops {
     void (*panels)(const Job&, int64_t, int64_t);
 };
 
-Loops loops(int32_t level, bool int8, [[maybe_unused]] Dtype dtype) {
+Loops loops(int32_t level, bool int8, [[maybe_unused]] int64_t batch, [[maybe_unused]] Dtype dtype) {
 #define SEFT_LOOPS(space, lanes) Loops{sizeof(space::lanes::Input), space::prepare<space::lanes>, space::panels<space::lanes>}
     switch (level) {
 #ifdef SEFT_X86
         case AVX2: return int8 ? SEFT_LOOPS(avx2, Int8) : SEFT_LOOPS(avx2, Float);
         case AVX512:
-            if (int8) return SEFT_LOOPS(avx512, Int8);
+            if (int8) return batch == 1 ? SEFT_LOOPS(avx512, Int8Row) : SEFT_LOOPS(avx512, Int8);
             return dtype == BFLOAT16 ? SEFT_LOOPS(avx512, Bfloat16) : SEFT_LOOPS(avx512, Float);
 #endif
 #ifdef SEFT_NEON
@@ -139,7 +139,7 @@ char* scratch(size_t bytes) {
 
 // y[batch][rows] = x[batch][cols] * matrix^T + bias. x and y have the given dtype. Returns 0, or 1 if memory is short.
 SEFT_API int32_t seft_multiply(const Matrix* matrix, const void* x, void* y, int64_t batch, int32_t dtype, int32_t threads) {
-    Loops level = loops(chosen, matrix->scales != nullptr, Dtype(dtype));
+    Loops level = loops(chosen, matrix->scales != nullptr, batch, Dtype(dtype));
     Job job{matrix, x, y, batch, Dtype(dtype), divided_up(matrix->cols, BLOCK) * BLOCK, nullptr, nullptr};
     size_t inputs = divided_up(batch * job.padded * level.input_bytes, 64) * 64;
     try {

@@ -30,6 +30,7 @@ struct Int8 {
     using Input = int16_t; using Value = int8_t; using Acc = int64_t; using Sum = int64_t;
     static constexpr int TILE = 1;
     static constexpr bool QUANTISED = true;
+    static void place(Input* input, int64_t col, int value) { input[col] = Input(value); }
     static Acc zero() { return 0; }
     static Sum sum(Acc acc) { return acc; }
     template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {
@@ -102,6 +103,7 @@ struct Int8 {
     using Input = int16_t; using Value = int8_t; using Acc = __m256i; using Sum = int64_t;
     static constexpr int TILE = 1;
     static constexpr bool QUANTISED = true;
+    static void place(Input* input, int64_t col, int value) { input[col] = Input(value); }
     static Acc zero() { return _mm256_setzero_si256(); }
     static Sum sum(Acc acc) {
         auto low = _mm256_cvtepi32_epi64(_mm256_castsi256_si128(acc));
@@ -230,6 +232,7 @@ struct Int8 {
     using Input = int16_t; using Value = int8_t; using Acc = __m512i; using Sum = int64_t;
     static constexpr int TILE = 3;
     static constexpr bool QUANTISED = true;
+    static void place(Input* input, int64_t col, int value) { input[col] = Input(value); }
     static Acc zero() { return _mm512_setzero_si512(); }
     static Sum sum(Acc acc) {
         return _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(acc)),
@@ -243,6 +246,30 @@ struct Int8 {
             acc[b] = _mm512_dpwssd_epi32(acc[b], first, _mm512_loadu_si512(x + b * stride));
             acc[b] = _mm512_dpwssd_epi32(acc[b], second, _mm512_loadu_si512(x + b * stride + 32));
         }
+    }
+};
+
+// The same for one row of x. Its 12 bits are two unsigned numbers of 6 bits, so that int8 weights need no conversion:
+// x = 64 * high + low - 2048. A block of x has the low parts of its 64 columns, then the high parts.
+struct Int8Row {
+    using Input = int16_t; using Value = int8_t; using Sum = int64_t;
+    struct Acc { __m512i low, high, weights; };
+    static constexpr int TILE = 1;
+    static constexpr bool QUANTISED = true;
+    static Acc zero() { return {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()}; }
+    static Sum sum(const Acc& acc) {
+        return Int8::sum(acc.low) + 64 * Int8::sum(acc.high) - 2048 * Int8::sum(acc.weights);
+    }
+    static void place(Input* input, int64_t col, int value) {
+        auto parts = reinterpret_cast<uint8_t*>(input) + col / BLOCK * (2 * BLOCK) + col % BLOCK;
+        parts[0] = uint8_t((value + 2048) & 63);
+        parts[BLOCK] = uint8_t((value + 2048) >> 6);
+    }
+    template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {
+        auto packed = _mm512_mask_expand_epi8(fresh_zero(), mask, load(values));
+        acc->low = _mm512_dpbusd_epi32(acc->low, _mm512_loadu_si512(x), packed);
+        acc->high = _mm512_dpbusd_epi32(acc->high, _mm512_loadu_si512(x + 32), packed);
+        acc->weights = _mm512_dpbusd_epi32(acc->weights, _mm512_set1_epi8(1), packed);
     }
 };
 
@@ -328,6 +355,7 @@ struct Int8 {
     using Input = int16_t; using Value = int8_t; using Acc = int32x4_t; using Sum = int64_t;
     static constexpr int TILE = 1;
     static constexpr bool QUANTISED = true;
+    static void place(Input* input, int64_t col, int value) { input[col] = Input(value); }
     static Acc zero() { return vdupq_n_s32(0); }
     static Sum sum(Acc acc) { return vaddlvq_s32(acc); }
     template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {

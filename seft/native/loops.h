@@ -26,7 +26,7 @@ static void prepare(const Job& job) {
             for (int64_t col = 0; col < job.padded; col++) {
                 float value = usable && col < cols ? read_x(job, row * cols + col) * inverse : 0;
                 // Adding 1.5 * 2^23 rounds to an integer.
-                input[col] = Input((value + 12582912.f) - 12582912.f);
+                Lanes::place(input, col, int((value + 12582912.f) - 12582912.f));
             }
         } else if constexpr (sizeof(Input) == 2) {
             memcpy(input, static_cast<const uint16_t*>(job.x) + row * cols, cols * 2);

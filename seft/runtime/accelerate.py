@@ -24,6 +24,7 @@ from seft.runtime.compressed import (
     multiply,
     multiply_struct,
 )
+from seft.runtime.huge_pages import HugePages
 
 log = logging.getLogger(__name__)
 LEAST_ZEROS = 0.3
@@ -105,18 +106,18 @@ def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_ze
     for name, parameter in model.named_parameters():
         _require_usable(name, parameter.detach())
     targets = target_linears(model)
-    left = 0
+    left, memory = 0, HugePages()
     for name, target in targets.items():
         if target.number is not None:
             left += 1
             continue
-        if layer := _faster(target.weight, target.bias, values, least_zeros):
+        if layer := _faster(target.weight, target.bias, values, least_zeros, memory):
             _replace(model, name, layer)
             target.module._parameters.clear()
     if left:
         log.warning("%d matrices of experts stay dense", left)
     head = whole.get_output_embeddings()
-    if isinstance(head, nn.Linear) and (layer := _faster(head.weight, head.bias, values, least_zeros)):
+    if isinstance(head, nn.Linear) and (layer := _faster(head.weight, head.bias, values, least_zeros, memory)):
         whole.set_output_embeddings(layer)
     return model.eval().requires_grad_(requires_grad=False)
 
@@ -133,13 +134,18 @@ def _require_usable(name: str, weight: Tensor) -> None:
 
 
 def _faster(
-    weight: Float[Tensor, "rows cols"], bias: nn.Parameter | None, values: Values, least_zeros: float
+    weight: Float[Tensor, "rows cols"],
+    bias: nn.Parameter | None,
+    values: Values,
+    least_zeros: float,
+    memory: HugePages,
 ) -> nn.Module | None:
     """Return a faster layer for a weight, or None if there is none."""
     zeros = 1 - int(torch.count_nonzero(weight)) / weight.numel()
     if values is Values.INT8 or zeros >= least_zeros:
         own = None if bias is None else bias.cpu()
-        return SparseLinear(compress(weight.cpu(), own, values).to(weight.device))
+        host = memory if weight.device.type == "cpu" else None
+        return SparseLinear(compress(weight.cpu(), own, values, host).to(weight.device))
     fits = (
         weight.device.type == "cpu"
         and weight.dtype == torch.bfloat16
@@ -147,6 +153,7 @@ def _faster(
         and weight.shape[1] % BLOCK == 0
     )
     if fits and kernels.level() in {kernels.Level.AVX2, kernels.Level.AVX512}:
+        weight.data = memory.copy(weight.data)
         return DenseLinear(weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, False), bias)
     return None
 

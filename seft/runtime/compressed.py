@@ -18,6 +18,7 @@ from torch import Tensor
 
 from seft.errors import AccelerateError
 from seft.native import kernels
+from seft.runtime.huge_pages import HugePages
 
 PANEL, BLOCK = 8, 64
 MAX_INT8_COLS = 32768
@@ -68,9 +69,15 @@ class Compressed:
 
 
 def compress(
-    weight: Float[Tensor, "rows cols"], bias: Float[Tensor, "rows"] | None = None, values: Values = Values.BFLOAT16
+    weight: Float[Tensor, "rows cols"],
+    bias: Float[Tensor, "rows"] | None = None,
+    values: Values = Values.BFLOAT16,
+    memory: HugePages | None = None,
 ) -> Compressed:
-    """Compress a matrix. Raises AccelerateError if bfloat16 is asked for and does not hold its values exactly."""
+    """Compress a matrix, into `memory` if given.
+
+    Raises AccelerateError if bfloat16 is asked for and does not hold its values exactly.
+    """
     rows, cols = weight.shape
     scales = None
     nonzero = weight != 0
@@ -90,6 +97,8 @@ def compress(
     counts = panelled.flatten(1).sum(dim=1)
     masks = torch.from_numpy(np.packbits(panelled.numpy(), axis=-1, bitorder="little"))
     packed = torch.cat((packed, torch.zeros(READ_AHEAD, dtype=packed.dtype)))
+    if memory:
+        masks, packed = memory.copy(masks), memory.copy(packed)
     starts = counts.cumsum(0) - counts
     bias = None if bias is None else bias.detach().float().contiguous()
     struct = _struct(rows, cols, masks=masks, values=packed, starts=starts, scales=scales, bias=bias)
