@@ -1,5 +1,7 @@
 """Plots of a study: perplexity against steps, tokens and seconds of training, and at the end against memory."""
 
+import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,23 +41,40 @@ def plot_recovery(curves: Mapping[str, Sequence[tuple[float, float]]], name: str
 
 
 def plot_steps(runs: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Write a plot of `benchmarks.step`: seconds relative to the first side, and peak memory, by run."""
+    """Write a plot of `benchmarks.step`: seconds relative to the first side, and peak memory.
+
+    Both are plotted by the tokens of a step for the density of the first run, and by the density for its shape.
+    """
     mpl.rcParams |= {"svg.hashsalt": path.name, "svg.fonttype": "none"}
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    names = [f"{run['shape']}, {run['density']:.1%}" for run in runs]
-    medians = [{side: statistics.median(times) for side, times in run["seconds"].items()} for run in runs]
-    base = next(iter(medians[0]))
-    ratios = {side: [each[side] / each[base] for each in medians] for side in medians[0]}
-    peaks = {side: [run["peak_bytes"][side] / 1e6 for run in runs] for side in medians[0]}
-    for place, (label, sides) in enumerate({f"seconds / {base}": ratios, "peak memory, MB": peaks}.items(), 1):
-        plane: Any = figure.add_subplot(1, 2, place)
-        for side, values in sides.items():
-            plane.plot(names, values, marker=".", label=side)
-        plane.set(ylabel=label)
-        plane.tick_params(axis="x", rotation=30)
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    base = next(iter(runs[0]["seconds"]))
+    axes = {
+        "tokens in a step": {
+            math.prod(map(int, run["shape"].split("x"))): run
+            for run in reversed(runs)
+            if run["density"] == runs[0]["density"]
+        },
+        "trained fraction of the weights": {run["density"]: run for run in runs if run["shape"] == runs[0]["shape"]},
+    }
+    for (column, (axis, points)), (row, label) in itertools.product(
+        enumerate(axes.items()), enumerate((f"seconds / {base}", "peak memory, MB"))
+    ):
+        plane: Any = figure.add_subplot(2, 2, 2 * row + column + 1)
+        for side in runs[0]["seconds"]:
+            measured = {x: run for x, run in sorted(points.items()) if side in run["seconds"]}
+            if len(measured) > 1:
+                values = [(_ratio(run, side, base), run["peak_bytes"][side] / 1e6)[row] for run in measured.values()]
+                plane.plot([*measured], values, marker=".", label=side)
+        plane.set(xlabel=axis, ylabel=label, xscale="log")
+        plane.set_xticks([*points], [f"{x:g}" for x in points])
+        plane.minorticks_off()
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     return _save(figure, path)
+
+
+def _ratio(run: Mapping[str, Any], side: str, base: str) -> float:
+    return float(statistics.median(run["seconds"][side]) / statistics.median(run["seconds"][base]))
 
 
 def _curves(study: dict[str, Figures], axis: str) -> Figure:

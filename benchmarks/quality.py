@@ -32,8 +32,10 @@ from benchmarks.studies import STUDIES, Study
 from seft.float32_products import use_float32_products
 
 RESULTS = Path(__file__).parent / "results.jsonl"
-SECONDS = Path(__file__).parent / "seconds.json"
+SECONDS = Path(__file__).parent / "steps.json"
 """Seconds per step of every method, by `benchmarks.step` on a quiet machine."""
+STEP = {"dtype": "bfloat16", "shape": "2x512", "density": 0.005}
+"""The runs in it that have the steps of a study."""
 COLUMNS = ("wikitext2", "gsm8k", "recovered", "accuracy", "trained", "seconds", "peak_bytes")
 
 
@@ -126,7 +128,7 @@ def recovery(cell: Cell, results: Results, step_seconds: dict[str, list[float]])
 
 def recoveries(study: Study, results: Results, seconds: Path = SECONDS) -> dict[str, list[tuple[float, float]]]:
     """Return the points of `recovery` by label, for the experiments that have them."""
-    runs = json.loads(seconds.read_text())["runs"]
+    runs = [run for run in json.loads(seconds.read_text())["runs"] if run.items() >= STEP.items()]
     step_seconds = {side: times for run in runs for side, times in run["seconds"].items()}
     return {label: curve for label, cell in study.items() if (curve := recovery(cell, results, step_seconds))}
 

@@ -20,7 +20,7 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -75,24 +75,37 @@ def main() -> None:
     arguments = _arguments()
     runs: list[dict[str, Any]] = []
     for shape, density in itertools.product(arguments.shapes, arguments.densities):
-        common = (arguments.model, arguments.data, arguments.dtype, arguments.device, arguments.checkpointing)
-        settings = [Setting(side, shape, density, *common) for side in arguments.sides]
-        sides = {setting.side: (setting,) for setting in settings}
+        names = ("model", "data", "dtype", "device", "checkpointing")
+        common = {name: getattr(arguments, name) for name in names}
+        sides = {side: (Setting(side, shape, density, **common),) for side in arguments.sides}
         results, peaks = take_turns(_serve, sides, WARM_UP + arguments.rounds)
         seconds = {side: times[WARM_UP:] for side, times in results.items()}
-        runs.append({"shape": str(shape), "density": density, "seconds": seconds, "peak_bytes": peaks})
-        first = arguments.sides[0]
-        base = statistics.median(seconds[first])
-        print(f"\n{shape}, density {density:g}\n\n| side | seconds | to {first} | peak MB |\n|---|---|---|---|")
-        for side, times in seconds.items():
-            median = statistics.median(times)
-            print(f"| {side} | {median:.2f} | {median / base:.2f} | {peaks[side] / 1e6:,.0f} |", flush=True)
-        found = {"torch": torch.__version__, "threads": torch.get_num_threads(), "dtype": str(arguments.dtype)}
+        kind = str(arguments.dtype).removeprefix("torch.")
+        runs.append({"dtype": kind, "shape": str(shape), "density": density, "seconds": seconds, "peak_bytes": peaks})
+        print(f"\n{shape}, density {density:g}\n\n{table(runs[-1:])}", flush=True)
+        found = {"torch": torch.__version__, "threads": torch.get_num_threads()}
         arguments.out.write_text(json.dumps({**found, "runs": runs}, indent=1) + "\n")
     if arguments.plot:
         from benchmarks.plots import plot_steps  # it needs matplotlib
 
         plot_steps(runs, arguments.plot)
+
+
+def table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table in Markdown of runs: medians, in brackets relative to the first side, and peak memory."""
+    sides = dict.fromkeys(side for run in runs for side in run["seconds"])
+    heads = [f"{run['dtype']}, {run['shape']}" for run in runs]
+    lines = [f"| side | {' | '.join(heads)} |", "| -- " * (1 + len(runs)) + "|"]
+    lines += [f"| {side} | {' | '.join(_cell(run, side) for run in runs)} |" for side in sides]
+    return "\n".join(lines)
+
+
+def _cell(run: Mapping[str, Any], side: str) -> str:
+    medians = {name: statistics.median(times) for name, times in run["seconds"].items()}
+    if side not in medians:
+        return ""
+    ratio = medians[side] / medians[next(iter(medians))]
+    return f"{medians[side]:.2f} s ({ratio:.2f}), {run['peak_bytes'][side] / 1e6:,.0f} MB"
 
 
 def _arguments() -> argparse.Namespace:

@@ -131,6 +131,33 @@ def seconds_table() -> str:
     return equal_seconds({label: cell for label, cell in study.items() if ", admm, " in label}, results) + "\n"
 
 
+def steps_table(dtype: str) -> str:
+    """Return the table of what a step of 1,024 tokens costs in a data type."""
+    from benchmarks.step import table  # it loads torch
+
+    shapes = ("2x512", "8x128")
+    return (
+        table([run for run in _steps() if run["dtype"] == dtype and run["shape"] in shapes and run["density"] == 0.005])
+        + "\n"
+    )
+
+
+def steps_plot() -> str:
+    """Return the plot of what a step in bfloat16 costs, as SVG."""
+    from benchmarks.plots import plot_steps
+
+    with TemporaryDirectory() as folder:
+        return plot_steps(
+            [run for run in _steps() if run["dtype"] == "bfloat16"], Path(folder) / "steps.svg"
+        ).read_text()
+
+
+def _steps() -> Any:
+    from benchmarks.quality import SECONDS
+
+    return json.loads(SECONDS.read_text())["runs"]
+
+
 def recovery_plot() -> str:
     """Return the plot of what each method recovers at 60 % over the seconds of its training, as SVG."""
     from benchmarks.plots import plot_recovery  # it loads matplotlib
@@ -168,6 +195,7 @@ MADE: dict[str, list[Callable[[], str]]] = {
         seconds_table,
         *(partial(study_table, name) for name in ("methods", "retention", "swaps", "ablations")),
     ],
+    "step-cost.md": [partial(steps_table, "bfloat16"), partial(steps_table, "float32")],
     "scaling.md": [
         partial(scaling_table, f"{name}_table") for name in ("memory", "fit", "cards", "operations", "time", "check")
     ],
@@ -178,6 +206,7 @@ def documents() -> Iterator[tuple[Path, str]]:
     """Yield each document and its expected text."""
     yield DOCS / "openapi.json", openapi()
     yield DOCS / "recovered.svg", recovery_plot()
+    yield DOCS / "steps.svg", steps_plot()
     for name, makers in MADE.items():
         path = DOCS / name
         text, *parts = path.read_text().split(BEGIN)
