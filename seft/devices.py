@@ -1,5 +1,6 @@
 """The device that a model runs on, and the settings of torch that make its results repeatable."""
 
+import ctypes
 import os
 
 import torch
@@ -38,6 +39,12 @@ def choose_dtype(name: str, device: str) -> torch.dtype:
     chosen = ("bfloat16" if has_bfloat16(device) else "float32") if name == "auto" else name
     dtype: torch.dtype = getattr(torch, chosen)
     return dtype
+
+
+def trim_memory() -> None:
+    """Return freed memory to the operating system, so that it does not count towards the peak of what follows."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def configure_torch(threads: int, *, deterministic: bool = True) -> None:

@@ -23,7 +23,7 @@ from seft.checkpoint.pack import load_pruned, save_pruned
 from seft.checkpoint.provenance import describe_model, this_machine
 from seft.config import RepairConfig
 from seft.data.packing import Packed
-from seft.devices import configure_torch
+from seft.devices import configure_torch, trim_memory
 from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import perplexity
 from seft.models.load import Loaded, load, load_tokenizer
@@ -375,7 +375,7 @@ class Pipeline:
     def _progress(self, stage: Stage, fraction: float) -> None:
         if stage is not self.stage:
             self.stage = stage
-            usage.trim_memory()
+            trim_memory()
         self.meter.last_step = self._last_step
         progress, remaining = self.meter.report(stage, fraction)
         self.send(Progressed(phase=stage.phase, progress=progress, step=self.step, remaining=remaining))

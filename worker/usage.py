@@ -1,6 +1,5 @@
 """Measure the peak memory of training, on the accelerator or, without one, of the process."""
 
-import ctypes
 import resource
 import sys
 
@@ -20,9 +19,3 @@ def peak_usage(device: str) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * PEAK_UNIT
-
-
-def trim_memory() -> None:
-    """Return freed memory to the operating system, so that it does not count towards the peak of the next stage."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)

@@ -11,7 +11,7 @@ import sysconfig
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -42,6 +42,10 @@ class Matrix(ctypes.Structure):
         ("cols", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("masks", "values", "starts", "scales", "bias")),
     )
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled: the addresses would be those of other tensors."""
+        raise AccelerateError("an accelerated model cannot be copied or pickled. Load it again and accelerate it.")
 
 
 @cache

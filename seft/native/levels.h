@@ -1,8 +1,8 @@
 // The instructions of each level: AVX-512 (VBMI2, BF16, VNNI), AVX2, NEON and plain C++.
 //
 // Each level has Float (bfloat16 values, x in float32) and Int8 (int8 values, x quantised to 12 bits per row). AVX-512 also
-// has Bfloat16 (bfloat16 values, x in bfloat16, sums in float32). For selected entries of a product, each level has
-// FloatProduct, and AVX-512 also Bfloat16Product.
+// has Bfloat16 (bfloat16 values, x in bfloat16, sums in float32) and Int8Row, which is Int8 for one row of x. For selected
+// entries of a product, each level has FloatProduct, and AVX-512 also Bfloat16Product.
 #pragma once
 #include "matrix.h"
 
@@ -30,7 +30,7 @@ struct Int8 {
     using Input = int16_t; using Value = int8_t; using Acc = int64_t; using Sum = int64_t;
     static constexpr int TILE = 1;
     static constexpr bool QUANTISED = true;
-    static void place(Input* input, int64_t col, int value) { input[col] = Input(value); }
+    static void store(Input* input, int64_t col, int value) { input[col] = Input(value); }
     static Acc zero() { return 0; }
     static Sum sum(Acc acc) { return acc; }
     template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {
@@ -103,7 +103,7 @@ struct Int8 {
     using Input = int16_t; using Value = int8_t; using Acc = __m256i; using Sum = int64_t;
     static constexpr int TILE = 1;
     static constexpr bool QUANTISED = true;
-    static void place(Input* input, int64_t col, int value) { input[col] = Input(value); }
+    static void store(Input* input, int64_t col, int value) { input[col] = Input(value); }
     static Acc zero() { return _mm256_setzero_si256(); }
     static Sum sum(Acc acc) {
         auto low = _mm256_cvtepi32_epi64(_mm256_castsi256_si128(acc));
@@ -232,7 +232,7 @@ struct Int8 {
     using Input = int16_t; using Value = int8_t; using Acc = __m512i; using Sum = int64_t;
     static constexpr int TILE = 3;
     static constexpr bool QUANTISED = true;
-    static void place(Input* input, int64_t col, int value) { input[col] = Input(value); }
+    static void store(Input* input, int64_t col, int value) { input[col] = Input(value); }
     static Acc zero() { return _mm512_setzero_si512(); }
     static Sum sum(Acc acc) {
         return _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(acc)),
@@ -260,7 +260,7 @@ struct Int8Row {
     static Sum sum(const Acc& acc) {
         return Int8::sum(acc.low) + 64 * Int8::sum(acc.high) - 2048 * Int8::sum(acc.weights);
     }
-    static void place(Input* input, int64_t col, int value) {
+    static void store(Input* input, int64_t col, int value) {
         auto parts = reinterpret_cast<uint8_t*>(input) + col / BLOCK * (2 * BLOCK) + col % BLOCK;
         parts[0] = uint8_t((value + 2048) & 63);
         parts[BLOCK] = uint8_t((value + 2048) >> 6);
@@ -355,7 +355,7 @@ struct Int8 {
     using Input = int16_t; using Value = int8_t; using Acc = int32x4_t; using Sum = int64_t;
     static constexpr int TILE = 1;
     static constexpr bool QUANTISED = true;
-    static void place(Input* input, int64_t col, int value) { input[col] = Input(value); }
+    static void store(Input* input, int64_t col, int value) { input[col] = Input(value); }
     static Acc zero() { return vdupq_n_s32(0); }
     static Sum sum(Acc acc) { return vaddlvq_s32(acc); }
     template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {

@@ -1,8 +1,8 @@
 // The loops of a product. levels.h includes this file once per level, so that each copy uses the level's instructions.
 //
 // `Lanes` multiplies one block: Input is an element of x, Value a stored value, Acc a register of partial sums, Sum their
-// total, TILE the number of rows of x that share one pass over a panel. `place` is where a column of float32 x is kept. A
-// total does not depend on TILE or on threads.
+// total, TILE the number of rows of x that share one pass over a panel. `place` is where a column of float32 x is kept, and
+// `store` writes a column of quantised x. A total does not depend on TILE or on threads.
 
 // Rows of x in the order that the level reads, padded with zeros to whole blocks.
 template <class Lanes>
@@ -26,7 +26,7 @@ static void prepare(const Job& job) {
             for (int64_t col = 0; col < job.padded; col++) {
                 float value = usable && col < cols ? read_x(job, row * cols + col) * inverse : 0;
                 // Adding 1.5 * 2^23 rounds to an integer.
-                Lanes::place(input, col, int((value + 12582912.f) - 12582912.f));
+                Lanes::store(input, col, int((value + 12582912.f) - 12582912.f));
             }
         } else if constexpr (sizeof(Input) == 2) {
             memcpy(input, static_cast<const uint16_t*>(job.x) + row * cols, cols * 2);

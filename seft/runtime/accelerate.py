@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from seft.devices import trim_memory
 from seft.errors import AccelerateError
 from seft.models.targets import target_linears
 from seft.native import kernels
@@ -119,6 +120,7 @@ def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_ze
     head = whole.get_output_embeddings()
     if isinstance(head, nn.Linear) and (layer := _faster(head.weight, head.bias, values, least_zeros, memory)):
         whole.set_output_embeddings(layer)
+    trim_memory()  # otherwise the heap keeps the memory of the dense weights
     return model.eval().requires_grad_(requires_grad=False)
 
 
@@ -153,7 +155,7 @@ def _faster(
         and weight.shape[1] % BLOCK == 0
     )
     if fits and kernels.level() in {kernels.Level.AVX2, kernels.Level.AVX512}:
-        weight.data = memory.copy(weight.data)
+        weight.data = memory.copy(weight.data)  # of a head also the embedding, if they share it
         return DenseLinear(weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, False), bias)
     return None
 

@@ -87,13 +87,15 @@ def compress(
             stored = weight.to(torch.bfloat16)
             if not torch.equal(stored.to(weight.dtype), weight):
                 raise AccelerateError(
-                    f"weights must be bfloat16 values; some of this {weight.dtype} matrix are not. Convert the model"
-                    " with model.to(torch.bfloat16), or choose values='int8'."
+                    f"weights must be bfloat16 values; some of this {weight.dtype} matrix are not. Load the model"
+                    " again with dtype=torch.bfloat16, or for values='int8'."
                 )
         case Values.INT8:
             stored, scales = quantise(weight)
     panelled = _panels(nonzero)
-    packed = _panels(stored)[panelled]
+    # numpy, because torch makes indices of 32 bytes per nonzero first.
+    whole = _panels(stored.view(torch.int16) if scales is None else stored)
+    packed = torch.from_numpy(whole.numpy()[panelled.numpy()]).view(stored.dtype)
     counts = panelled.flatten(1).sum(dim=1)
     masks = torch.from_numpy(np.packbits(panelled.numpy(), axis=-1, bitorder="little"))
     packed = torch.cat((packed, torch.zeros(READ_AHEAD, dtype=packed.dtype)))

@@ -1,7 +1,7 @@
 """Memory in huge pages, for weights that a product reads from front to back.
 
-A processor keeps the addresses of some thousand pages. Weights of 1 GB have 260,000 pages of 4 kB, so that reading them
-waits for addresses again and again. This takes a fifth of the time of a product. A huge page has 2 MB.
+A processor keeps the addresses of a few thousand pages. Weights of 1 GB have 244,000 pages of 4 kB, so reading them
+waits for addresses again and again. This takes up to a fifth of the time of a product. A huge page has 2 MB.
 """
 
 import mmap

@@ -1,5 +1,8 @@
 """Models whose linear layers are replaced by faster ones."""
 
+import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,17 @@ def test_weights_that_are_not_finite_are_refused_and_nothing_is_replaced(name: s
 def test_a_model_of_another_dtype_is_refused(dtype: torch.dtype) -> None:
     with pytest.raises(AccelerateError, match=f"must be bfloat16 or float32; model.embed_tokens.weight is {dtype}"):
         seft.accelerate(untrained_tiny().to(dtype), "int8")
+
+
+@pytest.mark.parametrize("least_zeros", [0.3, 1.1])
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_an_accelerated_model_is_not_copied(copied: Callable[[Any], Any], least_zeros: float) -> None:
+    """Neither one with sparse matrices nor one with dense matrices, whose addresses are kept too."""
+    model = seft.accelerate(pruned().to(torch.bfloat16), least_zeros=least_zeros)
+    if not any(isinstance(module, SparseLinear | DenseLinear) for module in model.modules()):
+        pytest.skip("this processor has no faster dense product")
+    with pytest.raises(AccelerateError, match="cannot be copied or pickled"):
+        copied(model)
 
 
 def test_an_accelerated_model_is_not_saved_without_its_weights(tmp_path: Path) -> None:
