@@ -10,6 +10,7 @@ verifies the folder.
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -65,6 +66,8 @@ def export(
     round_weights(model)
     with quiet(), _parameters_in(model, EXPORT_DTYPE), _disk_errors(out):
         model.save_pretrained(out, max_shard_size=MAX_SHARD)
+        for path in out.glob("*.safetensors"):  # only their owner can read them
+            path.chmod(stat.S_IMODE((out / "config.json").stat().st_mode))
     model_fingerprint = fingerprint(model)
     # Several templates would become files in a subfolder, and a checkpoint has none.
     single = not isinstance(loaded.tokenizer.chat_template, dict)

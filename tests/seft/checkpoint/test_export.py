@@ -81,6 +81,10 @@ def test_plain_transformers_loads_the_rounded_weights(folder: Path) -> None:
         assert torch.equal(weight, model.state_dict()[name]), name
 
 
+def test_whoever_can_read_one_file_can_read_all(folder: Path) -> None:
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_weights_are_bfloat16_with_no_negative_zero(folder: Path) -> None:
     for name, weight in load_file(folder / "model.safetensors").items():
         assert weight.dtype == torch.bfloat16, name
