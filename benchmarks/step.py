@@ -120,7 +120,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="rounds of timing")
     parser.add_argument("--sides", nargs="*", choices=SIDES, default=list(SIDES), help="sides; the first is the base")
     parser.add_argument("--out", type=Path, required=True, help="JSON file of the results")
-    parser.add_argument("--plot", type=Path, help="SVG file of seconds and memory by tokens; default: none")
+    parser.add_argument(
+        "--plot", type=Path, help="SVG file of seconds and memory by tokens and by density; default: none"
+    )
     return parser.parse_args()
 
 

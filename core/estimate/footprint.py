@@ -41,16 +41,13 @@ GATED = 1.5
 It is the number of values that the up projections produce, divided by the number that the down projections read.
 """
 FRAGMENTATION = 0.45
-"""Bytes lost to heap fragmentation (glibc), as a fraction of the activations that are saved for the backward pass.
-
-Measured in `tests/worker/test_footprint.py`.
-"""
+"""Bytes lost to heap fragmentation (glibc) per byte of activations that are saved for the backward pass. Measured."""
 VECTOR = 16
 """Bytes per trained value of a low-rank method: the value, its two moments and its gradient."""
 WITH_INITIAL = VECTOR + FLOAT
 """Bytes per trained value of a norm or bias: as `VECTOR`, and its initial value."""
 VECTORS, MEANS = 4, 4
-"""With the density `all`: vectors over the rows and columns of a matrix for the optimizer, and for the rise."""
+"""With the density `all`: vectors over rows and columns of a matrix for the optimizer, and for a rising sparsity."""
 CHUNK, COPIES = 1 << 24, 4
 """Largest number of weights that the optimizer changes at a time, and its float32 copies of them."""
 PREDICTED = 64 * (FLOAT + FLOAT)
@@ -108,7 +105,8 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
         loading += COMPACT_BYTES
     if any(each.is_compact and each.rounds for each in spec.output.formats):
         loading += INTEGER * model.largest
-    phases[Phase.EXPORTING] = Footprint(weights + _converted(model, spec), loading + beside, host_transfer=written)
+    one = _converted(model, spec)  # before the checkpoint is loaded, so on the CPU it does not count
+    phases[Phase.EXPORTING] = Footprint(weights + one, loading + beside, host_transfer=written, cpu_only=-one)
     if spec.sharded:
         for phase in phases.keys() - {Phase.LOADING, Phase.EXPORTING}:
             phases[phase] = replace(phases[phase], processes=spec.devices)
@@ -126,9 +124,9 @@ def weights_bytes(model: Dimensions, spec: JobSpec) -> int:
 
 
 def _converted(model: Dimensions, spec: JobSpec) -> int:
-    """Return the bytes of the largest block or matrix in float32, if the model has another data type."""
+    """Return the bytes of the largest block or matrix in float32, if a device has the model in another data type."""
     largest = max(model.largest, *(sum(each.total for each in block) for block in model.blocks))
-    return 0 if spec.value_bytes == FLOAT else FLOAT * largest
+    return 0 if spec.value_bytes == FLOAT or spec.sharded else FLOAT * largest
 
 
 def _kept(matrix: Matrix, model: Dimensions, devices: int) -> float:

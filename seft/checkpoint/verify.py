@@ -210,21 +210,23 @@ def fingerprint(model: nn.Module) -> Fingerprint:
 
 @contextmanager
 def _computing_in_float32(model: nn.Module) -> Iterator[None]:
-    """Convert parameters to float32 while they are used: those of one block at a time, so the copy of them is small."""
+    """Convert parameters to float32 while they are used: those of one block at a time, so their copy is small."""
     own: dict[nn.Parameter, Tensor] = {}
 
     def convert(module: nn.Module, _: object) -> None:
         for weight in module.parameters():
             own[weight], weight.data = weight.data, weight.data.float()
 
-    def restore(module: nn.Module, *_: object) -> None:
-        for weight in module.parameters():
-            weight.data = own.pop(weight)
+    def restore(*_: object) -> None:
+        while own:
+            weight, before = own.popitem()
+            weight.data = before
 
     with ExitStack() as hooks:
+        hooks.callback(restore)
         for part in _parts(model, set(decoder_blocks(model))):
             hooks.enter_context(part.register_forward_pre_hook(convert))
-            hooks.enter_context(part.register_forward_hook(restore, always_call=True))
+            hooks.enter_context(part.register_forward_hook(restore))
         yield
 
 

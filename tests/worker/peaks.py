@@ -1,9 +1,9 @@
 """The peak memory of each phase of a job, measured in a process of its own.
 
 `python -m tests.worker.peaks FOLDER` runs the job in the folder and prints the peaks as JSON. The memory is the private
-memory (Pss_Anon) of the process and its children, in which a page that two processes share counts once. Peaks of the
-process itself between two samples are not missed: the kernel keeps the highest resident memory (VmHWM in proc(5)), and
-each sample resets it. The kernel needs tens of milliseconds to sum the private memory, and the process gets no memory
+memory (Pss_Anon) of the process and its children, in which a page that two processes share counts once. A peak of a
+process between two samples is not lost: the kernel keeps the highest resident memory (VmHWM in proc(5)), and each
+sample resets it. The kernel needs tens of milliseconds to sum the private memory, and the process gets no memory
 meanwhile. So it is summed only if a process has grown, or after a while.
 """
 
@@ -29,7 +29,7 @@ SAMPLE_SECONDS = 0.01
 READ_SECONDS = 0.25
 """Seconds after which the memory is summed again although no process has grown."""
 SAME_BYTES = 2 * 2**20
-"""A process whose resident memory changes by less has not changed while its private memory was summed."""
+"""If the resident memory changed by less during a sum, what was missed before can be added to the sum."""
 RESET_HIGHEST = "5"
 """Written to `clear_refs` of a process, it resets the highest resident memory (proc(5))."""
 
@@ -82,25 +82,33 @@ def resident_bytes(pid: int) -> int:
 
 
 class HighWaterMark:
-    """The highest resident memory of this process, which the kernel keeps."""
+    """The highest resident memory of a process, which the kernel keeps."""
 
-    def __init__(self) -> None:
+    def __init__(self, pid: int) -> None:
+        self._folder = Path(f"/proc/{pid}")
         self._files = 0
 
     def read(self) -> tuple[int, int]:
         """Return the resident memory, and the bytes by which it was higher at its peak since the last `reset`.
 
-        The second number does not include files that were mapped at an earlier call and are not mapped now.
+        The second number does not include files that were mapped at an earlier call and are not mapped now. Both are 0
+        if the process has ended.
         """
-        lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+        try:
+            lines = (line.split() for line in (self._folder / "status").read_text().splitlines())
+        except (FileNotFoundError, ProcessLookupError):
+            return 0, 0
         sizes = {words[0]: int(words[1]) * 1024 for words in lines if words[0] in {"VmHWM:", "VmRSS:", "RssFile:"}}
+        if "RssFile:" not in sizes:  # it is ending
+            return 0, 0
         self._files = max(self._files, sizes["RssFile:"])
         unmapped = self._files - sizes["RssFile:"]
         return sizes["VmRSS:"], max(0, sizes["VmHWM:"] - sizes["VmRSS:"] - unmapped)
 
     def reset(self) -> None:
-        """Start again from the memory of now."""
-        Path("/proc/self/clear_refs").write_text(RESET_HIGHEST)
+        """Set the mark to the present memory."""
+        with suppress(FileNotFoundError, ProcessLookupError):
+            (self._folder / "clear_refs").write_text(RESET_HIGHEST)
         self._files = 0
 
 
@@ -115,16 +123,21 @@ def processes() -> list[int]:
 
 def main(folder: Path) -> None:
     """Run the job and print the peaks."""
-    peaks, phase, over, mark, lock = dict[Phase, int](), Phase.LOADING, False, HighWaterMark(), RLock()
+    peaks, phase, over, lock = dict[Phase, int](), Phase.LOADING, False, RLock()
+    marks = dict[int, HighWaterMark]()
+
+    def read_marks() -> list[tuple[int, int]]:
+        return [marks.setdefault(pid, HighWaterMark(pid)).read() for pid in processes()]
 
     def measure() -> None:
         with lock:
-            before, _ = mark.read()
+            before = sum(resident for resident, _ in read_marks())
             private = sum(map(private_bytes, processes()))
-            after, missed = mark.read()
-            if abs(after - before) < SAME_BYTES:
-                mark.reset()
-                private += missed
+            after = read_marks()
+            if abs(sum(resident for resident, _ in after) - before) < SAME_BYTES:
+                private += max(missed for _, missed in after)
+                for mark in marks.values():
+                    mark.reset()
             peaks[phase] = max(peaks.get(phase, 0), private)
 
     def record(message: Message) -> None:
@@ -137,7 +150,9 @@ def main(folder: Path) -> None:
     def sample() -> None:
         most, read = dict[Phase, int](), 0.0
         while not over:
-            now, resident = phase, mark.read()[1] + sum(map(resident_bytes, processes()))
+            with lock:
+                now, missed = phase, max(missed for _, missed in read_marks())
+            resident = missed + sum(map(resident_bytes, processes()))
             if resident > most.get(now, 0) or time.monotonic() > read + READ_SECONDS:
                 measure()
                 most[now], read = max(resident, most.get(now, 0)), time.monotonic()
