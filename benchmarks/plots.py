@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from benchmarks.cells import JUDGED, Figures
+from benchmarks.turns import ratio_to_first
 
 AXES = {"step": "optimizer steps", "tokens": "training tokens", "seconds": "seconds of training"}
 
@@ -63,7 +63,10 @@ def plot_steps(runs: Sequence[Mapping[str, Any]], path: Path) -> Path:
         for side in runs[0]["seconds"]:
             measured = {x: run for x, run in sorted(points.items()) if side in run["seconds"]}
             if len(measured) > 1:
-                values = [(_ratio(run, side, base), run["peak_bytes"][side] / 1e6)[row] for run in measured.values()]
+                values = [
+                    (ratio_to_first(run["seconds"], side), run["peak_bytes"][side] / 1e6)[row]
+                    for run in measured.values()
+                ]
                 plane.plot([*measured], values, marker=".", label=side)
         plane.set(xlabel=axis, ylabel=label, xscale="log")
         plane.set_xticks([*points], [f"{x:g}" for x in points])
@@ -71,10 +74,6 @@ def plot_steps(runs: Sequence[Mapping[str, Any]], path: Path) -> Path:
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     return _save(figure, path)
-
-
-def _ratio(run: Mapping[str, Any], side: str, base: str) -> float:
-    return float(statistics.median(run["seconds"][side]) / statistics.median(run["seconds"][base]))
 
 
 def _curves(study: dict[str, Figures], axis: str) -> Figure:

@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from benchmarks.recipes import RECIPES, Recipe
 from benchmarks.shapes import model_and_text, model_name
-from benchmarks.turns import answer, peak_bytes, take_turns
+from benchmarks.turns import answer, peak_bytes, ratio_to_first, take_turns
 from seft.config import PruneConfig, PruneMethod
 from seft.float32_products import use_float32_products
 from seft.loss import TokenLoss
@@ -75,9 +75,8 @@ def main() -> None:
     arguments = _arguments()
     runs: list[dict[str, Any]] = []
     for shape, density in itertools.product(arguments.shapes, arguments.densities):
-        names = ("model", "data", "dtype", "device", "checkpointing")
-        common = {name: getattr(arguments, name) for name in names}
-        sides = {side: (Setting(side, shape, density, **common),) for side in arguments.sides}
+        common = (arguments.model, arguments.data, arguments.dtype, arguments.device, arguments.checkpointing)
+        sides = {side: (Setting(side, shape, density, *common),) for side in arguments.sides}
         results, peaks = take_turns(_serve, sides, WARM_UP + arguments.rounds)
         seconds = {side: times[WARM_UP:] for side, times in results.items()}
         kind = str(arguments.dtype).removeprefix("torch.")
@@ -101,11 +100,10 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(run: Mapping[str, Any], side: str) -> str:
-    medians = {name: statistics.median(times) for name, times in run["seconds"].items()}
-    if side not in medians:
+    if side not in run["seconds"]:
         return ""
-    ratio = medians[side] / medians[next(iter(medians))]
-    return f"{medians[side]:.2f} s ({ratio:.2f}), {run['peak_bytes'][side] / 1e6:,.0f} MB"
+    median, ratio = statistics.median(run["seconds"][side]), ratio_to_first(run["seconds"], side)
+    return f"{median:.2f} s ({ratio:.2f}), {run['peak_bytes'][side] / 1e6:,.0f} MB"
 
 
 def _arguments() -> argparse.Namespace:

@@ -130,8 +130,8 @@ def defaults() -> Study:
 def peers() -> Study:
     """Return all methods at four sparsities, after two pruners, with nothing retained.
 
-    `all` trains all nonzeros, `masked_full` too but with AdamW. The others train 0.5 % of the weights. `all, 80 steps`
-    takes about as many seconds as the fastest of them takes for 100 steps (`steps.json`).
+    `all` trains all nonzeros, `masked_full` too but with AdamW. The others train 0.5 % of the weights. 80 steps of
+    `all` take about as long as 100 steps of the fastest method (`steps.json`).
     """
     names = ("seft", "masked_lora", "spp", "fixed_mask", "masked_full", "lora_reprune")
     configs = {

@@ -4,7 +4,8 @@ Each side has a process of its own, so that its peak memory is its own.
 """
 
 import resource
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +46,11 @@ def answer(pipe: Any, run: Callable[[], Any], peak: Callable[[], int]) -> None:
     while pipe.recv() == "run":
         pipe.send(run())
     pipe.send(peak())
+
+
+def ratio_to_first(seconds: Mapping[str, Sequence[float]], side: str) -> float:
+    """Return the median of a side divided by the median of the first side."""
+    return statistics.median(seconds[side]) / statistics.median(next(iter(seconds.values())))
 
 
 def peak_bytes(device: str) -> int:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 
 import torch
 
@@ -43,7 +44,7 @@ def choose_dtype(name: str, device: str) -> torch.dtype:
 
 def trim_memory() -> None:
     """Return freed memory to the operating system, so that it does not count towards the peak of what follows."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc only
         trim(0)
 
 

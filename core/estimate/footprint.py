@@ -105,8 +105,8 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
         loading += COMPACT_BYTES
     if any(each.is_compact and each.rounds for each in spec.output.formats):
         loading += INTEGER * model.largest
-    one = _converted(model, spec)  # before the checkpoint is loaded, so on the CPU it does not count
-    phases[Phase.EXPORTING] = Footprint(weights + one, loading + beside, host_transfer=written, cpu_only=-one)
+    block = _converted(model, spec)  # on the CPU it does not count: it is freed before the checkpoint is loaded
+    phases[Phase.EXPORTING] = Footprint(weights + block, loading + beside, host_transfer=written, cpu_only=-block)
     if spec.sharded:
         for phase in phases.keys() - {Phase.LOADING, Phase.EXPORTING}:
             phases[phase] = replace(phases[phase], processes=spec.devices)

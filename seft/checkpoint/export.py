@@ -66,7 +66,7 @@ def export(
     round_weights(model)
     with quiet(), _parameters_in(model, EXPORT_DTYPE), _disk_errors(out):
         model.save_pretrained(out, max_shard_size=MAX_SHARD)
-        for path in out.glob("*.safetensors"):  # only their owner can read them
+        for path in out.glob("*.safetensors"):  # safetensors lets only their owner read them
             path.chmod(stat.S_IMODE((out / "config.json").stat().st_mode))
     model_fingerprint = fingerprint(model)
     # Several templates would become files in a subfolder, and a checkpoint has none.

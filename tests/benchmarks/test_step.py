@@ -27,9 +27,8 @@ def test_a_cell_has_the_median_and_its_ratio_to_the_first_side() -> None:
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_the_same_runs_give_the_same_plot(tmp_path: Path, count: int) -> None:
-    runs = [run(shape, density, floor=[2.0], seft=[3.0]) for shape, density in (
-        ("2x512", 0.005), ("8x128", 0.005), ("1x128", 0.005), ("2x512", 0.05)
-    )][:count]  # fmt: skip
+    settings = [("2x512", 0.005), ("8x128", 0.005), ("1x128", 0.005), ("2x512", 0.05)][:count]
+    runs = [run(shape, density, floor=[2.0], seft=[3.0]) for shape, density in settings]
     first, second = (plot_steps(runs, tmp_path / str(each) / "steps.svg").read_bytes() for each in range(2))
     assert first == second
     assert (b"seft" in first) == (count > 1), "a line needs two points"

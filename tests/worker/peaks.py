@@ -9,7 +9,6 @@ meanwhile. So it is summed only if a process has grown, or after a while.
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -29,7 +28,9 @@ SAMPLE_SECONDS = 0.01
 READ_SECONDS = 0.25
 """Seconds after which the memory is summed again although no process has grown."""
 SAME_BYTES = 2 * 2**20
-"""If the resident memory changed by less during a sum, what was missed before can be added to the sum."""
+"""If the memory changed by less during a sum, what was missed before can be added to the sum."""
+FIELDS = ("VmHWM:", "VmRSS:", "RssAnon:", "RssFile:")
+"""Fields of `status` of a process: its highest and its present memory, and the private part and files in the latter."""
 RESET_HIGHEST = "5"
 """Written to `clear_refs` of a process, it resets the highest resident memory (proc(5))."""
 
@@ -72,15 +73,6 @@ def private_bytes(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss_Anon")), 0)
 
 
-def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process that is not of files; 0 if it has ended."""
-    try:
-        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return (int(resident) - int(shared)) * resource.getpagesize()
-
-
 class HighWaterMark:
     """The highest resident memory of a process, which the kernel keeps."""
 
@@ -89,7 +81,7 @@ class HighWaterMark:
         self._files = 0
 
     def read(self) -> tuple[int, int]:
-        """Return the resident memory, and the bytes by which it was higher at its peak since the last `reset`.
+        """Return the private memory, and the bytes by which it was higher at its peak since the last `reset`.
 
         The second number does not include files that were mapped at an earlier call and are not mapped now. Both are 0
         if the process has ended.
@@ -98,12 +90,12 @@ class HighWaterMark:
             lines = (line.split() for line in (self._folder / "status").read_text().splitlines())
         except (FileNotFoundError, ProcessLookupError):
             return 0, 0
-        sizes = {words[0]: int(words[1]) * 1024 for words in lines if words[0] in {"VmHWM:", "VmRSS:", "RssFile:"}}
-        if "RssFile:" not in sizes:  # it is ending
+        sizes = {words[0]: int(words[1]) * 1024 for words in lines if words[0] in FIELDS}
+        if len(sizes) < len(FIELDS):  # it is ending
             return 0, 0
-        self._files = max(self._files, sizes["RssFile:"])
-        unmapped = self._files - sizes["RssFile:"]
-        return sizes["VmRSS:"], max(0, sizes["VmHWM:"] - sizes["VmRSS:"] - unmapped)
+        highest, resident, private, files = (sizes[field] for field in FIELDS)
+        self._files = max(self._files, files)
+        return private, max(0, highest - resident - (self._files - files))
 
     def reset(self) -> None:
         """Set the mark to the present memory."""
@@ -131,10 +123,10 @@ def main(folder: Path) -> None:
 
     def measure() -> None:
         with lock:
-            before = sum(resident for resident, _ in read_marks())
+            before = sum(size for size, _ in read_marks())
             private = sum(map(private_bytes, processes()))
             after = read_marks()
-            if abs(sum(resident for resident, _ in after) - before) < SAME_BYTES:
+            if abs(sum(size for size, _ in after) - before) < SAME_BYTES:
                 private += max(missed for _, missed in after)
                 for mark in marks.values():
                     mark.reset()
@@ -151,8 +143,7 @@ def main(folder: Path) -> None:
         most, read = dict[Phase, int](), 0.0
         while not over:
             with lock:
-                now, missed = phase, max(missed for _, missed in read_marks())
-            resident = missed + sum(map(resident_bytes, processes()))
+                now, resident = phase, sum(map(sum, read_marks()))
             if resident > most.get(now, 0) or time.monotonic() > read + READ_SECONDS:
                 measure()
                 most[now], read = max(resident, most.get(now, 0)), time.monotonic()
