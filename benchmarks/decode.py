@@ -8,6 +8,7 @@ and share what they do not change. llama.cpp has a process per model (`--llama`)
 kernel, which has the same loops, sums and threads as the sparse one. Two times are given per side: the median on the
 clock, and the lowest CPU time of one token, which other programs disturb less (with several threads it counts all of
 them). The bound is the bytes that a token reads over the bandwidth of reading memory that the same run measured.
+`--memory` measures the resident memory of each side in a process of its own. It includes the file that llama.cpp maps.
 `--perplexity` measures int8 with x quantised (as in decoding) and not quantised (as for a long prompt) on a text,
 beside bfloat16.
 """
@@ -15,6 +16,7 @@ beside bfloat16.
 import argparse
 import copy
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -30,8 +32,10 @@ from torch.nn import functional
 
 from benchmarks.llama import LlamaCpp, write_gguf
 from benchmarks.shapes import config_of, random_model
+from benchmarks.turns import answer, resident_bytes, take_turns
 from seft.data.records import read
 from seft.data.text import encode, evaluation_windows
+from seft.devices import trim_memory
 from seft.float32_products import use_float32_products
 from seft.models.load import load, load_tokenizer
 from seft.models.source import find
@@ -40,6 +44,7 @@ from seft.native import kernels
 from seft.runtime import compressed
 from seft.runtime.accelerate import SparseLinear, accelerate
 
+SIDES = ("torch bfloat16", "dense", "sparse", "sparse int8")
 WARM_UP, ROUND = 2, 8
 PROMPT = 16
 
@@ -54,7 +59,10 @@ def main() -> None:
         if arguments.perplexity:
             print(json.dumps({"zeros": zeros, "perplexity": _perplexities(base, arguments)}))
             continue
-        sides = _sides(base, float32=arguments.float32)
+        if arguments.memory:
+            _print_memory(base.config, zeros, arguments)
+            continue
+        sides = {name: _side(_shared(base), name) for name in _names(arguments)}
         same = _greedy(sides["dense"]) == _greedy(sides["sparse"])
         with _others(arguments.llama, base.config) as others:
             for threads in arguments.threads:
@@ -77,6 +85,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--float32", action="store_true", help="also torch in float32, which needs the most memory")
     parser.add_argument("--llama", help="Python that has llama-cpp-python, to measure llama.cpp too")
     parser.add_argument("--perplexity", type=Path, help="measure perplexity on this text instead of speed")
+    parser.add_argument("--memory", action="store_true", help="measure resident memory instead of speed")
     parser.add_argument("--out", type=Path, help="JSON file of the results")
     return parser.parse_args()
 
@@ -94,23 +103,53 @@ def _base(reference: str | None, zeros: float) -> Any:
     return model
 
 
-def _sides(base: Any, *, float32: bool) -> dict[str, Any]:
-    """Return a model per side. They share the parameters that they do not replace."""
+def _names(arguments: argparse.Namespace) -> list[str]:
+    return [*SIDES, *(["torch float32"] if arguments.float32 else [])]
 
-    def shared() -> Any:
-        return copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
 
-    sides = {
-        "torch bfloat16": base,
-        "dense": accelerate(shared(), least_zeros=2),
-        "sparse": accelerate(shared()),
-        "sparse int8": accelerate(shared(), "int8"),
-    }
-    if float32:
-        sides["torch float32"] = copy.deepcopy(base)
-        for parameter in sides["torch float32"].parameters():
-            parameter.data = parameter.data.float()
-    return sides
+def _shared(base: Any) -> Any:
+    """Return a copy of a model that shares its parameters."""
+    return copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
+
+
+def _side(model: Any, name: str) -> Any:
+    """Return the model of a side. It keeps the parameters that it does not replace."""
+    match name:
+        case "dense":
+            return accelerate(model, least_zeros=2)
+        case "sparse":
+            return accelerate(model)
+        case "sparse int8":
+            return accelerate(model, "int8")
+        case "torch float32":
+            model = copy.deepcopy(model)
+            for parameter in model.parameters():
+                parameter.data = parameter.data.float()
+            return model
+        case _:
+            return model
+
+
+def _print_memory(config: Any, zeros: float, arguments: argparse.Namespace) -> None:
+    """Print the resident memory of each side while it decodes, in a process of its own."""
+    resident: dict[str, int] = {}
+    for name in _names(arguments):  # one after the other, because together they need much memory
+        resident |= take_turns(_decode_alone, {name: (name, arguments.model, zeros)}, 1)[1]
+    with _others(arguments.llama, config) as others:
+        for name, other in others.items():
+            other.tokens(1, ROUND)
+            resident[name] = resident_bytes(other.pid)
+    print(f"\n{zeros:.0%} zeros\n| side | resident MB |\n|---|---|")
+    for name, size in resident.items():
+        print(f"| {name} | {size / 1e6:,.0f} |", flush=True)
+
+
+def _decode_alone(name: str, reference: str | None, zeros: float, pipe: Any) -> None:
+    use_float32_products()
+    torch.set_num_threads(1)
+    model = _side(_base(reference, zeros), name)
+    trim_memory()
+    answer(pipe, lambda: _greedy(model, ROUND), lambda: resident_bytes(os.getpid()))
 
 
 @torch.inference_mode()

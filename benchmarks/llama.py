@@ -76,6 +76,7 @@ class LlamaCpp:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         self.bytes = path.stat().st_size
+        self.pid = self._process.pid
 
     def tokens(self, threads: int, count: int) -> tuple[list[float], list[float]]:
         """Return the milliseconds per token on the clock, and of CPU time, of `count` tokens after a short prompt."""

@@ -6,6 +6,7 @@ Each side has a process of its own, so that its peak memory is its own.
 import resource
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ def take_turns(
     for name, arguments in sides.items():
         ours, theirs = context.Pipe()
         context.Process(target=side, args=(*arguments, theirs)).start()
+        theirs.close()  # so that the end of the process is noticed
         ours.recv()  # one model is loaded at a time
         pipes[name] = ours
     results: dict[str, list[Any]] = {name: [] for name in pipes}
@@ -51,6 +53,12 @@ def answer(pipe: Any, run: Callable[[], Any], peak: Callable[[], int]) -> None:
 def ratio_to_first(seconds: Mapping[str, Sequence[float]], side: str) -> float:
     """Return the median of a side divided by the median of the first side."""
     return statistics.median(seconds[side]) / statistics.median(next(iter(seconds.values())))
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the memory of a process that is in RAM now, with the files that it has mapped."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
 
 def peak_bytes(device: str) -> int:
