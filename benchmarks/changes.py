@@ -11,7 +11,8 @@ from unittest.mock import patch
 import torch
 
 from seft.config import Variant
-from seft.repair import evolve, fixed_mask, linear, optimizer, schedule
+from seft.dtypes import master_dtype
+from seft.repair import active, evolve, fixed_mask, linear, optimizer, schedule
 from seft.repair.positions import entries
 from seft.repair.published import PublishedWindow
 from seft.repair.window import Window
@@ -58,6 +59,7 @@ LATER = dict.fromkeys(Variant, 5)
 CHANGES: dict[str, Change] = {
     "growth at nonzeros only": {(evolve, "choose"): _at_nonzeros},
     "no limit for zeros": {(linear, "MOST_ZEROS"): 1.0},
+    "moments in float32": {(active, "moment_dtype"): master_dtype},
     "grown entries start with empty moments": {(optimizer, "seed_moments"): lambda *_: None},
     "the largest gradients grow": {(Window, "_draws"): _equal_draws},
     "steps of full size everywhere": {(Window, "_sample"): PublishedWindow._sample},

@@ -11,6 +11,7 @@ from seft.config import Compare, Pattern, PruneConfig, RepairConfig, Retain, Var
 Study = dict[str, Cell]
 TEXT = 1 << 14
 """Tokens of retained text. Each is read about three times in a hundred steps."""
+MOMENTS = "moments in float32"
 
 
 def bases() -> Study:
@@ -42,7 +43,7 @@ def ablations() -> Study:
     return {
         "as built": Cell(WANDA, base),
         "as published": Cell(WANDA, replace(base, variant=Variant.PUBLISHED)),
-        **{name: Cell(WANDA, base, change=name) for name in CHANGES},
+        **{name: Cell(WANDA, base, change=name) for name in CHANGES if name != MOMENTS},
         **{
             f"an event every {interval} steps": Cell(WANDA, replace(base, update_interval=interval))
             for interval in (5, 20, 40)
@@ -147,6 +148,18 @@ def peers() -> Study:
     }
 
 
+def moments() -> Study:
+    """Return the methods with Adam's moments in bfloat16, as built, and in float32, with three seeds for `seft`."""
+    return {
+        f"{name}{change and ', ' + change}, seed {seed}": Cell(
+            ADMM, replace(RECIPES[name].config("auto"), seed=seed), change=change
+        )
+        for name, seeds in (("seft", 3), ("masked_full", 1))
+        for seed in range(seeds)
+        for change in ("", MOMENTS)
+    }
+
+
 def thousand() -> Study:
     """Return the default and its ceiling for 1,000 steps on GSM8K's text, which WikiText-2 is too short for."""
     ceiling = RECIPES["ceiling"].config(1e-3, steps=1000)
@@ -174,5 +187,5 @@ def _pairs(prune: PruneConfig) -> PruneConfig:
 
 STUDIES: dict[str, Callable[[], Study]] = {
     study.__name__: study
-    for study in (bases, methods, ablations, swaps, gradual, retention, batch, defaults, peers, thousand)
+    for study in (bases, methods, ablations, swaps, gradual, retention, batch, defaults, peers, moments, thousand)
 }

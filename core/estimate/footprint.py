@@ -29,11 +29,11 @@ COMPACT_BYTES = 80_000_000
 """Bytes of the buffers of the threads that write and verify a compact file."""
 INTEGER = 4
 """Bytes per weight of the largest tensor while its integers are made again and compared: four copies of them."""
-ACTIVE, CANDIDATE, LISTED = 26, 16, 4
-"""Bytes per trained weight (index, base, value, moments, age, gradient), bytes per candidate, candidates per weight.
+ACTIVE, IN_DTYPE, CANDIDATE, LISTED = 14, 3, 16, 4
+"""Bytes per trained weight (index, value, age, gradient), and its numbers in the data type of the job (base, moments).
 
-A candidate is a weight that a topology update can select. The last number is how many candidates are kept per weight
-that it selects.
+The third number is the bytes per candidate: a weight that a topology update can select. The last number is how many
+candidates are kept per weight that it selects.
 """
 GATED = 1.5
 """Ratio above which a block has a gate.
@@ -379,17 +379,18 @@ def _method(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
     repair = spec.repair
     config = spec.repair_config()
     count = round(config.trained_fraction * model.targets) if config else 0
+    active = ACTIVE + IN_DTYPE * spec.value_bytes
     match repair.method:
         case RepairMethod.SEFT:
             # The first event replaces the whole active set.
             window = LISTED * CANDIDATE if repair.steps > 1 else 0
             # The published variant sums the gradients of all weights before an event.
             sums = FLOAT * model.targets if repair.variant is Variant.PUBLISHED else 0
-            return count * (ACTIVE + window) + sums, count * ACTIVE + sums
+            return count * (active + window) + sums, count * active + sums
         case RepairMethod.FIXED_MASK:
-            return count * ACTIVE, count * ACTIVE
+            return count * active, count * active
         case RepairMethod.MASKED_FULL:
-            return _nonzeros(model, spec) * ACTIVE, _nonzeros(model, spec) * ACTIVE
+            return _nonzeros(model, spec) * active, _nonzeros(model, spec) * active
         case _:
             return count * VECTOR, count * VECTOR
 

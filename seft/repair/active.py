@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seft.dtypes import master_dtype
+from seft.dtypes import master_dtype, moment_dtype
 from seft.fit import require_positions
 from seft.repair.positions import BasePositions, entries, put
 
@@ -20,8 +20,9 @@ class Active(BasePositions):
     """Active positions of one weight matrix, with their values and optimizer state.
 
     `values` are the trained values, in float32 or wider; the matrix has them rounded to its own dtype. `bases` are the
-    exact entries of the matrix from when each position became active. `means` and `squares` are Adam's moments, and
-    `ages` the number of gradients in them.
+    exact entries of the matrix from when each position became active. `means` and `squares` are Adam's moments, in
+    bfloat16 if the matrix has 16 bits per entry, and `ages` the number of gradients in them. A position has 16 bytes
+    then, and 22 in a float32 matrix.
     """
 
     values: Float[Tensor, "positions"]
@@ -34,8 +35,8 @@ class Active(BasePositions):
         """Return newly trained positions: value and base are the current weight, the optimizer's moments are zero."""
         bases = entries(weight, indices)
         values = bases.to(master_dtype(weight.dtype), copy=True)
-        means, squares = torch.zeros_like(values), torch.zeros_like(values)
-        return cls(indices, bases, values, means, squares, torch.zeros_like(indices, dtype=torch.int16))
+        means = torch.zeros_like(values, dtype=moment_dtype(weight.dtype))
+        return cls(indices, bases, values, means, means.clone(), torch.zeros_like(indices, dtype=torch.int16))
 
     @property
     def deltas(self) -> Float[Tensor, "positions"]:

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.dtypes import master_dtype
+from seft.repair.rounding import round_stochastically
 from seft.repair.sampled import row_chunks
 from seft.repair.values import TensorFields
-from seft.seeds import generator
 
 SQUARE_DECAY = 0.99
 """Decay per step of the moving averages of the squared gradients."""
@@ -26,8 +26,6 @@ EPSILON = 1e-30
 CACHED, CHUNK = 1 << 18, 1 << 24
 """Number of entries that are changed at a time, on a CPU, where their copies stay in the cache, and on other devices.
 The random numbers of the rounding depend on it."""
-DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
-"""Number of mantissa bits of float32 that a narrower dtype lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,23 +111,6 @@ def step(
     return total.sqrt()
 
 
-def round_stochastically(
-    values: Float[Tensor, "*shape"], dtype: torch.dtype, seed: int, name: str
-) -> Shaped[Tensor, "*shape"]:
-    """Return the values in a narrower dtype, rounded up or down at random so that the mean of the result is the value.
-
-    Overwrites `values`. A wider dtype needs no rounding. Zero stays zero. Values below the normal numbers of float16
-    (6e-5) are rounded to the nearest number. `seed` and `name` set the random numbers.
-    """
-    bits = DROPPED_BITS.get(dtype)
-    if bits is None:
-        return values.to(dtype)
-    # Adding a random number below the last kept bit and cutting the rest off carries with the right probability.
-    raw = values.view(torch.int32)
-    raw.add_(_random_bits(raw, seed, name).bitwise_and_((1 << bits) - 1)).bitwise_and_(-1 << bits)
-    return values.to(dtype)
-
-
 def _chunks(weight: Float[Tensor, "rows cols"]) -> Iterator[slice]:
     return row_chunks(weight.shape, CACHED if weight.device.type == "cpu" else CHUNK)
 
@@ -137,10 +118,3 @@ def _chunks(weight: Float[Tensor, "rows cols"]) -> Iterator[slice]:
 def _nonzeros(weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
     """Return 1 for nonzeros and 0 for zeros. On a CPU this is many times faster than a mask."""
     return weight.sign().abs_()
-
-
-def _random_bits(like: Int[Tensor, "*shape"], seed: int, name: str) -> Int[Tensor, "*shape"]:
-    """Return whole numbers whose lowest 16 bits are random, four of them from each number drawn."""
-    drawn = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
-    halves = drawn.random_(-(1 << 63), None, generator=generator(seed, name, like.device)).view(torch.int32)
-    return torch.cat([halves, halves >> 16])[: like.numel()].view(like.shape)

@@ -13,10 +13,11 @@ import math
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from seft.repair.active import Active
+from seft.repair.rounding import round_by_hash
 from seft.repair.window import GradientSums
 
 MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8
@@ -64,10 +65,8 @@ def step(
     their ratio.
     """
     trained.ages.add_(1).clamp_(max=MAX_AGE - 1)
-    trained.means.lerp_(gradient, 1 - MEAN_DECAY)
-    trained.squares.lerp_(gradient**2, 1 - SQUARE_DECAY)
-    mean = trained.means / _bias_correction(trained.ages, MEAN_DECAY, gradient.dtype)
-    root = (trained.squares / _bias_correction(trained.ages, SQUARE_DECAY, gradient.dtype)).sqrt_().add_(EPSILON)
+    mean = _average(trained, trained.means, gradient, MEAN_DECAY)
+    root = _average(trained, trained.squares, gradient**2, SQUARE_DECAY).sqrt_().add_(EPSILON)
     mean *= (typical / root).clamp_(max=1)
     trained.values.sub_(trained.deltas, alpha=rate * weight_decay)
     trained.values.addcdiv_(mean, root, value=-rate)
@@ -101,6 +100,17 @@ def _mean_square(window: GradientSums, steps: int, pieces: int) -> Float[Tensor,
     """
     mean = window.sums / steps
     return mean**2 + (window.squares / steps - mean**2 / pieces).clamp_(min=0)
+
+
+def _average(
+    trained: Trained, moments: Shaped[Tensor, "values"], new: Float[Tensor, "values"], decay: float
+) -> Float[Tensor, "values"]:
+    """Add new values to the moments in place. Returns the moments with bias correction, in the dtype of `new`."""
+    exact = moments.to(new.dtype).lerp_(new, 1 - decay)
+    corrected = exact / _bias_correction(trained.ages, decay, new.dtype)
+    if exact is not moments:
+        moments.copy_(round_by_hash(exact, moments.dtype, trained.values, trained.ages))
+    return corrected
 
 
 def _bias_correction(ages: Tensor, decay: float, dtype: torch.dtype) -> Float[Tensor, "ages"]:

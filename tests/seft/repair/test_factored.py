@@ -1,4 +1,4 @@
-"""The optimizer of all nonzeros: equal to its formula in float64, and unbiased rounding in narrow dtypes."""
+"""The optimizer of all nonzeros: equal to its formula in float64, and the same random numbers for the same names."""
 
 import pytest
 import torch
@@ -75,23 +75,6 @@ def test_a_gradient_that_is_zero_or_not_finite_changes_nothing(value: float) -> 
     factored.step(weight, gradient, moments, RATE, seed=0, name="")
     assert torch.equal(weight, start)
     assert all(map(torch.equal, moments.tensors().values(), before.tensors().values()))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_rounding_goes_to_a_neighbour_and_is_right_on_average(dtype: torch.dtype) -> None:
-    values = torch.randn(64, generator=torch.Generator().manual_seed(0))
-    values[:8] = 0
-    rounded = torch.stack([factored.round_stochastically(values.clone(), dtype, 0, str(draw)) for draw in range(4000)])
-    assert rounded.dtype is dtype
-    exact, spacing = rounded.float(), values.abs() * torch.finfo(dtype).eps
-    assert ((exact - values).abs() <= spacing).all()
-    assert (exact[:, :8] == 0).all()
-    assert ((exact.mean(0) - values).abs() <= 5 * spacing / 4000**0.5).all()
-
-
-def test_values_that_the_narrow_dtype_has_are_not_rounded() -> None:
-    values = torch.randn(100).bfloat16()
-    assert torch.equal(factored.round_stochastically(values.float(), torch.bfloat16, 0, ""), values)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -41,8 +41,8 @@ def step_alone(linear: RepairedLinear, active: Active, gradient: Tensor) -> None
 @pytest.mark.parametrize("dtypes", [[torch.float32] * 4, [torch.bfloat16] * 4, [torch.bfloat16, torch.float32] * 2])
 def test_a_step_of_all_has_the_bits_of_a_step_of_each(dtypes: list[torch.dtype], *, transposed: bool) -> None:
     together = linears(dtypes, transposed=transposed)
+    flat = FlatOptimizer(together)  # if dtypes are mixed, all have the widest one from now on
     copies = [Active(*(tensor.clone() for tensor in linear.active.tensors().values())) for linear in together]
-    flat = FlatOptimizer(together)
     for seed in range(3):
         flat.update(gradients(together, seed), 0.1, 0.5)
         for linear, active, gradient in zip(together, copies, gradients(together, seed), strict=True):

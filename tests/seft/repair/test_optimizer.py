@@ -22,6 +22,26 @@ def test_without_events_it_is_adam() -> None:
     torch.testing.assert_close(active.values, twin.detach())
 
 
+def test_moments_in_bfloat16_have_half_the_bytes_and_the_means_of_exact_ones() -> None:
+    weight, every = torch.randn(40, 50).bfloat16(), torch.arange(2000, dtype=torch.int32)
+    narrow, exact = Active.start(weight, every), Active.start(weight.float(), every)
+    sizes = [sum(each.nbytes for each in active.tensors().values()) / 2000 for active in (narrow, exact)]
+    assert sizes == [16, 22]
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1500):
+        # there are no gradients at the end
+        gradient = torch.randn(2000, generator=generator) * (step < 1000)
+        for active in (narrow, exact):
+            optimizer.step(active, gradient, rate=1e-3, weight_decay=0.0)
+        if step in {999, 1499}:
+            ratio = narrow.squares.double() / exact.squares
+            assert abs(float(ratio.mean()) - 1) < 5e-3
+            assert float(ratio.std()) < 0.1
+    distance = (narrow.values - exact.values).square().mean().sqrt()
+    moved = (exact.values - exact.bases).square().mean().sqrt()
+    assert distance < 0.1 * moved
+
+
 def test_weight_decay_pulls_the_delta_to_zero_and_never_the_weight() -> None:
     active = Active.start(WEIGHT, INDICES)
     active.values.add_(1.0)
