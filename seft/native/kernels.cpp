@@ -1,11 +1,10 @@
-// The functions that Python calls through ctypes: products with compressed matrices, expanding them, and selected entries
-// of a product of two dense matrices.
+// The functions that Python calls through ctypes: products with compressed matrices, expanding them, selected entries of a
+// product of two dense matrices, and the product of a matrix with itself.
 //
 // They know nothing of torch. Python gives them torch's GOMP_parallel, so that the products use the threads that torch
 // already has. A second pool would compete with them for the processors.
 #include "levels.h"
 
-#include <algorithm>
 #include <atomic>
 #include <initializer_list>
 #include <memory>
@@ -222,4 +221,32 @@ SEFT_API int32_t seft_sample(const void* left, const void* right, int64_t tokens
         });
     }
     return 0;
+}
+
+// Adds weight * x^T x to the symmetric matrix `out`. x is bfloat16 [tokens][cols], sums are float32. Returns 0, 1 if memory
+// is short, or 2 if the level in use has no such loops.
+SEFT_API int32_t seft_gram([[maybe_unused]] const uint16_t* x, [[maybe_unused]] int64_t tokens,
+                           [[maybe_unused]] int64_t cols, [[maybe_unused]] float weight, [[maybe_unused]] float* out,
+                           [[maybe_unused]] int32_t threads) {
+#ifdef SEFT_X86
+    if (chosen == AVX512) {
+        const int64_t panels = divided_up(cols, GRAM_COLS), most = std::min(tokens, COPIED_TOKENS);
+        Gram gram{x, 0, cols, weight, out, divided_up(most, 2), nullptr};
+        try {
+            gram.pairs = reinterpret_cast<uint32_t*>(scratch(panels * gram.steps * GRAM_COLS * sizeof(uint32_t)));
+        } catch (const std::bad_alloc&) {
+            return 1;
+        }
+        for (int64_t token = 0; token < tokens; token += gram.tokens, gram.x += gram.tokens * cols) {
+            gram.tokens = std::min(most, tokens - token);
+            gram.steps = divided_up(gram.tokens, 2);
+            share(panels, gram.tokens * cols, threads,
+                  [&](int64_t first, int64_t last) { avx512::GramLoops::copy(gram, first, last); });
+            share(panels, gram.tokens * cols, threads,
+                  [&](int64_t first, int64_t last) { avx512::GramLoops::add(gram, first, last); });
+        }
+        return 0;
+    }
+#endif
+    return 2;
 }

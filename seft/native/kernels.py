@@ -2,7 +2,7 @@
 
 The extension is a plain shared library with C functions (`kernels.cpp`), built when the package is installed if a C++
 compiler is there. ctypes calls it, which releases the lock of the interpreter. Without it, torch computes the same: it
-multiplies with expanded matrices, and samples products more slowly.
+multiplies with expanded matrices, and samples products and computes Gram matrices more slowly.
 """
 
 import ctypes
@@ -63,6 +63,7 @@ def library() -> Any:
     loaded.seft_expand.argtypes = (address, size, size, address, flag)
     loaded.seft_expand.restype = None
     loaded.seft_sample.argtypes = (address, address, size, size, size, address, size, address, flag, flag)
+    loaded.seft_gram.argtypes = (address, size, size, ctypes.c_float, address, flag)
     loaded.seft_use_parallel.argtypes = (address,)
     # torch loads its OpenMP library for the whole process. Products share its threads.
     if parallel := getattr(ctypes.CDLL(None), "GOMP_parallel", None):

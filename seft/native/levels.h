@@ -2,7 +2,7 @@
 //
 // Each level has Float (bfloat16 values, x in float32) and Int8 (int8 values, x quantised to 12 bits per row). AVX-512 also
 // has Bfloat16 (bfloat16 values, x in bfloat16, sums in float32) and Int8Row, which is Int8 for one row of x. For selected
-// entries of a product, each level has FloatProduct, and AVX-512 also Bfloat16Product.
+// entries of a product, each level has FloatProduct, and AVX-512 also Bfloat16Product. Only AVX-512 has GramLoops.
 #pragma once
 #include "matrix.h"
 
@@ -312,6 +312,8 @@ struct Bfloat16Product {
         return _mm512_reduce_add_ps(_mm512_add_ps(sums, others));
     }
 };
+
+#include "gram.h"
 }  // namespace avx512
 #if defined(__clang__)
 #pragma clang attribute pop

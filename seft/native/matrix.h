@@ -5,6 +5,7 @@
 // column, and all blocks of all panels follow each other in one array. So a kernel reads two streams from front to back.
 // Rows and columns that fill the last panel and block have no bits. 64 bytes after the last value can be read.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -52,6 +53,19 @@ struct Sample {
     void* right_copy;
     void* left_copy;           // the columns of `left` from first_row on
     int64_t first_row;
+};
+
+// What the loops of gram.h work on. `pairs` has the copied inputs: `steps` pairs of tokens of each panel of columns.
+constexpr int GRAM_ROWS = 8;
+constexpr int GRAM_COLS = 48;
+constexpr int64_t GRAM_STEPS = 64;
+struct Gram {
+    const uint16_t* x;
+    int64_t tokens, cols;
+    float weight;
+    float* out;
+    int64_t steps;
+    uint32_t* pairs;
 };
 
 // Writes 8 rows of 8 floats as columns. `width` and `height` are the distances of rows in `in` and of columns in `out`.

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seft.errors import PruneError
+from seft.native import kernels
+from seft.native.kernels import Level
 
 
 class Batch:
@@ -40,10 +42,8 @@ class Batch:
         The first call has None. Linears that give the same tensor get the same tensor.
         """
         if self._means is None or self._means[0] is not mean:
-            rows = self.rows
-            start = rows.new_zeros(()) if mean is None else mean
-            after = torch.addmm(start, rows.T, rows, beta=calls / (calls + 1), alpha=2 / (calls + 1))
-            self._means = mean, after
+            inputs = self._inputs.reshape(-1, self._inputs.shape[-1])
+            self._means = mean, add_products(mean, inputs, calls / (calls + 1), 2 / (calls + 1))
         return self._means[1]
 
 
@@ -85,6 +85,26 @@ class Gram:
         mean = torch.zeros(1, 1) if self._mean is None else self._mean
         _require_usable(mean.diagonal())
         return mean
+
+
+def add_products(
+    matrix: Float[Tensor, "cols cols"] | None, inputs: Float[Tensor, "tokens cols"], beta: float, alpha: float
+) -> Float[Tensor, "cols cols"]:
+    """Return `beta * matrix + alpha * inputs^T inputs` in float32. The matrix is symmetric; None is zero.
+
+    Where a processor has instructions for bfloat16, a kernel of `seft.native` multiplies bfloat16 inputs. It computes
+    the same products, and half of the sums.
+    """
+    if inputs.dtype == torch.bfloat16 and inputs.device.type == "cpu" and kernels.level() is Level.AVX512:
+        inputs, cols = inputs.contiguous(), inputs.shape[1]
+        result = torch.zeros(cols, cols) if matrix is None else matrix * beta
+        threads = torch.get_num_threads()
+        if kernels.library().seft_gram(inputs.data_ptr(), *inputs.shape, alpha, result.data_ptr(), threads):
+            raise MemoryError
+        return result
+    rows = inputs.float()
+    start = rows.new_zeros(()) if matrix is None else matrix
+    return torch.addmm(start, rows.T, rows, beta=beta, alpha=alpha)
 
 
 def damped(hessian: Float[Tensor, "cols cols"], damping: float) -> Float[Tensor, "cols cols"]:

@@ -109,6 +109,28 @@ static bool check_sample(int64_t tokens, int64_t rows, int64_t cols, Dtype dtype
     return true;
 }
 
+static bool check_gram(int64_t tokens, int64_t cols) {
+    std::vector<uint16_t> x(tokens * cols);
+    std::vector<float> found(cols * cols, 1);
+    for (auto& value : x) value = to_bfloat16(uniform());
+    if (seft_gram(x.data(), tokens, cols, 0.5f, found.data(), 2)) return false;
+    for (int64_t i = 0; i < cols; i++)
+        for (int64_t j = 0; j < cols; j++) {
+            double sum = 1, size = 1;
+            for (int64_t token = 0; token < tokens; token++) {
+                double term = 0.5 * from_bfloat16(x[token * cols + i]) * from_bfloat16(x[token * cols + j]);
+                sum += term;
+                size += std::fabs(term);
+            }
+            if (!(std::fabs(found[i * cols + j] - sum) <= size * 1e-6)) {
+                std::printf("gram %ld x %ld at %ld, %ld: %g instead of %g\n", long(tokens), long(cols), long(i), long(j),
+                            double(found[i * cols + j]), sum);
+                return false;
+            }
+        }
+    return true;
+}
+
 int main() {
     seft_use_parallel(two_threads);
     for (int32_t level = 0; level < 4; level++) {
@@ -125,6 +147,7 @@ int main() {
             const int64_t tokens = round % 20 ? random_bits() % 200 : 1024 + random_bits() % 100;
             for (Dtype dtype : {BFLOAT16, FLOAT32})
                 if (!check_sample(tokens, rows, 1 + random_bits() % 40, dtype)) return 1;
+            if (level == AVX512 && !check_gram(tokens, cols)) return 1;
         }
         std::printf("level %d\n", level);
     }
