@@ -8,7 +8,8 @@ and share what they do not change. llama.cpp has a process per model (`--llama`)
 kernel, which has the same loops, sums and threads as the sparse one. Two times are given per side: the median on the
 clock, and the lowest CPU time of one token, which other programs disturb less (with several threads it counts all of
 them). The bound is the bytes that a token reads over the bandwidth of reading memory that the same run measured.
-`--memory` measures the resident memory of each side in a process of its own. It includes the file that llama.cpp maps.
+`--memory` measures the resident memory of each side after it has decoded, in a process of its own. It includes the file
+that llama.cpp maps.
 `--perplexity` measures int8 with x quantised (as in decoding) and not quantised (as for a long prompt) on a text,
 beside bfloat16.
 """
@@ -87,7 +88,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--perplexity", type=Path, help="measure perplexity on this text instead of speed")
     parser.add_argument("--memory", action="store_true", help="measure resident memory instead of speed")
     parser.add_argument("--out", type=Path, help="JSON file of the results")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.out and (arguments.memory or arguments.perplexity):
+        parser.error("--out has the speed, so it cannot be given with --memory or --perplexity")
+    return arguments
 
 
 def _base(reference: str | None, zeros: float) -> Any:
@@ -131,7 +135,7 @@ def _side(model: Any, name: str) -> Any:
 
 
 def _print_memory(config: Any, zeros: float, arguments: argparse.Namespace) -> None:
-    """Print the resident memory of each side while it decodes, in a process of its own."""
+    """Print the resident memory of each side after it has decoded, in a process of its own."""
     resident: dict[str, int] = {}
     for name in _names(arguments):  # one after the other, because together they need much memory
         resident |= take_turns(_decode_alone, {name: (name, arguments.model, zeros)}, 1)[1]

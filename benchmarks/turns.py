@@ -1,6 +1,6 @@
 """Runs the sides of a comparison in turn, so that a noisy machine slows all of them.
 
-Each side has a process of its own, so that its peak memory is its own.
+Each side has a process of its own, so that its memory is its own.
 """
 
 import resource
@@ -16,7 +16,7 @@ from torch.multiprocessing import get_context
 def take_turns(
     side: Callable[..., None], sides: Mapping[str, tuple[Any, ...]], rounds: int
 ) -> tuple[dict[str, list[Any]], dict[str, int]]:
-    """Return the results of all rounds and the peak memory in bytes, by the names of the sides.
+    """Return the results of all rounds and the memory in bytes that each side reports, by the names of the sides.
 
     `side` is called in a new process for each side, with its arguments and a pipe, and calls `answer` with that pipe.
     """
@@ -42,12 +42,12 @@ def take_turns(
             pipe.close()  # ends a side that still waits
 
 
-def answer(pipe: Any, run: Callable[[], Any], peak: Callable[[], int]) -> None:
-    """Call `run` on each request and send its result, in the process of a side. At the end send the peak memory."""
+def answer(pipe: Any, run: Callable[[], Any], memory: Callable[[], int]) -> None:
+    """Call `run` on each request and send its result, in the process of a side. At the end send the memory."""
     pipe.send("ready")
     while pipe.recv() == "run":
         pipe.send(run())
-    pipe.send(peak())
+    pipe.send(memory())
 
 
 def ratio_to_first(seconds: Mapping[str, Sequence[float]], side: str) -> float:

@@ -30,10 +30,10 @@ COMPACT_BYTES = 80_000_000
 INTEGER = 4
 """Bytes per weight of the largest tensor while its integers are made again and compared: four copies of them."""
 ACTIVE, IN_DTYPE, CANDIDATE, LISTED = 14, 3, 16, 4
-"""Bytes per trained weight (index, value, age, gradient), and its numbers in the data type of the job (base, moments).
+"""Bytes per trained weight (index, value, age, gradient), and how many more numbers it has in the data type of the job
+(base, two moments). Then bytes per candidate, and candidates per trained weight.
 
-The third number is the bytes per candidate: a weight that a topology update can select. The last number is how many
-candidates are kept per weight that it selects.
+A candidate is a weight that a topology update can select.
 """
 GATED = 1.5
 """Ratio above which a block has a gate.

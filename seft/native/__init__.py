@@ -1,1 +1,1 @@
-"""Compiled kernels of the CPU, for `seft.repair` and `seft.runtime`."""
+"""Compiled kernels of the CPU, for `seft.prune`, `seft.repair` and `seft.runtime`."""

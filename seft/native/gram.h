@@ -19,8 +19,8 @@ struct GramLoops {
         }
     }
 
-    // Adds the products of the columns of the panels from `first` to before `last`, counted from the end, with all columns
-    // before them: the panels with the most work are the first.
+    // Adds the products of some panels of columns with all columns before their end. Panels are counted from the last one,
+    // because it has the most work.
     static void add(const Gram& gram, int64_t first, int64_t last) {
         const int64_t panels = divided_up(gram.cols, GRAM_COLS);
         for (int64_t panel = panels - 1 - first; panel > panels - 1 - last; panel--) {

@@ -223,8 +223,8 @@ SEFT_API int32_t seft_sample(const void* left, const void* right, int64_t tokens
     return 0;
 }
 
-// Adds weight * x^T x to the symmetric matrix `out`. x is bfloat16 [tokens][cols], sums are float32. Returns 0, 1 if memory
-// is short, or 2 if the level in use has no such loops.
+// Adds weight * x^T x to the symmetric matrix `out`. x is bfloat16 [tokens][cols], sums are float32. Returns 0, or 1 if
+// memory is short or the level in use has no such loops.
 SEFT_API int32_t seft_gram([[maybe_unused]] const uint16_t* x, [[maybe_unused]] int64_t tokens,
                            [[maybe_unused]] int64_t cols, [[maybe_unused]] float weight, [[maybe_unused]] float* out,
                            [[maybe_unused]] int32_t threads) {
@@ -242,11 +242,11 @@ SEFT_API int32_t seft_gram([[maybe_unused]] const uint16_t* x, [[maybe_unused]] 
             gram.steps = divided_up(gram.tokens, 2);
             share(panels, gram.tokens * cols, threads,
                   [&](int64_t first, int64_t last) { avx512::GramLoops::copy(gram, first, last); });
-            share(panels, gram.tokens * cols, threads,
+            share(panels, cols * cols, threads,
                   [&](int64_t first, int64_t last) { avx512::GramLoops::add(gram, first, last); });
         }
         return 0;
     }
 #endif
-    return 2;
+    return 1;
 }

@@ -53,8 +53,8 @@ def library() -> Any:
     """Return the loaded library, or None if it was not built. The first call without it logs a warning."""
     if not LIBRARY.exists():
         log.warning(
-            "the kernels of seft.native were not compiled when seft was installed: repair and compressed models run"
-            " correctly but slowly. Install a C++ compiler, then seft again."
+            "the kernels of seft.native were not compiled when seft was installed: pruning, repair and compressed"
+            " models run correctly but slowly. Install a C++ compiler, then seft again."
         )
         return None
     loaded = ctypes.CDLL(str(LIBRARY))

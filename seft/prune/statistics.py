@@ -93,11 +93,11 @@ def add_products(
     """Return `beta * matrix + alpha * inputs^T inputs` in float32. The matrix is symmetric; None is zero.
 
     Where a processor has instructions for bfloat16, a kernel of `seft.native` multiplies bfloat16 inputs. It computes
-    the same products, and half of the sums.
+    only the upper triangle and copies it to the lower one. Inputs and products below 1e-38 count as zero there.
     """
     if inputs.dtype == torch.bfloat16 and inputs.device.type == "cpu" and kernels.level() is Level.AVX512:
         inputs, cols = inputs.contiguous(), inputs.shape[1]
-        result = torch.zeros(cols, cols) if matrix is None else matrix * beta
+        result = inputs.new_zeros(cols, cols, dtype=torch.float32) if matrix is None else matrix * beta
         threads = torch.get_num_threads()
         if kernels.library().seft_gram(inputs.data_ptr(), *inputs.shape, alpha, result.data_ptr(), threads):
             raise MemoryError

@@ -5,7 +5,7 @@ Every operation works on each value alone, so the results do not depend on which
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch import Tensor
 from seft.repair import optimizer
 from seft.repair.active import Active, in_one_buffer
 from seft.repair.linear import RepairedLinear
+
+CACHED, CHUNK = 1 << 16, 1 << 24
+"""Number of positions that take a step at a time, on a CPU, whose cache holds the copies, and on other devices."""
 
 
 class FlatOptimizer:
@@ -29,16 +32,36 @@ class FlatOptimizer:
         if self._slices and all(map(operator.is_, lists, self._slices)):
             return
         self._whole, self._slices = in_one_buffer(lists)
-        self._sizes = torch.tensor([len(part) for part in lists], device=self._whole.indices.device)
         for linear, part in zip(self._linears, self._slices, strict=True):
             linear.adopt(part)
 
     def update(self, gradients: Sequence[Tensor], rate: float, weight_decay: float) -> None:
         """Take one optimizer step with the gradient of each linear, and write the values into the weight matrices."""
         self.gather()
-        typical = torch.stack([linear.typical for linear in self._linears])
-        typical = typical.where(typical != 0, torch.inf)
-        typical = typical.repeat_interleave(self._sizes, output_size=len(self._whole))
-        optimizer.step(self._whole, torch.cat(list(gradients)), rate, weight_decay, typical)
+        sizes = list(map(len, self._slices))
+        most = CACHED if self._whole.indices.device.type == "cpu" else CHUNK
+        start = 0
+        for group in _groups(sizes, most):
+            typical = torch.stack([linear.typical for linear in self._linears[group]])
+            typical = typical.where(typical != 0, torch.inf)
+            typical = typical.repeat_interleave(torch.tensor(sizes[group], device=typical.device))
+            gradient = torch.cat(list(gradients[group]))
+            for first in range(0, len(gradient), most):
+                here = slice(first, min(first + most, len(gradient)))
+                part = Active(*(each[start:][here] for each in self._whole.tensors().values()))
+                optimizer.step(part, gradient[here], rate, weight_decay, typical[here])
+            start += len(gradient)
         for linear in self._linears:
             linear.active.write(linear.weight)
+
+
+def _groups(sizes: Sequence[int], most: int) -> Iterator[slice]:
+    """Yield slices that together cover the sizes. The sum of each is at most `most`, or it has one size."""
+    first = total = 0
+    for place, size in enumerate(sizes):
+        if place > first and total + size > most:
+            yield slice(first, place)
+            first = place
+            total = 0
+        total += size
+    yield slice(first, len(sizes))

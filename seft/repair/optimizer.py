@@ -13,7 +13,7 @@ import math
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.repair.active import Active
@@ -22,7 +22,11 @@ from seft.repair.window import GradientSums
 
 MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8
 MAX_AGE = torch.iinfo(torch.int16).max
-"""Limit of the ages. The bias correction is 1 long before it."""
+"""Limit of the ages. The bias correction is 1 long before it.
+
+From there on, the bfloat16 moments of a position without gradients are rounded the same way in every step, so they
+stop falling.
+"""
 
 
 class Trained(Protocol):
@@ -103,12 +107,12 @@ def _mean_square(window: GradientSums, steps: int, pieces: int) -> Float[Tensor,
 
 
 def _average(
-    trained: Trained, moments: Shaped[Tensor, "values"], new: Float[Tensor, "values"], decay: float
+    trained: Trained, moments: Float[Tensor, "values"], new: Float[Tensor, "values"], decay: float
 ) -> Float[Tensor, "values"]:
     """Add new values to the moments in place. Returns the moments with bias correction, in the dtype of `new`."""
     exact = moments.to(new.dtype).lerp_(new, 1 - decay)
     corrected = exact / _bias_correction(trained.ages, decay, new.dtype)
-    if exact is not moments:
+    if exact is not moments:  # the moments are narrower
         moments.copy_(round_by_hash(exact, moments.dtype, trained.values, trained.ages))
     return corrected
 

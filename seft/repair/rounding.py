@@ -32,14 +32,12 @@ def round_by_hash(
     labels: Float[Tensor, "values"],
     counts: Int[Tensor, "counts"],
 ) -> Shaped[Tensor, "values"]:
-    """Return the values in a narrower dtype, as `round_stochastically`, but with hashes as random numbers.
+    """Return the values in a narrower dtype like `round_stochastically`, but with hashes as random numbers.
 
-    Overwrites `values`. A hash depends on the bits of the value, on a float32 label of its place, and on its count, or
-    the count of all. So the result does not depend on the order of the values. If the counts increase, the same value
-    is not always rounded the same way, and if labels differ, equal values are not rounded alike.
+    Overwrites `values`. A hash depends on the bits of the value, on a float32 label, and on a count. `counts` has one
+    number per value, or one for all. So the result does not depend on the order of the values. If the counts increase,
+    the same value is not always rounded the same way. If the labels differ, equal values are not rounded alike.
     """
-    if dtype not in DROPPED_BITS:
-        return values.to(dtype)
     random = (counts.int() * _FACTORS[0]).bitwise_xor(labels.view(torch.int32)).mul_(_FACTORS[1])
     random.bitwise_xor_(random >> 15)
     return _round(values, dtype, random.bitwise_xor_(values.view(torch.int32)).mul_(_FACTORS[0]) >> 16)

@@ -11,8 +11,15 @@ from tests.seft.runtime.test_kernels import level
 
 __all__ = ["level"]
 
-SHAPES = [(1, 1), (2, 47), (31, 48), (512, 49), (1000, 100), (2500, 200)]
+SHAPES = [(1, 1), (0, 5), (2, 47), (31, 48), (512, 49), (1000, 100), (2500, 200)]
 """Tokens and columns. The kernel has panels of 48 columns, and copies at most 1,024 tokens at a time."""
+
+
+@pytest.fixture(autouse=True)
+def _only_the_kernel(level: Level, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the level that has the kernel, torch must not compute the products."""
+    if level is Level.AVX512:
+        monkeypatch.setattr(torch, "addmm", None)
 
 
 def make(tokens: int, cols: int) -> tuple[Tensor, Tensor]:
@@ -45,8 +52,21 @@ def test_neither_threads_nor_the_memory_layout_change_a_bit(level: Level) -> Non
         found.append(add_products(matrix, inputs, 1.0, 1.0))
         found.append(add_products(matrix, inputs.T.contiguous().T, 1.0, 1.0))
     torch.set_num_threads(before)
-    if level is Level.AVX512:
+    if level is Level.AVX512:  # torch promises it for no product
         assert all(torch.equal(each, found[0]) for each in found)
+
+
+def test_the_sums_are_float32_whatever_the_default_dtype_is(level: Level) -> None:
+    inputs, _ = make(64, 60)
+    expected = add_products(None, inputs, 1.0, 1.0)
+    before = torch.get_default_dtype()
+    try:
+        for dtype in (torch.bfloat16, torch.float64):
+            torch.set_default_dtype(dtype)
+            assert torch.equal(add_products(None, inputs, 1.0, 1.0), expected)
+    finally:
+        torch.set_default_dtype(before)
+    assert kernels.level() is level
 
 
 def test_the_inputs_and_the_matrix_are_not_changed(level: Level) -> None:

@@ -38,7 +38,9 @@ def step_alone(linear: RepairedLinear, active: Active, gradient: Tensor) -> None
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("dtypes", [[torch.float32] * 4, [torch.bfloat16] * 4, [torch.bfloat16, torch.float32] * 2])
+@pytest.mark.parametrize(
+    "dtypes", [[torch.float32] * 4, [torch.bfloat16] * 4, [torch.float16] * 4, [torch.bfloat16, torch.float32] * 2]
+)
 def test_a_step_of_all_has_the_bits_of_a_step_of_each(dtypes: list[torch.dtype], *, transposed: bool) -> None:
     together = linears(dtypes, transposed=transposed)
     flat = FlatOptimizer(together)  # if dtypes are mixed, all have the widest one from now on

@@ -22,7 +22,7 @@ def test_without_events_it_is_adam() -> None:
     torch.testing.assert_close(active.values, twin.detach())
 
 
-def test_moments_in_bfloat16_have_half_the_bytes_and_the_means_of_exact_ones() -> None:
+def test_moments_in_bfloat16_need_fewer_bytes_and_agree_with_exact_ones_on_average() -> None:
     weight, every = torch.randn(40, 50).bfloat16(), torch.arange(2000, dtype=torch.int32)
     narrow, exact = Active.start(weight, every), Active.start(weight.float(), every)
     sizes = [sum(each.nbytes for each in active.tensors().values()) / 2000 for active in (narrow, exact)]
