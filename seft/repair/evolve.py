@@ -22,8 +22,7 @@ from torch import Tensor
 from seft.config import UNSTRUCTURED, Pattern
 from seft.errors import TrainError
 from seft.repair.active import Active
-from seft.repair.positions import entries
-from seft.repair.sampled import row_chunks
+from seft.repair.positions import count_nonzeros, entries
 from seft.repair.window import Candidates
 
 
@@ -73,8 +72,7 @@ def choose(
     #    most first. Take the first `len(dropped)` whose group has a place left beside the kept positions.
     # 7. Remove what the limits ask for, except positions that are taken or kept. Dropped positions among those taken
     #    are spared.
-    nonzeros = sum(int((weight[rows] != 0).sum()) for rows in row_chunks(weight.shape))  # faster than count_nonzero
-    spare = budget - nonzeros - int((entries(weight, kept.indices) == 0).sum())
+    spare = budget - count_nonzeros(weight) - int((entries(weight, kept.indices) == 0).sum())
     rest = dropped.indices[dropped.bases.abs().argsort(stable=True)]
     rest = rest[(entries(weight, rest) != 0) & ~torch.isin(rest, removal)]
     adapt = _Adapt(weight, torch.cat([removal, rest]), spare, pattern)

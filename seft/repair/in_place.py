@@ -11,6 +11,7 @@ from seft.config import RepairConfig
 from seft.models.products import Handler, Product, intercept_products
 from seft.models.targets import Target
 from seft.repair.method import Work
+from seft.repair.positions import count_nonzeros
 from seft.repair.product import with_bias_gradient
 from seft.report import Evolved, Reporter
 
@@ -80,7 +81,7 @@ class InPlaceMethod:
         nonzeros = weights = 0
         for linear in self._trainers.values():
             weight = linear.weight
-            nonzeros, weights = nonzeros + int(weight.count_nonzero()), weights + weight.numel()
+            nonzeros, weights = nonzeros + count_nonzeros(weight), weights + weight.numel()
         return 1 - nonzeros / weights
 
     def before_step(self, _: int) -> None:

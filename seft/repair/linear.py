@@ -17,7 +17,7 @@ from seft.models.targets import Target
 from seft.prune.mask import require_pattern
 from seft.repair import evolve, optimizer
 from seft.repair.active import Active, sample_nonzeros
-from seft.repair.positions import BasePositions, entries, fields_of, named_fields, put
+from seft.repair.positions import BasePositions, count_nonzeros, entries, fields_of, named_fields, put
 from seft.repair.processes import sum_over_processes
 from seft.repair.product import trained_product
 from seft.repair.sampled import sampled_product
@@ -48,7 +48,7 @@ class RepairedLinear:
     ) -> None:
         require_pattern(target.weight, pattern)
         self._target, self.pattern = target, pattern
-        self.budget = int(self.weight.count_nonzero())
+        self.budget = count_nonzeros(self.weight)
         count = min(max(1, round(density * self.weight.numel())), self.budget)
         self.adopt(Active.start(self.weight, sample_nonzeros(self.weight, count, generator)))
         self.removed = BasePositions(self.active.indices[:0], self.active.bases[:0])

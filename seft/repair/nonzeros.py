@@ -21,7 +21,7 @@ from seft.models.products import Product
 from seft.models.targets import Target
 from seft.repair import factored, rise, swaps
 from seft.repair.factored import Moments
-from seft.repair.positions import fields_of, named_fields
+from seft.repair.positions import count_nonzeros, fields_of, named_fields
 from seft.repair.processes import process_count, sum_over_processes
 from seft.repair.product import trained_product
 from seft.repair.sampled import row_chunks
@@ -75,12 +75,12 @@ class NonzeroLinear:
     @property
     def trained_values(self) -> int:
         """Number of nonzeros."""
-        return int(self.weight.count_nonzero())
+        return count_nonzeros(self.weight)
 
     @property
     def zeros(self) -> int:
         """Number of zeros."""
-        return self.weight.numel() - int(self.weight.count_nonzero())
+        return self.weight.numel() - count_nonzeros(self.weight)
 
     def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
         """Return `plain(inputs)`, the linear's outputs with the present weights.

@@ -20,6 +20,7 @@ from seft.config import RATED_WIDTH, PruneConfig, RepairConfig
 from seft.data.packing import Packed
 from seft.errors import StateError
 from seft.models.targets import Target
+from seft.repair.positions import count_nonzeros
 
 TENSORS, FACTS = "repair.safetensors", "repair.json"
 FORMAT_VERSION = 10
@@ -64,7 +65,7 @@ def fingerprint(
         weight = target.weight
         sample = weight.flatten()[:: max(1, weight.numel() // SAMPLED)]
         values = (sample.double() + 0.0).cpu().numpy().tobytes()  # -0.0 becomes 0.0
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {int(weight.count_nonzero())}".encode() + values)
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {count_nonzeros(weight)}".encode() + values)
     return digest.hexdigest()
 
 

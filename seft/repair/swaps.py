@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.config import Pattern, RepairConfig
-from seft.repair.positions import entries, put
+from seft.repair.positions import count_nonzeros, entries, put
 from seft.repair.window import GradientSums
 
 MOST = 0.005
@@ -101,7 +101,7 @@ def observe(
 
 def candidate_count(weight: Float[Tensor, "rows cols"]) -> int:
     """Return the length of the list of candidates of a linear."""
-    return LISTED * max(1, int(MOST * int(weight.count_nonzero())))
+    return LISTED * max(1, int(MOST * count_nonzeros(weight)))
 
 
 @dataclass(frozen=True, slots=True)
