@@ -32,20 +32,20 @@ class FlatOptimizer:
         if self._slices and all(map(operator.is_, lists, self._slices)):
             return
         self._whole, self._slices = in_one_buffer(lists)
+        self._sizes = torch.tensor([len(part) for part in lists], device=self._whole.indices.device)
         for linear, part in zip(self._linears, self._slices, strict=True):
             linear.adopt(part)
 
     def update(self, gradients: Sequence[Tensor], rate: float, weight_decay: float) -> None:
         """Take one optimizer step with the gradient of each linear, and write the values into the weight matrices."""
         self.gather()
-        sizes = list(map(len, self._slices))
         most = CACHED if self._whole.indices.device.type == "cpu" else CHUNK
         start = 0
-        for group in _groups(sizes, most):
+        for group in _groups(list(map(len, self._slices)), most):
             typical = torch.stack([linear.typical for linear in self._linears[group]])
             typical = typical.where(typical != 0, torch.inf)
-            typical = typical.repeat_interleave(torch.tensor(sizes[group], device=typical.device))
             gradient = torch.cat(list(gradients[group]))
+            typical = typical.repeat_interleave(self._sizes[group], output_size=len(gradient))
             for first in range(0, len(gradient), most):
                 here = slice(first, min(first + most, len(gradient)))
                 part = Active(*(each[start:][here] for each in self._whole.tensors().values()))
