@@ -17,7 +17,6 @@ beside bfloat16.
 import argparse
 import copy
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -153,7 +152,7 @@ def _decode_alone(name: str, reference: str | None, zeros: float, pipe: Any) -> 
     torch.set_num_threads(1)
     model = _side(_base(reference, zeros), name)
     trim_memory()
-    answer(pipe, lambda: _greedy(model, ROUND), lambda: resident_bytes(os.getpid()))
+    answer(pipe, lambda: _greedy(model, ROUND), lambda: resident_bytes("self"))
 
 
 @torch.inference_mode()

@@ -30,7 +30,7 @@ import torch
 import transformers
 
 from benchmarks.shapes import model_and_text, model_name
-from benchmarks.turns import answer, take_turns
+from benchmarks.turns import answer, resident_bytes, take_turns
 from seft.config import Allocation, CalibrationOrder, Compare, Pattern, PruneConfig, PruneMethod, Refinement
 from seft.data.records import read
 from seft.data.text import tokenize, windows
@@ -214,8 +214,7 @@ def _peak(device: str) -> int:
     """Return the peak memory in bytes: of this process, on Linux, or of the tensors on the device."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device)
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    return resident_bytes("self", "VmHWM")
 
 
 @torch.no_grad()

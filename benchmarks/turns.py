@@ -7,7 +7,7 @@ import resource
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.multiprocessing import get_context
@@ -55,10 +55,10 @@ def ratio_to_first(seconds: Mapping[str, Sequence[float]], side: str) -> float:
     return statistics.median(seconds[side]) / statistics.median(next(iter(seconds.values())))
 
 
-def resident_bytes(pid: int) -> int:
-    """Return the memory of a process that is in RAM now, with the files that it has mapped."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+def resident_bytes(process: int | Literal["self"], field: Literal["VmRSS", "VmHWM"] = "VmRSS") -> int:
+    """Return the resident memory of a process on Linux, with the files that it has mapped: now, or the highest one."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def peak_bytes(device: str) -> int:

@@ -35,8 +35,8 @@ def round_by_hash(
     """Return the values in a narrower dtype like `round_stochastically`, but with hashes as random numbers.
 
     Overwrites `values`. A hash depends on the bits of the value, on a float32 label, and on a count. `counts` has one
-    number per value, or one for all. So the result does not depend on the order of the values. If the counts increase,
-    the same value is not always rounded the same way. If the labels differ, equal values are not rounded alike.
+    number per value, or one for all. So the result does not depend on the order of the values. A different count or
+    label can change the direction in which the same value is rounded.
     """
     random = (counts.int() * _FACTORS[0]).bitwise_xor(labels.view(torch.int32)).mul_(_FACTORS[1])
     random.bitwise_xor_(random >> 15)
