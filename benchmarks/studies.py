@@ -162,10 +162,11 @@ def moments() -> Study:
 
 def thousand() -> Study:
     """Return the default and its ceiling for 1,000 steps on GSM8K's text, which WikiText-2 is too short for."""
-    ceiling = RECIPES["ceiling"].config(1e-3, steps=1000)
+    ceiling, default = RECIPES["ceiling"].config(1e-3, steps=1000), _default(steps=1000)
     return {
         "ceiling": Cell(None, ceiling, text="gsm8k"),
-        "default": Cell(ADMM, _default(steps=1000), text="gsm8k"),
+        "default": Cell(ADMM, default, text="gsm8k"),
+        "nothing retained": Cell(ADMM, replace(default, retain=Retain.NONE), text="gsm8k"),
         "wanda": Cell(WANDA, text="gsm8k"),
     }
 
