@@ -222,11 +222,12 @@ class Pipeline:
         start = Start(training, text.held_out, self.retained, self.prune, config, self.step)
         tell(start, self._shards)
         share(loaded.model, self._shards)
+        self._progress(Stage.TRAINING, self.step / config.steps)
         with together(self._shards):
             repair = start.open(loaded, self.folder, self._report_training)
-        self._progress(Stage.TRAINING, repair.step / config.steps)
         self._train(repair, config.steps)
         result = stages.finish_repair(repair, self._report_finishing)
+        del repair  # its moments would count towards the memory of the evaluation
         round_weights(loaded.model)
         self._evaluate("repaired", Stage.REPAIRED, loaded, text)
         return result

@@ -34,6 +34,11 @@ JOBS: dict[str, dict[str, Any]] = {
         "prune": WANDA,
         "repair": {**REPAIR, "batch_tokens": 4096, "micro_batch": 8, "retain": "none"},
     },
+    "all nonzeros with Adam's moments in bfloat16": {
+        "dtype": "bfloat16",
+        "prune": WANDA,
+        "repair": {**REPAIR, "method": "masked_full", "retain": "none"},
+    },
     "all nonzeros, with activations computed again": {
         "prune": WANDA,
         "repair": {
