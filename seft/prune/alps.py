@@ -3,7 +3,8 @@
 ADMM chooses the weights that stay nonzero (the support). Conjugate gradients then compute their best values. The error
 of a linear is a least-squares problem in the Hessian. The problem is scaled so that the diagonal of the Hessian is one
 (section 3.3); plain conjugate gradients on the scaled problem equal the paper's preconditioned ones. The penalty
-parameter of ADMM grows while the support still changes (appendix B). Everything is float32.
+parameter of ADMM grows while the support still changes (appendix B). Everything is float32, except the products of ADMM
+for a model in bfloat16 [ours].
 
 Fewer iterations than in the published code reach the same error [ours]. The published code multiplies the penalty by
 1.3 or less after every three iterations. It stops after 30 iterations or more, and then takes ten steps of conjugate
@@ -12,7 +13,7 @@ gradients.
 
 import torch
 
-from seft.prune.least_squares import Hessian, Weight, inverse_of, solve_on_support, unit_diagonal
+from seft.prune.least_squares import Hessian, Weight, add_minimum, minimiser, solve_on_support, unit_diagonal
 from seft.prune.mask import Rule, as_float
 from seft.prune.pruner import Corrected
 from seft.prune.statistics import damped
@@ -34,25 +35,24 @@ class ALPS(Corrected):
         dead = hessian.diagonal() == 0
         hessian, scale = unit_diagonal(damped(hessian, self._damping))
         weight = self._weight.float().masked_fill(dead, 0.0) * scale
-        sparse = find_support(weight, hessian, self._rule)
+        sparse = find_support(weight, hessian, self._rule, self._weight.dtype)
         solved = solve_on_support(sparse, weight, hessian, SOLVER_STEPS)
         return (solved / scale).to(self._weight.dtype)
 
 
-def find_support(weight: Weight, hessian: Hessian, rule: Rule) -> Weight:
+def find_support(weight: Weight, hessian: Hessian, rule: Rule, dtype: torch.dtype) -> Weight:
     """Return a matrix with the zeros that `rule` sets, whose outputs are close to those of `weight` (algorithm 1).
 
     `sparse` is the matrix nearest to `candidate` that has the present mask. `dual` is the Lagrange multiplier divided
     by the penalty. `candidate` is the sum of `dual` and the matrix that minimises error and penalty. Where `weight` is
     zero, `candidate` is zero too.
     """
-    target, nonzero, penalty = weight @ hessian, as_float(weight != 0), FIRST_PENALTY
-    inverse = inverse_of(hessian, penalty)
+    nonzero, penalty = as_float(weight != 0), FIRST_PENALTY
+    matrix = minimiser(hessian, penalty, dtype)
     support = as_float(~rule.choose(weight.abs())) * nonzero
     sparse, dual = weight * support, torch.zeros_like(weight)
     for iteration in range(1, MOST_ITERATIONS + 1):
-        right = (sparse - dual).mul_(penalty).add_(target)
-        candidate = dual.addmm_(right, inverse).mul_(nonzero)
+        candidate = add_minimum(dual, weight, sparse - dual, matrix).mul_(nonzero)
         kept = as_float(~rule.choose(candidate.abs()))
         sparse = candidate * kept
         dual = candidate.sub_(sparse)
@@ -64,5 +64,5 @@ def find_support(weight: Weight, hessian: Hessian, rule: Rule) -> Weight:
         support = kept
         penalty *= GROWTH
         dual /= GROWTH
-        inverse = inverse_of(hessian, penalty)
+        matrix = minimiser(hessian, penalty, dtype)
     return sparse.masked_fill(kept * nonzero == 0, 0.0)

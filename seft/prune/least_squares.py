@@ -5,7 +5,7 @@ that stay nonzero.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from seft.prune.mask import as_float
@@ -27,9 +27,23 @@ def unit_diagonal(hessian: Hessian) -> tuple[Hessian, Float[Tensor, "cols"]]:
     return hessian / scale / scale[:, None], scale
 
 
-def inverse_of(hessian: Hessian, shift: float) -> Hessian:
-    """Return the inverse of the Hessian with `shift` added to its diagonal."""
-    return _inverse(hessian.diagonal_scatter(hessian.diagonal() + shift))
+def minimiser(hessian: Hessian, penalty: float, dtype: torch.dtype) -> Shaped[Tensor, "cols cols"]:
+    """Return the matrix for `add_minimum`, in bfloat16 if that is `dtype`, the one of the weights of the model."""
+    inverse = _inverse(hessian.diagonal_scatter(hessian.diagonal() + penalty)).mul_(penalty)
+    return inverse.to(dtype) if dtype == torch.bfloat16 else inverse
+
+
+def add_minimum(total: Weight, weight: Weight, near: Weight, minimiser: Shaped[Tensor, "cols cols"]) -> Weight:
+    """Add to `total`, in place, the weights that minimise the error plus the penalty on their distance to `near`.
+
+    These are `weight + (near - weight) @ minimiser`. The eigenvalues of this matrix are between 0 and 1. So operands in
+    bfloat16 cause an error that is small relative to the distance [ours]. `near` is overwritten.
+    """
+    distance = near.sub_(weight)
+    total.add_(weight)
+    if minimiser.dtype == distance.dtype:
+        return total.addmm_(distance, minimiser)
+    return total.add_((distance.to(minimiser.dtype) @ minimiser).float())
 
 
 def _inverse(matrix: Hessian) -> Hessian:

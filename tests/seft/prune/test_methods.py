@@ -14,6 +14,7 @@ from seft.config import UNSTRUCTURED, Compare, Pattern, PruneConfig, PruneMethod
 from seft.errors import PruneError
 from seft.prune import alps
 from seft.prune.allocation import uniform_zeros
+from seft.prune.least_squares import add_minimum, minimiser, unit_diagonal
 from seft.prune.mask import smallest_per_row
 from seft.prune.methods import make_pruner
 from seft.prune.sparsegpt import inverse_factor
@@ -206,6 +207,29 @@ def test_admm_finds_the_support_of_the_published_iterations_and_the_best_values_
     assert ((pruned != 0) == (reference != 0)).double().mean() > 0.995
     assert error(pruned) < error(reference)
     assert error(pruned) < 1.001 * error(least_squares(scaled, unit, pruned != 0))
+
+
+@pytest.mark.parametrize("method", [PruneMethod.ADMM, PruneMethod.ALPS])
+@pytest.mark.parametrize(("sparsity", "pattern"), [(0.6, UNSTRUCTURED), (0.5, Pattern(2, 4))])
+def test_products_of_admm_in_bfloat16_are_as_good_as_in_float32(
+    method: PruneMethod, sparsity: float, pattern: Pattern
+) -> None:
+    weight, inputs = make_weight(96, 256).bfloat16(), correlated(2048, 256)
+    narrow = prune(weight, inputs, method, sparsity, pattern=pattern).float()
+    wide = prune(weight.float(), inputs, method, sparsity, pattern=pattern).bfloat16().float()
+    changed = ((narrow != 0) != (wide != 0)).double().mean()
+    assert 0 < changed < 0.02
+    errors = [(inputs @ (weight.float() - each).T).norm().item() for each in (narrow, wide)]
+    assert errors[0] < 1.005 * errors[1]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_the_minimum_is_where_the_gradient_of_error_and_penalty_is_zero(dtype: torch.dtype, tolerance: float) -> None:
+    weight, near, total = (make_weight(24, 96, seed) for seed in range(3))
+    hessian = unit_diagonal(correlated(512, 96).T @ correlated(512, 96))[0]
+    minimum = add_minimum(total.clone(), weight, near.clone(), minimiser(hessian, 0.3, dtype)) - total
+    gradient = (minimum - weight).double() @ hessian.double() + 0.3 * (minimum - near).double()
+    assert gradient.norm() < tolerance * ((near - weight) @ hessian).norm()
 
 
 def test_sparsegpt_equals_optimal_brain_surgery_in_double_precision() -> None:
