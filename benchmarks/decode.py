@@ -43,6 +43,7 @@ from seft.models.targets import target_linears
 from seft.native import kernels
 from seft.runtime import compressed
 from seft.runtime.accelerate import SparseLinear, accelerate
+from seft.runtime.generate import advance
 
 SIDES = ("torch bfloat16", "dense", "sparse", "sparse int8")
 WARM_UP, ROUND = 2, 8
@@ -156,15 +157,11 @@ def _decode_alone(name: str, reference: str | None, zeros: float, pipe: Any) -> 
 
 
 @torch.inference_mode()
-def _step(model: Any, token: Int[Tensor, "batch tokens"], cache: Any) -> Any:
-    return model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
-
-
 def _greedy(model: Any, count: int = 32) -> list[int]:
     given, cache, tokens = torch.arange(10, 10 + PROMPT)[None], None, list[int]()
     for _ in range(count):
-        result = _step(model, given, cache)
-        cache, given = result.past_key_values, result.logits[:, -1].argmax(-1, keepdim=True)
+        logits, cache = advance(model, given, cache)
+        given = logits.argmax(-1, keepdim=True)
         tokens.append(int(given))
     return tokens
 
@@ -183,6 +180,7 @@ def _others(python: str | None, config: Any) -> Iterator[dict[str, LlamaCpp]]:
             other.close()
 
 
+@torch.inference_mode()
 def _measure(sides: dict[str, Any], others: dict[str, LlamaCpp], count: int) -> dict[str, Any]:
     """Time `count` tokens per side, in rounds of WARM_UP + ROUND tokens. The first tokens of a round are left out."""
     prompt, token = torch.arange(10, 10 + PROMPT)[None], torch.tensor([[5]])
@@ -192,10 +190,10 @@ def _measure(sides: dict[str, Any], others: dict[str, LlamaCpp], count: int) -> 
     memory = torch.ones(1 << 26, dtype=torch.int64)
     for _ in range(max(1, count // ROUND)):
         for name, model in sides.items():
-            cache = _step(model, prompt, None).past_key_values
+            _, cache = advance(model, prompt, None)
             for number in range(WARM_UP + ROUND):
                 began, used = time.perf_counter(), time.process_time()
-                _step(model, token, cache)
+                _, cache = advance(model, token, cache)
                 if number >= WARM_UP:
                     clock[name].append(1e3 * (time.perf_counter() - began))
                     cpu[name].append(1e3 * (time.process_time() - used))

@@ -7,7 +7,7 @@ from inspect import signature
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.checkpoint.compact.load import integer_kind, load_whole
@@ -52,8 +52,6 @@ class TextModel:
     def __init__(self, model: Any, tokenizer: Any, context: int | None = None) -> None:
         self.model, self.tokenizer, self.context = model, tokenizer, context
         ends = model.generation_config.eos_token_id
-        # transformers renamed the argument, and warns about the old name.
-        self._cache = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
         self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
     @classmethod
@@ -104,9 +102,9 @@ class TextModel:
         given, cache = torch.tensor([list(prompt)], device=self.model.device), None
         for _ in range(most):
             with torch.inference_mode():
-                result = self.model(input_ids=given, **{self._cache: cache}, use_cache=True, logits_to_keep=1)
-                token = choose(result.logits[0, -1].cpu(), sampling, random)
-            cache, given = result[self._cache], given.new_tensor([[token]])
+                logits, cache = advance(self.model, given, cache)
+                token = choose(logits[0].cpu(), sampling, random)
+            given = given.new_tensor([[token]])
             yield token
             if token in self._ends:
                 return
@@ -139,6 +137,16 @@ class TextModel:
             keep = held_back(held, stops)
             yield Piece(held[: len(held) - keep], count)
             held = held[len(held) - keep :]
+
+
+def advance(model: Any, tokens: Int[Tensor, "batch tokens"], cache: Any) -> tuple[Float[Tensor, "batch words"], Any]:
+    """Return the logits of the next token, and the cache of keys and values with `tokens` in it. None: an empty cache.
+
+    Transformers renamed the argument, and warns about the old name.
+    """
+    name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+    result = model(input_ids=tokens, **{name: cache}, use_cache=True, logits_to_keep=1)
+    return result.logits[:, -1], result[name]
 
 
 def choose(logits: Float[Tensor, "vocabulary"], sampling: Sampling, random: torch.Generator) -> int:
