@@ -16,7 +16,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from seft.checkpoint.counts import Count, Sparsity
 from seft.errors import VerifyError
-from seft.models.targets import target_linears
+from seft.models.targets import count_nonzeros, target_linears
 
 Layout = dict[str, list[str]]
 """Names of the targets that each tensor contains: one target, or one per slice of the tensor."""
@@ -80,7 +80,7 @@ def _count(model: nn.Module, weights: Iterable[tuple[str, Tensor]], layout: Layo
 
 
 def _zeros(tensor: Tensor) -> Count:
-    return Count(tensor.numel() - int(tensor.count_nonzero()), tensor.numel())
+    return Count(tensor.numel() - count_nonzeros(tensor), tensor.numel())
 
 
 def _layout(model: nn.Module) -> Layout:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
@@ -157,6 +158,13 @@ def norms_and_biases(model: nn.Module) -> dict[str, nn.Parameter]:
         if (parameter.ndim == 1 or _is_stacked_bias(module, parameter)) and parameter not in head
     }
     return {name: parameter for parameter, name in names.items()}
+
+
+def count_nonzeros(weights: Shaped[Tensor, "*shape"]) -> int:
+    """Return the number of nonzeros. On a CPU this takes a tenth of the time of `Tensor.count_nonzero`."""
+    rows = weights if weights.dim() else weights[None]
+    height = max(1, (1 << 16) * len(rows) // max(1, rows.numel()))  # few rows at a time, to save memory
+    return sum(int(part.bool().sum()) for part in torch.split(rows, height))
 
 
 def _is_stacked_bias(module: nn.Module, parameter: nn.Parameter) -> bool:

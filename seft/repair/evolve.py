@@ -21,8 +21,9 @@ from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern
 from seft.errors import TrainError
+from seft.models.targets import count_nonzeros
 from seft.repair.active import Active
-from seft.repair.positions import count_nonzeros, entries
+from seft.repair.positions import entries
 from seft.repair.window import Candidates
 
 

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from seft.config import RepairConfig
 from seft.models.products import Handler, Product, intercept_products
-from seft.models.targets import Target
+from seft.models.targets import Target, count_nonzeros
 from seft.repair.method import Work
-from seft.repair.positions import count_nonzeros
 from seft.repair.product import with_bias_gradient
 from seft.report import Evolved, Reporter
 

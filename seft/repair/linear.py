@@ -13,11 +13,11 @@ from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern
 from seft.models.products import Product
-from seft.models.targets import Target
+from seft.models.targets import Target, count_nonzeros
 from seft.prune.mask import require_pattern
 from seft.repair import evolve, optimizer
 from seft.repair.active import Active, sample_nonzeros
-from seft.repair.positions import BasePositions, count_nonzeros, entries, fields_of, named_fields, put
+from seft.repair.positions import BasePositions, entries, fields_of, named_fields, put
 from seft.repair.processes import sum_over_processes
 from seft.repair.product import trained_product
 from seft.repair.sampled import sampled_product

@@ -18,10 +18,10 @@ from seft.config import Compare, Pattern
 from seft.dtypes import master_dtype
 from seft.errors import TrainError
 from seft.models.products import Product
-from seft.models.targets import Target
+from seft.models.targets import Target, count_nonzeros
 from seft.repair import factored, rise, swaps
 from seft.repair.factored import Moments
-from seft.repair.positions import count_nonzeros, fields_of, named_fields
+from seft.repair.positions import fields_of, named_fields
 from seft.repair.processes import process_count, sum_over_processes
 from seft.repair.product import trained_product
 from seft.repair.sampled import row_chunks

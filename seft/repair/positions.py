@@ -67,12 +67,6 @@ def put(
         weight[indices // weight.shape[1], indices % weight.shape[1]] = values
 
 
-def count_nonzeros(weight: Shaped[Tensor, "rows cols"]) -> int:
-    """Return the number of nonzeros. On a CPU this takes a tenth of the time of `Tensor.count_nonzero`."""
-    height = max(1, (1 << 20) // weight.shape[1])  # few rows at a time, to save memory
-    return sum(int(rows.bool().sum()) for rows in torch.split(weight, height))
-
-
 def named_fields(lists: Mapping[str, Positions]) -> dict[str, Tensor]:
     """Return the fields of several lists by the names that saved states use: `list.field`."""
     return {f"{name}.{field}": tensor for name, each in lists.items() for field, tensor in each.tensors().items()}

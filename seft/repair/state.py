@@ -19,8 +19,7 @@ from torch import Tensor
 from seft.config import RATED_WIDTH, PruneConfig, RepairConfig
 from seft.data.packing import Packed
 from seft.errors import StateError
-from seft.models.targets import Target
-from seft.repair.positions import count_nonzeros
+from seft.models.targets import Target, count_nonzeros
 
 TENSORS, FACTS = "repair.safetensors", "repair.json"
 FORMAT_VERSION = 10

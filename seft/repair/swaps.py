@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.config import Pattern, RepairConfig
-from seft.repair.positions import count_nonzeros, entries, put
+from seft.models.targets import count_nonzeros
+from seft.repair.positions import entries, put
 from seft.repair.window import GradientSums
 
 MOST = 0.005

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seft.devices import trim_memory
 from seft.errors import AccelerateError
-from seft.models.targets import target_linears
+from seft.models.targets import count_nonzeros, target_linears
 from seft.native import kernels
 from seft.runtime.compressed import (
     BLOCK,
@@ -143,7 +143,7 @@ def _faster(
     memory: HugePages,
 ) -> nn.Module | None:
     """Return a faster layer for a weight, or None if there is none."""
-    zeros = 1 - int(torch.count_nonzero(weight)) / weight.numel()
+    zeros = 1 - count_nonzeros(weight) / weight.numel()
     if values is Values.INT8 or zeros >= least_zeros:
         own = None if bias is None else bias.cpu()
         host = memory if weight.device.type == "cpu" else None
