@@ -5,7 +5,8 @@
 All sides train on the same batches of 2 windows and use two threads of the CPU: one process both, or each of two
 processes one, connected by gloo. So on one machine two processes cannot be much faster. With `sharded`, they split the
 model. The table says what the connection costs, how many bytes each process sends in a step, and whether the same
-weights are trained as by one process. The sides take their steps in turn, so that a noisy machine slows all.
+weights are trained as by one process. The sides take their steps in turn, so that a noisy machine slows all. The peak
+memory is that of the first process, from its first step.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
-from benchmarks.turns import answer, peak_bytes, take_turns
+from benchmarks.turns import answer, forget_peak, peak_bytes, take_turns
 from seft.config import PruneConfig, PruneMethod, RepairConfig
 from seft.data.records import read
 from seft.data.text import tokenize
@@ -137,13 +138,18 @@ def _train(setting: Setting, pipe: Any) -> None:
     torch.set_num_threads(2 // setting.processes)
     use_float32_products()
     with process_group(setting.processes):
-        loaded = load(find(setting.model), dtype=setting.dtype)
-        tokens = tokenize(read(setting.data), loaded.tokenizer)
         pruned = PruneConfig(0.6, PruneMethod.MAGNITUDE)
-        prune_model(loaded.model, tokens[:0].view(0, 8), pruned)
-        shards = Shards(loaded.model if rank() == 0 else None, "cpu") if setting.sharded else None
+        if rank() == 0 or not setting.sharded:
+            loaded = load(find(setting.model), dtype=setting.dtype)
+            tokens = broadcast(tokenize(read(setting.data), loaded.tokenizer))
+            model = loaded.model
+            prune_model(model, tokens[:0].view(0, 8), pruned)
+        else:
+            tokens, model = broadcast(None), None
+        shards = Shards(model, "cpu") if setting.sharded else None
         send, receive = (shards.send, shards.receive) if shards else (broadcast, partial(broadcast, None))
-        model = shards.model if shards else loaded.model
+        model = shards.model if shards else model
+        forget_peak("cpu")
         counter = _Counter()  # type: ignore[no-untyped-call]
         with together(shards):
             repair = Repair(model, tokens, setting.config(), pruned=pruned)

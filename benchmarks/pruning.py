@@ -30,7 +30,7 @@ import torch
 import transformers
 
 from benchmarks.shapes import model_and_text, model_name
-from benchmarks.turns import answer, resident_bytes, take_turns
+from benchmarks.turns import answer, forget_peak, peak_bytes, take_turns
 from seft.config import Allocation, CalibrationOrder, Compare, Pattern, PruneConfig, PruneMethod, Refinement
 from seft.data.records import read
 from seft.data.text import tokenize, windows
@@ -179,9 +179,9 @@ def _serve(name: str, setting: _Setting, pipe: Any) -> None:
         seconds = _now(device) - started
         return _Seconds(seconds - sum(spent.values()), spent["observe"], spent["prune"])
 
-    _forget_peak(device)
-    before = _peak(device)
-    answer(pipe, timed, lambda: _peak(device) - before)
+    forget_peak(device)
+    before = peak_bytes(device)
+    answer(pipe, timed, lambda: peak_bytes(device) - before)
 
 
 def _timed(function: Callable[..., Any], spent: dict[str, float], name: str, device: str) -> Callable[..., Any]:
@@ -200,21 +200,6 @@ def _now(device: str) -> float:
     if device != "cpu":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _forget_peak(device: str) -> None:
-    """Make the present memory the peak memory."""
-    if device == "cpu":
-        Path("/proc/self/clear_refs").write_text("5")
-    else:
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak(device: str) -> int:
-    """Return the peak memory in bytes: of this process, on Linux, or of the tensors on the device."""
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated(device)
-    return resident_bytes("self", "VmHWM")
 
 
 @torch.no_grad()

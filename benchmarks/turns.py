@@ -3,7 +3,6 @@
 Each side has a process of its own, so that its memory is its own.
 """
 
-import resource
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -62,7 +61,13 @@ def resident_bytes(process: int | Literal["self"], field: Literal["VmRSS", "VmHW
 
 
 def peak_bytes(device: str) -> int:
-    """Return the peak memory of this process since its start, or that of its tensors if the device is not the CPU."""
+    """Return the peak memory of this process on Linux, or that of its tensors if the device is not the CPU."""
+    return resident_bytes("self", "VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated(device)
+
+
+def forget_peak(device: str) -> None:
+    """Make the present memory the peak memory."""
     if device == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return torch.cuda.max_memory_allocated(device)
+        Path("/proc/self/clear_refs").write_text("5")
+    else:
+        torch.cuda.reset_peak_memory_stats(device)
