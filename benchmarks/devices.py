@@ -6,7 +6,7 @@ All sides train on the same batches of 2 windows and use two threads of the CPU:
 processes one, connected by gloo. So on one machine two processes cannot be much faster. With `sharded`, they split the
 model. The table says what the connection costs, how many bytes each process sends in a step, and whether the same
 weights are trained as by one process. The sides take their steps in turn, so that a noisy machine slows all. The peak
-memory is that of the first process, from its first step.
+memory is that of the first process, from the creation of its repair to the saved state.
 """
 
 import argparse
@@ -30,8 +30,9 @@ from benchmarks.turns import answer, forget_peak, peak_bytes, take_turns
 from seft.config import PruneConfig, PruneMethod, RepairConfig
 from seft.data.records import read
 from seft.data.text import tokenize
+from seft.devices import trim_memory
 from seft.float32_products import use_float32_products
-from seft.models.load import load
+from seft.models.load import load, load_tokenizer
 from seft.models.source import find
 from seft.prune.loop import prune_model
 from seft.repair import Repair
@@ -139,16 +140,15 @@ def _train(setting: Setting, pipe: Any) -> None:
     use_float32_products()
     with process_group(setting.processes):
         pruned = PruneConfig(0.6, PruneMethod.MAGNITUDE)
+        source, model = find(setting.model), None
+        tokens = tokenize(read(setting.data), load_tokenizer(source))
         if rank() == 0 or not setting.sharded:
-            loaded = load(find(setting.model), dtype=setting.dtype)
-            tokens = broadcast(tokenize(read(setting.data), loaded.tokenizer))
-            model = loaded.model
+            model = load(source, dtype=setting.dtype).model
             prune_model(model, tokens[:0].view(0, 8), pruned)
-        else:
-            tokens, model = broadcast(None), None
         shards = Shards(model, "cpu") if setting.sharded else None
         send, receive = (shards.send, shards.receive) if shards else (broadcast, partial(broadcast, None))
         model = shards.model if shards else model
+        trim_memory()
         forget_peak("cpu")
         counter = _Counter()  # type: ignore[no-untyped-call]
         with together(shards):

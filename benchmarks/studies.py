@@ -161,7 +161,10 @@ def moments() -> Study:
 
 
 def thousand() -> Study:
-    """Return the default and its ceiling for 1,000 steps on GSM8K's text, which WikiText-2 is too short for."""
+    """Return the default, the same with nothing retained, and their ceiling, for 1,000 steps on GSM8K's text.
+
+    WikiText-2 is too short for so many steps.
+    """
     ceiling, default = RECIPES["ceiling"].config(1e-3, steps=1000), _default(steps=1000)
     return {
         "ceiling": Cell(None, ceiling, text="gsm8k"),

@@ -61,7 +61,10 @@ def resident_bytes(process: int | Literal["self"], field: Literal["VmRSS", "VmHW
 
 
 def peak_bytes(device: str) -> int:
-    """Return the peak memory of this process on Linux, or that of its tensors if the device is not the CPU."""
+    """Return the peak memory of this process, or that of its tensors if the device is not the CPU.
+
+    The peak is the one since the start or the last `forget_peak`. That of the process is known on Linux only.
+    """
     return resident_bytes("self", "VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated(device)
 
 

@@ -85,6 +85,8 @@ class Meter:
                 self._took[self._stage.phase] = now - self._began
             self._stage, self._began = stage, now
             self._recent.clear()
+        if len(self._recent) == 1 and fraction == self._recent[0][1]:
+            self._recent.clear()  # the pace counts from the last report before the first progress
         if not self._recent or fraction > self._recent[-1][1]:
             self._recent.append((now, fraction))
         later = self._stages[self._stages.index(stage) + 1 :]

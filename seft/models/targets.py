@@ -162,9 +162,8 @@ def norms_and_biases(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def count_nonzeros(weights: Shaped[Tensor, "*shape"]) -> int:
     """Return the number of nonzeros. On a CPU this takes a tenth of the time of `Tensor.count_nonzero`."""
-    rows = weights if weights.dim() else weights[None]
-    height = max(1, (1 << 16) * len(rows) // max(1, rows.numel()))  # few rows at a time, to save memory
-    return sum(int(part.bool().sum()) for part in torch.split(rows, height))
+    size = 1 << 16 if weights.device.type == "cpu" else 1 << 24  # few at a time, to save memory
+    return int(sum(part.bool().sum() for part in torch.split(weights.flatten(), size)))
 
 
 def _is_stacked_bias(module: nn.Module, parameter: nn.Parameter) -> bool:

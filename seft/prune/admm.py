@@ -2,10 +2,10 @@
 
 The Hessian is scaled to a diagonal of one, then 0.1 is added to the diagonal. Each of 15 iterations of the alternating
 direction method of multipliers (ADMM) chooses the mask again, with more zeros than before. These numbers are those of
-the published code. All computations are in float32, except the products of the iterations for a model in bfloat16
-[ours]. Three more things differ. Conjugate gradients compute the final values of the nonzeros; the published code runs
-5 more iterations with the last mask [ours]. In an N:M pattern, the number of zeros rises in each group separately
-[ours]. Existing zeros stay [ours].
+the published code. Four things differ [ours]. For a model in bfloat16, the products of the iterations are in bfloat16;
+all else is float32. Conjugate gradients compute the final values of the nonzeros; the published code runs 5 more
+iterations with the last mask. In an N:M pattern, the number of zeros rises in each group separately. Existing zeros
+stay.
 """
 
 import torch

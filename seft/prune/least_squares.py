@@ -28,22 +28,23 @@ def unit_diagonal(hessian: Hessian) -> tuple[Hessian, Float[Tensor, "cols"]]:
 
 
 def minimiser(hessian: Hessian, penalty: float, dtype: torch.dtype) -> Shaped[Tensor, "cols cols"]:
-    """Return the matrix for `add_minimum`, in bfloat16 if that is `dtype`, the one of the weights of the model."""
+    """Return the matrix for `add_minimum`, in bfloat16 if this is the `dtype` of the model, and else in float32."""
     inverse = _inverse(hessian.diagonal_scatter(hessian.diagonal() + penalty)).mul_(penalty)
     return inverse.to(dtype) if dtype == torch.bfloat16 else inverse
 
 
-def add_minimum(total: Weight, weight: Weight, near: Weight, minimiser: Shaped[Tensor, "cols cols"]) -> Weight:
+def add_minimum(total: Weight, weight: Weight, near: Weight, matrix: Shaped[Tensor, "cols cols"]) -> Weight:
     """Add to `total`, in place, the weights that minimise the error plus the penalty on their distance to `near`.
 
-    These are `weight + (near - weight) @ minimiser`. The eigenvalues of this matrix are between 0 and 1. So operands in
-    bfloat16 cause an error that is small relative to the distance [ours]. `near` is overwritten.
+    These are `weight + (near - weight) @ matrix`. `matrix` is the result of `minimiser`. Its eigenvalues are between
+    0 and 1, so a product in bfloat16 causes an error that is small relative to the distance [ours]. `near` is
+    overwritten.
     """
     distance = near.sub_(weight)
     total.add_(weight)
-    if minimiser.dtype == distance.dtype:
-        return total.addmm_(distance, minimiser)
-    return total.add_((distance.to(minimiser.dtype) @ minimiser).float())
+    if matrix.dtype == distance.dtype:
+        return total.addmm_(distance, matrix)
+    return total.add_(distance.to(matrix.dtype) @ matrix)
 
 
 def _inverse(matrix: Hessian) -> Hessian:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from inspect import signature
 from typing import Any
 
@@ -140,13 +141,20 @@ class TextModel:
 
 
 def advance(model: Any, tokens: Int[Tensor, "batch tokens"], cache: Any) -> tuple[Float[Tensor, "batch words"], Any]:
-    """Return the logits of the next token, and the cache of keys and values with `tokens` in it. None: an empty cache.
+    """Return the logits of the next token, and the cache of keys and values with `tokens` added.
 
-    Transformers renamed the argument, and warns about the old name.
+    If `cache` is None, it starts empty.
     """
-    name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+    kind: type = type(model)
+    name = _cache_argument(kind)
     result = model(input_ids=tokens, **{name: cache}, use_cache=True, logits_to_keep=1)
     return result.logits[:, -1], result[name]
+
+
+@lru_cache
+def _cache_argument(kind: Any) -> str:
+    """Return the name of the argument for the cache. Transformers renamed it, and warns about the old name."""
+    return "cache" if "cache" in signature(kind.forward).parameters else "past_key_values"
 
 
 def choose(logits: Float[Tensor, "vocabulary"], sampling: Sampling, random: torch.Generator) -> int:

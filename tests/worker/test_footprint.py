@@ -37,7 +37,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "all nonzeros with Adam's moments in bfloat16": {
         "dtype": "bfloat16",
         "prune": WANDA,
-        "repair": {**REPAIR, "method": "masked_full", "retain": "none"},
+        "repair": {**REPAIR, "batch_tokens": 2048, "micro_batch": 4, "method": "masked_full", "retain": "none"},
     },
     "all nonzeros, with activations computed again": {
         "prune": WANDA,

@@ -92,6 +92,13 @@ def test_the_current_stage_goes_on_at_its_recent_speed(tmp_path: Path) -> None:
     assert run.left(Stage.TRAINING, 0.9, 1000.0) == pytest.approx(later), "a stage never ends in the past"
 
 
+def test_what_a_stage_needs_before_its_first_progress_is_no_part_of_its_speed(tmp_path: Path) -> None:
+    run = Run(SPECS["default"], tmp_path)
+    run.left(Stage.TRAINING, 0.0)
+    run.left(Stage.TRAINING, 0.0, 500.0)
+    assert run.left(Stage.TRAINING, 0.01, 2.0) == pytest.approx(99 * 2.0 + 3 * ONE_STAGE)
+
+
 def test_a_job_that_is_stopped_trains_only_up_to_that_step(tmp_path: Path) -> None:
     run = Run(SPECS["default"], tmp_path)
     run.left(Stage.TRAINING, 0.0)

@@ -21,7 +21,7 @@ from transformers import (
 
 from seft.config import Pattern, PruneConfig, PruneMethod
 from seft.errors import SourceError
-from seft.models.targets import block_linears, decoder_blocks, target_linears
+from seft.models.targets import block_linears, count_nonzeros, decoder_blocks, target_linears
 from seft.prune.loop import prune_model
 from tests.tiny import untrained_tiny
 
@@ -138,3 +138,15 @@ def test_embeddings_head_and_norms_are_not_targets() -> None:
     model = untrained_tiny()
     others = {name for name, _ in model.named_parameters()} - {f"{name}.weight" for name in target_linears(model)}
     assert {name.split(".")[-2].split("_")[-1] for name in others} == {"tokens", "layernorm", "norm"}
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 5), (5, 0), (70_000,), (300, 700), (3, 200, 200)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int8])
+def test_nonzeros_are_counted_in_any_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    weights = torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    if weights.is_floating_point():
+        weights[weights == 2] = -0.0
+        weights[weights == 1] = float("nan")
+    assert count_nonzeros(weights) == int((weights != 0).sum())
+    if weights.dim() > 1:
+        assert count_nonzeros(weights.mT) == count_nonzeros(weights)

@@ -209,16 +209,16 @@ def test_admm_finds_the_support_of_the_published_iterations_and_the_best_values_
     assert error(pruned) < 1.001 * error(least_squares(scaled, unit, pruned != 0))
 
 
-@pytest.mark.parametrize("method", [PruneMethod.ADMM, PruneMethod.ALPS])
+@pytest.mark.parametrize(("method", "most_changed"), [(PruneMethod.ADMM, 0.01), (PruneMethod.ALPS, 0.05)])
 @pytest.mark.parametrize(("sparsity", "pattern"), [(0.6, UNSTRUCTURED), (0.5, Pattern(2, 4))])
 def test_products_of_admm_in_bfloat16_are_as_good_as_in_float32(
-    method: PruneMethod, sparsity: float, pattern: Pattern
+    method: PruneMethod, most_changed: float, sparsity: float, pattern: Pattern
 ) -> None:
     weight, inputs = make_weight(96, 256).bfloat16(), correlated(2048, 256)
     narrow = prune(weight, inputs, method, sparsity, pattern=pattern).float()
     wide = prune(weight.float(), inputs, method, sparsity, pattern=pattern).bfloat16().float()
     changed = ((narrow != 0) != (wide != 0)).double().mean()
-    assert 0 < changed < 0.02
+    assert 0 < changed < most_changed
     errors = [(inputs @ (weight.float() - each).T).norm().item() for each in (narrow, wide)]
     assert errors[0] < 1.005 * errors[1]
 
