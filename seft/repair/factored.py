@@ -21,6 +21,8 @@ from seft.repair.values import TensorFields
 
 SQUARE_DECAY = 0.99
 """Decay per step of the moving averages of the squared gradients."""
+USUAL = 2.0
+"""A gradient that is larger than the earlier ones by more than this factor takes a smaller step."""
 EPSILON = 1e-30
 """Added to every mean square, so that a row or column without gradient is no division by zero (Adafactor's eps1)."""
 CACHED, CHUNK = 1 << 18, 1 << 24
@@ -60,6 +62,13 @@ class Moments(TensorFields):
         self.cols.lerp_(squares_by_col / self.col_counts.clamp(min=1) + EPSILON, 1 - SQUARE_DECAY)
         self.age.add_(1)
 
+    def ratio(self, mean_square: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Return how many times as large as usual a gradient with this mean square is; 1 if it is the first one."""
+        if not self.age:
+            return torch.ones_like(mean_square)
+        usual = (self.rows * self.row_counts).sum() / self.row_counts.sum() / (1 - SQUARE_DECAY ** int(self.age))
+        return (mean_square / usual).sqrt()
+
     def scales(self) -> tuple[Float[Tensor, "rows"], Float[Tensor, "cols"]]:
         """Return factors of rows and columns; their products are the inverse root mean squares of the gradients."""
         mean = (self.rows * self.row_counts).sum() / self.row_counts.sum()
@@ -84,8 +93,11 @@ def step(
 
     The gradient is overwritten. The step of every nonzero is `rate` times its normalised gradient. If the root mean
     square of the normalised gradients is larger than 1, all are divided by it (Adafactor, section 6). A gradient that
-    is zero everywhere, or not finite, changes nothing. `seed` and `name` set the random numbers of the rounding; a
-    call with the same two gives the same bits.
+    is zero everywhere, or not finite, changes nothing. `seed` and `name` set the random numbers of the rounding; a call
+    with the same two gives the same bits.
+
+    [ours] If the gradient is c times as large as the earlier ones, and c is larger than `USUAL`, the step is divided by
+    c / `USUAL`. Such a gradient points across a steep valley, where a step of the usual size can destroy the model.
     """
     by_row, by_col = torch.zeros_like(moments.rows), torch.zeros_like(moments.cols)
     for rows in _chunks(weight):
@@ -97,13 +109,14 @@ def step(
     total = by_row.sum()
     if not (total.isfinite() and total > 0):
         return total.sqrt()
+    ratio = moments.ratio(total / moments.row_counts.sum())
     moments.observe(by_row, by_col)
     row_scale, col_scale = moments.scales()
     normalised = total.new_zeros(())
     for rows in _chunks(weight):
         squares = gradient[rows].to(by_row.dtype).square()
         normalised += squares.mv(col_scale.square()) @ row_scale[rows].square()
-    row_scale *= rate / (normalised / moments.row_counts.sum()).sqrt().clamp(min=1)
+    row_scale *= rate / (normalised / moments.row_counts.sum()).sqrt().clamp(min=1) / (ratio / USUAL).clamp(min=1)
     for rows in _chunks(weight):
         change = gradient[rows].to(by_row.dtype).mul_(col_scale).mul_(row_scale[rows, None])
         changed = weight[rows].to(by_row.dtype) - change

@@ -19,7 +19,9 @@ def sparse(rows: int, cols: int, seed: int, dtype: torch.dtype = torch.float64) 
 
 def gradients(rows: int, cols: int, count: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(9)
-    return [torch.randn(rows, cols, generator=generator, dtype=torch.float64) * 10**-number for number in range(count)]
+    return [
+        torch.randn(rows, cols, generator=generator, dtype=torch.float64) * scale for scale in (1, 0.1, 7, 0.01)[:count]
+    ]
 
 
 def reference(weight: Tensor, steps: list[Tensor]) -> Tensor:
@@ -29,15 +31,29 @@ def reference(weight: Tensor, steps: list[Tensor]) -> Tensor:
     counts = mask.sum(1).clamp(min=1), mask.sum(0).clamp(min=1)
     for number, gradient in enumerate(steps, 1):
         masked = gradient * mask
+        size, usual = (masked**2).sum() / mask.sum(), (by_row * mask.sum(1)).sum() / mask.sum()
+        ratio = (size * (1 - DECAY ** (number - 1)) / usual).sqrt() if number > 1 else 0.0
         by_row = DECAY * by_row + (1 - DECAY) * (masked**2).sum(1) / counts[0]
         by_col = DECAY * by_col + (1 - DECAY) * (masked**2).sum(0) / counts[1]
         corrected = 1 - DECAY**number
         rows, cols = by_row / corrected, by_col / corrected
         mean = (rows * mask.sum(1)).sum() / mask.sum()
         normalised = torch.where(mask, masked / (rows[:, None] * cols / mean).sqrt(), 0)
-        size = ((normalised**2).sum() / mask.sum()).sqrt()
-        weight -= RATE * normalised / max(1.0, float(size))
+        largest = ((normalised**2).sum() / mask.sum()).sqrt()
+        weight -= RATE * normalised / max(1.0, float(largest)) / max(1.0, float(ratio) / 2)
     return weight
+
+
+@pytest.mark.parametrize(("larger", "size"), [(0.1, 0.1), (1.0, 1.0), (2.0, 1.0), (5.0, 0.4), (1000.0, 0.002)])
+def test_a_gradient_that_rises_suddenly_takes_a_smaller_step(larger: float, size: float) -> None:
+    weight, gradient = sparse(20, 30, 3), gradients(20, 30, 1)[0]
+    moments = Moments.start(weight)
+    for number in range(50):
+        factored.step(weight, gradient.clone(), moments, RATE, seed=0, name=str(number))
+    before = weight.clone()
+    factored.step(weight, larger * gradient, moments, RATE, seed=0, name="last")
+    nonzero = int((before != 0).sum())
+    assert float((weight - before).norm()) / nonzero**0.5 == pytest.approx(RATE * size, rel=0.05)
 
 
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 18])
