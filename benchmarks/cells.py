@@ -8,7 +8,6 @@ in float32. Calibration uses the first 48 windows of 512 tokens of the training 
 import hashlib
 import json
 import math
-import resource
 import shutil
 import statistics
 import time
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from benchmarks.changes import applied
 from benchmarks.questions import read_questions
+from benchmarks.turns import peak_bytes
 from seft.checkpoint.pack import load_pruned, save_pruned
 from seft.choices import accuracy
 from seft.config import CalibrationOrder, PruneConfig, RepairConfig, Retain
@@ -186,7 +186,7 @@ class Bench:
                 figures |= self._prune(loaded, cell)
         if not cell.repair:
             figures["point"] = self._point(loaded)
-        figures["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        figures["peak_bytes"] = peak_bytes("cpu")
         model = self._judged(loaded, cell)
         for name in JUDGED:
             figures[name] = math.exp(mean_loss(model, self.test(name, loaded.tokenizer)))

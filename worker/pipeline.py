@@ -225,7 +225,7 @@ class Pipeline:
         self._progress(Stage.TRAINING, self.step / config.steps)
         with together(self._shards):
             repair = start.open(loaded, self.folder, self._report_training)
-        self._progress(Stage.TRAINING, self.step / config.steps)
+        self._progress(Stage.TRAINING, self.step / config.steps)  # the pace of the steps counts from here
         self._train(repair, config.steps)
         result = stages.finish_repair(repair, self._report_finishing)
         del repair  # its moments would count towards the memory of the evaluation

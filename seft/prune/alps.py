@@ -3,8 +3,8 @@
 ADMM chooses the weights that stay nonzero (the support). Conjugate gradients then compute their best values. The error
 of a linear is a least-squares problem in the Hessian. The problem is scaled so that the diagonal of the Hessian is one
 (section 3.3); plain conjugate gradients on the scaled problem equal the paper's preconditioned ones. The penalty
-parameter of ADMM grows while the support still changes (appendix B). For a model in bfloat16,
-the products of ADMM are in bfloat16 [ours]. All else is float32.
+parameter of ADMM grows while the support still changes (appendix B). For a model in bfloat16, the products of ADMM are
+in bfloat16 [ours]. All else is float32.
 
 Fewer iterations than in the published code reach the same error [ours]. The published code multiplies the penalty by
 1.3 or less after every three iterations. It stops after 30 iterations or more, and then takes ten steps of conjugate

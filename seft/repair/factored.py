@@ -66,18 +66,25 @@ class Moments(TensorFields):
         """Return how many times as large as usual a gradient with this mean square is; 1 if it is the first one."""
         if not self.age:
             return torch.ones_like(mean_square)
-        usual = (self.rows * self.row_counts).sum() / self.row_counts.sum() / (1 - SQUARE_DECAY ** int(self.age))
-        return (mean_square / usual).sqrt()
+        return (mean_square / (self._mean / self._correction)).sqrt()
 
     def scales(self) -> tuple[Float[Tensor, "rows"], Float[Tensor, "cols"]]:
         """Return factors of rows and columns; their products are the inverse root mean squares of the gradients."""
-        mean = (self.rows * self.row_counts).sum() / self.row_counts.sum()
-        correction = 1 - SQUARE_DECAY ** int(self.age)
-        return (mean * correction / self.rows).sqrt(), self.cols.rsqrt()
+        return (self._mean * self._correction / self.rows).sqrt(), self.cols.rsqrt()
 
     def copy(self) -> "Moments":
         """Return a copy that shares no memory."""
         return Moments(*(tensor.clone() for tensor in self.tensors().values()))
+
+    @property
+    def _mean(self) -> Float[Tensor, ""]:
+        """The moving average of the mean square of all entries, which started at zero."""
+        return (self.rows * self.row_counts).sum() / self.row_counts.sum()
+
+    @property
+    def _correction(self) -> float:
+        """What a moving average has to be divided by because it started at zero (Adam, algorithm 1)."""
+        return 1 - SQUARE_DECAY ** int(self.age)
 
 
 def step(
