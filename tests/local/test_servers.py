@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 OWNER = """
-import signal, sys
+import sys, time
 from pathlib import Path
 from local.servers import Servers
 with Servers(Path(sys.argv[1])):
     print("ready", flush=True)
-    signal.pause()
+    while True:  # `signal.pause` waits for ever if the signal arrives just before it
+        time.sleep(0.1)
 """
 
 
