@@ -7,6 +7,7 @@ takes the steps. The file format of a saved state is in `seft.repair.state`. The
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from seft.data.packing import Packed, cut_windows
 from seft.data.text import require_known_tokens
 from seft.errors import ConfigError, StateError, TrainError
 from seft.models.targets import decoder_blocks, target_linears
-from seft.objective import make_objective
+from seft.objective import Objective, make_objective
 from seft.repair import schedule, state
 from seft.repair.best import Best, Judge
 from seft.repair.method import Work
@@ -71,10 +72,9 @@ class Repair:
         self.step = 0
         self._windows = Packed.of(cut_windows(text, config.sequence_tokens) if isinstance(text, Tensor) else text)
         require_known_tokens(self._windows.tokens, model)
-        text = self._windows
-        self._checked = text[:0]
+        text, checked = self._windows, None
         if config.swap_tokens:
-            self._windows, self._checked = _split_checked(text)
+            self._windows, checked = _split_checked(text)
         self._device: torch.device = model.device
         targets = target_linears(model)
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -84,7 +84,7 @@ class Repair:
         teacher_targets = {} if teacher is None else target_linears(teacher)
         self._retained = retained
         self._fingerprint = state.fingerprint(targets, text, pruned, teacher_targets, retained)
-        check = self._check_loss if config.swap_tokens else None
+        check = partial(_mean_loss, self._objective, checked, config.micro_batch, self._device) if checked else None
         self.peak_rate = config.peak_rate(model.config.get_text_config().hidden_size)
         self._rated = replace(config, learning_rate=self.peak_rate)
         work = Work(model, targets, self._rated, self._windows.tokens.flatten(), pruned, check)
@@ -209,12 +209,6 @@ class Repair:
         return replace(windows, teacher=teacher), own.predictions * len(windows) / len(own)
 
     @torch.no_grad()
-    def _check_loss(self) -> float:
-        """Return the mean loss on the windows that are held out to check topology events."""
-        losses = [self._objective(batch.to(self._device)) for batch in self._checked.split(self.config.micro_batch)]
-        return float(torch.stack(losses).sum()) / max(1, self._checked.predictions)
-
-    @torch.no_grad()
     def _update(self, step: int, loss: float, rate: float) -> None:
         gradients = sum_each_over_processes(self._method.take_gradients())
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
@@ -228,6 +222,13 @@ class Repair:
             scale = self.config.clip_norm / float(norm)
             gradients = [gradient * scale for gradient in gradients]
         self._method.update(gradients, rate, scale)
+
+
+@torch.no_grad()
+def _mean_loss(objective: Objective, windows: Packed, micro_batch: int, device: torch.device) -> float:
+    """Return the mean loss of the predicted tokens of these windows."""
+    losses = [objective(batch.to(device)) for batch in windows.split(micro_batch)]
+    return float(torch.stack(losses).sum()) / max(1, windows.predictions)
 
 
 def _split_checked(windows: Packed) -> tuple[Packed, Packed]:

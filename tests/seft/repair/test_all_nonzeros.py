@@ -1,5 +1,7 @@
 """Laws of `density: all`: zeros against the schedule at every step, equal bits, undone events, swaps."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +73,7 @@ every = pytest.mark.parametrize("name", CASES)
 def many_swaps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an event swap more than a fraction of a percent, because the linears are small, and let every check pass."""
     monkeypatch.setattr(swaps, "MOST", 0.1)
-    monkeypatch.setattr(Repair, "_check_loss", lambda _: 1.0)
+    monkeypatch.setattr("seft.repair.loop._mean_loss", lambda *_: 1.0)
 
 
 def started(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Repair]:
@@ -211,10 +213,24 @@ def test_no_state_from_before_the_end_of_the_rise_is_the_best() -> None:
     assert repair.kept_step == 5
 
 
+@every
+def test_a_repair_is_freed_when_nobody_uses_it(name: str) -> None:
+    _, repair = started(name)
+    repair.advance()
+    repair.finish()
+    freed = weakref.ref(repair)
+    gc.disable()
+    try:
+        del repair
+        assert freed() is None  # A reference cycle would keep the moments until the next garbage collection.
+    finally:
+        gc.enable()
+
+
 def test_an_event_that_makes_the_held_out_loss_worse_is_undone_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(event: Callable[..., bool]) -> tuple[list[Evolved], list[dict[str, torch.Tensor]]]:
         losses = iter(range(100))
-        monkeypatch.setattr(Repair, "_check_loss", lambda _: float(next(losses)))
+        monkeypatch.setattr("seft.repair.loop._mean_loss", lambda *_: float(next(losses)))
         monkeypatch.setattr(swaps, "is_event", event)
         model, repair = started("swaps", torch.bfloat16)
         events, seen = [], []
