@@ -31,6 +31,7 @@ from tests.seft.repair.repairing import (
     PRUNED,
     TOKENS,
     Allocated,
+    assert_resumes,
     by_magnitude,
     in_pattern,
     nonzeros,
@@ -131,19 +132,7 @@ def test_activations_that_are_computed_again_change_no_bit(name: str) -> None:
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
-    model, repair = started(name, dtype)
-    for step in range(9):
-        repair.save(tmp_path / str(step))
-        if step < 8:
-            repair.advance()
-    repair.finish()
-    for stop in range(9):
-        other, again = started(name, dtype)
-        again.load(tmp_path / str(stop))
-        again.run()
-        again.finish()
-        assert same_bits(weights(other), weights(model))
-        assert again.grown_zeros == repair.grown_zeros
+    assert_resumes(lambda: started(name, dtype), tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -11,7 +11,7 @@ from seft.config import RepairConfig, RepairMethod
 from seft.errors import ConfigError, TrainError
 from seft.repair import Repair
 from seft.report import Judged, Report
-from tests.seft.repair.repairing import PRUNED, TOKENS, pruned_tiny, repaired, same_bits, short, weights
+from tests.seft.repair.repairing import PRUNED, TOKENS, assert_resumes, pruned_tiny, repaired, same_bits, short, weights
 
 every = pytest.mark.parametrize("method", RepairMethod)
 LOSSES = {2: 3.0, 4: 2.0, 6: 2.0, 8: 2.5}
@@ -60,20 +60,13 @@ def test_a_resumed_run_ends_at_the_same_step_with_the_same_bits(
     tmp_path: Path, method: RepairMethod, patience: int, last: int
 ) -> None:
     config = short(method=method, evaluate_interval=2, patience=patience)
-    uninterrupted = Judging(config, LOSSES).finish()
-    assert (uninterrupted.repair.step, uninterrupted.repair.kept_step) == (last, 4)
-    stopped = Judging(config, LOSSES)
-    for stop in range(last + 1):
-        again = Judging(config, LOSSES)
-        stopped.repair.save(tmp_path / str(stop))
-        if not stopped.repair.done:
-            stopped.repair.advance()
-        again.repair.load(tmp_path / str(stop))
-        assert again.repair.done is (stop == last)
-        again.finish()
-        assert (again.repair.step, again.repair.kept_step) == (last, 4)
-        assert same_bits(weights(again.model), weights(uninterrupted.model))
-        assert again.repair.grown_zeros == uninterrupted.repair.grown_zeros
+
+    def start() -> tuple[Any, Repair]:
+        judging = Judging(config, LOSSES)
+        return judging.model, judging.repair
+
+    repair = assert_resumes(start, tmp_path)
+    assert (repair.step, repair.kept_step) == (last, 4)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from seft.repair.methods import METHODS
 from tests.seft.repair.repairing import (
     PRUNED,
     TOKENS,
+    assert_resumes,
     by_magnitude,
     in_pattern,
     nonzeros,
@@ -212,22 +213,7 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
     tmp_path: Path, method: RepairMethod, variant: Variant, dtype: torch.dtype
 ) -> None:
     config = short(method=method, variant=variant)
-    uninterrupted, repair = repaired(config, dtype=dtype)
-    repair.finish()
-    expected = weights(uninterrupted)
-    stopped = repaired(config, 0, dtype)[1]
-    for stop in range(9):
-        stopped.save(tmp_path / str(stop))
-        if not stopped.done:
-            stopped.advance()
-        model = pruned_tiny(dtype)
-        again = Repair(model, TOKENS, config, pruned=PRUNED)
-        again.load(tmp_path / str(stop))
-        assert again.step == stop
-        again.run()
-        again.finish()
-        assert same_bits(weights(model), expected)
-        assert again.grown_zeros == repair.grown_zeros
+    assert_resumes(lambda: repaired(config, 0, dtype), tmp_path)
 
 
 @every
