@@ -85,15 +85,16 @@ class Results:
 
 
 def table(study: Study, results: Results, columns: Sequence[str] = COLUMNS) -> str:
-    """Return the results of a study as a table in Markdown."""
-    lines = [f"| experiment | {' | '.join(columns)} |", f"| --{' | --' * len(columns)} |"]
-    for label, cell in study.items():
-        figures = results[cell]
-        if figures:
-            figures = figures | {"recovered": recovered(cell, figures, results)}
-            cells = " | ".join(_shown(column, figures) for column in columns)
-            name = label.replace("|", "\\|")
-            lines.append(f"| {name} | {cells} |")
+    """Return the results of a study as a table in Markdown, without the columns that have no figure."""
+    found = {label: (cell, figures) for label, cell in study.items() if (figures := results[cell])}
+    rows = {
+        label: figures | {"recovered": recovered(cell, figures, results)} for label, (cell, figures) in found.items()
+    }
+    used = [column for column in columns if any(row.get(column) is not None for row in rows.values())]
+    lines = [f"| experiment | {' | '.join(used)} |", f"| --{' | --' * len(used)} |"]
+    for label, row in rows.items():
+        name = label.replace("|", "\\|")
+        lines.append(f"| {name} | {' | '.join(_shown(column, row) for column in used)} |")
     return "\n".join(lines)
 
 

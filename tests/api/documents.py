@@ -119,7 +119,7 @@ def study_table(name: str) -> str:
     """Return the table of a study of repair quality. Seconds are left out, because other programs were running."""
     from benchmarks.quality import table  # it loads torch
 
-    columns = ("wikitext2", "gsm8k", "recovered", "trained", "peak_bytes")
+    columns = ("wikitext2", "gsm8k", "recovered", "accuracy", "trained", "peak_bytes")
     return table(*_study(name), columns) + "\n"
 
 
