@@ -86,9 +86,10 @@ class Results:
 
 def table(study: Study, results: Results, columns: Sequence[str] = COLUMNS) -> str:
     """Return the results of a study as a table in Markdown, without the columns that have no figure."""
-    found = {label: (cell, figures) for label, cell in study.items() if (figures := results[cell])}
     rows = {
-        label: figures | {"recovered": recovered(cell, figures, results)} for label, (cell, figures) in found.items()
+        label: figures | {"recovered": recovered(cell, figures, results)}
+        for label, cell in study.items()
+        if (figures := results[cell])
     }
     used = [column for column in columns if any(row.get(column) is not None for row in rows.values())]
     lines = [f"| experiment | {' | '.join(used)} |", f"| --{' | --' * len(used)} |"]

@@ -112,8 +112,10 @@ def repaired(
     return model, repair
 
 
-def assert_resumes(start: Callable[[], tuple[Any, Repair]], folder: Path) -> Repair:
-    """Assert that a repair that is resumed after any step gives the bits of an uninterrupted one, which is returned.
+def assert_resumes(start: Callable[[], tuple[Any, Repair]], folder: Path) -> tuple[Any, Repair]:
+    """Assert that a repair that is resumed after any step gives the bits of an uninterrupted one.
+
+    `start` returns a model and its new repair. Those of the uninterrupted repair are returned at its end.
 
     From every saved state a new repair takes one step, and must then save the bytes that the uninterrupted repair saved
     after this step. From the third one it takes all further steps, because a wrong state in memory may show later.
@@ -129,16 +131,17 @@ def assert_resumes(start: Callable[[], tuple[Any, Repair]], folder: Path) -> Rep
         other, again = start()
         again.load(folder / str(stop))
         assert (again.step, again.done) == (stop, stop == last)
-        for step in range(stop + 1, last + 1 if stop == 3 else min(stop + 1, last) + 1):
+        end = last if stop == 3 else min(stop + 1, last)
+        while again.step < end:
             again.advance()
             again.save(folder / "again")
-            for file in (folder / str(step)).iterdir():
-                assert file.read_bytes() == (folder / "again" / file.name).read_bytes(), (stop, step, file.name)
+            for file in (folder / str(again.step)).iterdir():
+                assert file.read_bytes() == (folder / "again" / file.name).read_bytes(), (stop, again.step, file.name)
         if again.done:
             again.finish()
             assert same_bits(other.state_dict(), model.state_dict())
             assert (again.grown_zeros, again.kept_step) == (repair.grown_zeros, repair.kept_step)
-    return repair
+    return model, repair
 
 
 def sparse_linear(rows: int, cols: int, sparsity: float, seed: int = 0, **options: object) -> nn.Linear:

@@ -65,7 +65,7 @@ def test_a_resumed_run_ends_at_the_same_step_with_the_same_bits(
         judging = Judging(config, LOSSES)
         return judging.model, judging.repair
 
-    repair = assert_resumes(start, tmp_path)
+    _, repair = assert_resumes(start, tmp_path)
     assert (repair.step, repair.kept_step) == (last, 4)
 
 

@@ -128,11 +128,9 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
     tmp_path: Path, method: RepairMethod, dtype: torch.dtype
 ) -> None:
     config = on(method=method)
-    model, repair = repaired(config, dtype=dtype)
-    repair.finish()
+    model, _ = assert_resumes(lambda: repaired(config, 0, dtype), tmp_path)
     before, after = everything(pruned_tiny(dtype)), everything(model)
     assert not any(torch.equal(before[name], after[name]) for name in vectors(model))
-    assert_resumes(lambda: repaired(config, 0, dtype), tmp_path)
 
 
 @every
