@@ -50,8 +50,7 @@ class PublishedWindow(Window):
         zero = self._weight.flatten() == 0
         kinds = [~zero] if self._pattern.grouped else [~zero, zero]  # An event may limit the number of zeros.
         count = self.count * CANDIDATES_PER_POSITION
-        best = torch.cat([largest(scores * kind, count) for kind in kinds])
-        indices = torch.unique(best[scores[best] > 0]).int()
+        indices = torch.unique(torch.cat([_largest_positive(scores * kind, count) for kind in kinds])).int()
         sums = entries(self.sums, indices)
         return Candidates(indices, sums, sums**2 / max(1, self.observed), torch.ones_like(sums))
 
@@ -68,6 +67,12 @@ class PublishedWindow(Window):
     def _sample(self) -> Int[Tensor, "sampled"]:
         """Return no positions, because no typical gradient is needed."""
         return torch.zeros(0, dtype=torch.int32, device=self._weight.device)
+
+
+def _largest_positive(scores: Float[Tensor, "entries"], count: int) -> Int[Tensor, "chosen"]:
+    """Return the places of the `count` largest scores, or of all that are positive if there are fewer."""
+    places = largest(scores, count)
+    return places[scores[places] > 0]
 
 
 WINDOWS: dict[Variant, type[Window]] = {Variant.IMPROVED: Window, Variant.PUBLISHED: PublishedWindow}

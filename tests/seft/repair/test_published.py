@@ -67,17 +67,18 @@ def test_the_largest_sums_of_gradients_grow_and_the_smallest_products_with_the_w
 @given(
     seed=st.integers(0, 2**16),
     pattern=st.sampled_from([UNSTRUCTURED, Pattern(2, 4), Pattern(4, 8)]),
+    density=st.sampled_from([0.03, 0.2]),
     fraction=st.sampled_from([0.2, 1.0]),
     most=st.sampled_from([1, 4, 1000]),
     number=st.integers(1, 4),
 )
 def test_an_event_is_the_one_that_a_dense_gradient_decides(
-    *, seed: int, pattern: Pattern, fraction: float, most: int, number: int
+    *, seed: int, pattern: Pattern, density: float, fraction: float, most: int, number: int
 ) -> None:
     weight = sparse_linear(ROWS, COLS, 0.6, seed).weight.detach()
     if pattern.grouped:
         weight = weight.masked_fill(smallest_in_groups(weight.abs(), pattern), 0.0)
-    owner = RepairedLinear(as_target(weight), 0.03, torch.Generator().manual_seed(seed), pattern, PublishedWindow)
+    owner = RepairedLinear(as_target(weight), density, torch.Generator().manual_seed(seed), pattern, PublishedWindow)
     owner.most_zeros = most
     pairs = batches(number, seed)
     before, start = owner.active, weight.flatten().clone()
