@@ -122,10 +122,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=CALIBRATION[1], help="calibration windows of --rounds")
     parser.add_argument("--device", default="cpu", help="torch device of --rounds")
     parser.add_argument("--dtype", type=partial(getattr, torch), default=torch.float32, help="torch dtype of --rounds")
-    parser.add_argument("cells", nargs="*", choices=[*CELLS, []], help="experiments to run; default: all")
+    parser.add_argument(
+        "cells", nargs="*", choices=[*CELLS, []], help="experiments to run; default, without --rounds: all"
+    )
     arguments = parser.parse_args()
     if not arguments.rounds and not (arguments.calibration and arguments.test):
         parser.error("--calibration and --test must be given without --rounds")
+    if arguments.rounds and not (arguments.cells and all(CELLS[name] for name in arguments.cells)):
+        parser.error("--rounds needs the names of experiments, and dense is not one of them, because nothing is pruned")
     arguments.out = arguments.out or Path(f"build/pruning{'-seconds' if arguments.rounds else ''}.json")
     return arguments
 

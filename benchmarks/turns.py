@@ -18,17 +18,17 @@ def take_turns(
     """Return the results of all rounds and the memory in bytes that each side reports, by the names of the sides.
 
     `side` is called in a new process for each side, with its arguments and a pipe, and calls `answer` with that pipe.
+    Raises EOFError if one of these processes ends early. The others end too.
     """
     context = get_context("spawn")
-    pipes = {}
-    for name, arguments in sides.items():
-        ours, theirs = context.Pipe()
-        context.Process(target=side, args=(*arguments, theirs)).start()
-        theirs.close()  # so that the end of the process is noticed
-        ours.recv()  # one model is loaded at a time
-        pipes[name] = ours
-    results: dict[str, list[Any]] = {name: [] for name in pipes}
+    pipes: dict[str, Any] = {}
+    results: dict[str, list[Any]] = {name: [] for name in sides}
     try:
+        for name, arguments in sides.items():
+            pipes[name], theirs = context.Pipe()
+            context.Process(target=side, args=(*arguments, theirs)).start()
+            theirs.close()  # so that the end of the process is noticed
+            pipes[name].recv()  # one model is loaded at a time
         for _ in range(rounds):
             for name, pipe in pipes.items():
                 pipe.send("run")
