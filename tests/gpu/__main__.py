@@ -61,7 +61,8 @@ def main() -> int:
     small = arguments.small or not machine["card"]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(arguments.out.read_text()) if arguments.parts and arguments.out.exists() else {}
-    done: dict[str, Any] = before["parts"] if before.get("machine") == machine else {}
+    same = (before.get("machine"), before.get("small")) == (machine, small)
+    done: dict[str, Any] = before["parts"] if same else {}
     for name in arguments.parts or PARTS:
         sys.stdout.write(f"{name} ... ")
         sys.stdout.flush()
