@@ -1,4 +1,4 @@
-"""Run the processes of a job on several devices, one per device, with the elastic launch of torch. What each may use.
+"""Run the processes of a job on several devices with the elastic launch of torch. Tell each its device and threads.
 
 The first process runs the whole job (`worker.pipeline`). The others take part in its training (`worker.replica`). If
 one of them fails, the launch ends all of them and restarts none: the attempt fails, and the next one resumes. Gloo

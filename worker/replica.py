@@ -1,7 +1,8 @@
 """The processes of a job on several devices, other than the first: they take part in the training and do nothing else.
 
 The first process (`worker.pipeline`) prunes the model meanwhile, and then sends what the training starts from. It alone
-evaluates, saves states, and decides when to stop. If the model is split over the processes, the others also help the
+saves states, decides when to stop, and evaluates before and after the training. All processes evaluate during the
+training, and the loss of the first one counts. If the model is split over the processes, the others also help the
 first one outside training (`seft.repair.shards`).
 """
 

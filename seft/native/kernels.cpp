@@ -10,11 +10,7 @@
 #include <memory>
 #include <new>
 
-#if defined(_WIN32)
-#define SEFT_API extern "C" __declspec(dllexport)
-#else
 #define SEFT_API extern "C" __attribute__((visibility("default")))
-#endif
 
 enum Level : int32_t { PLAIN = 0, AVX2 = 1, AVX512 = 2, NEON = 3 };
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);

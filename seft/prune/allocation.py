@@ -21,8 +21,8 @@ Shape = tuple[int, ...]
 def uniform_zeros(shape: Shape, sparsity: float, config: PruneConfig) -> int:
     """Return the number of zeros that one target gets at this sparsity, rounded down.
 
-    If `compare` is `row`, the number is rounded down in every row, as in the published code of Wanda. If it is `auto`,
-    or with `sparsity_of: model`, the number is rounded once per target, which comes closer to the requested sparsity.
+    If `compare` is `row`, the number is rounded down in every row, as in the published code of Wanda. Otherwise,
+    and with `sparsity_of: model`, it is rounded down once per target, which comes closer to the requested sparsity.
     """
     if config.compare is Compare.ROW and config.sparsity_of is SparsityOf.TARGETS:
         return zeros_of_equal_rows(shape, sparsity)

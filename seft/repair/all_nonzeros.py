@@ -30,8 +30,8 @@ _START, _OBSERVED = "start", "observed"
 class AllNonzeros(OneByOne):
     """Trains all nonzeros of every linear.
 
-    Raises ConfigError if the weights do not follow the pattern, if swaps are configured and no event would run, or for
-    swaps in several processes, because candidates are collected in the backward pass of each process.
+    Raises ConfigError if the weights do not follow the pattern, or for swaps in several processes, because candidates
+    are collected in the backward pass of each process.
     """
 
     def __init__(self, work: Work) -> None:
@@ -52,10 +52,10 @@ class AllNonzeros(OneByOne):
         }
         super().__init__(work, self.linears)
         self._start = torch.tensor([linear.zeros for linear in self.linears.values()])
-        self._end = [
-            rise.zeros_in_pattern(linear.weight, work.pattern) if work.pattern.grouped else zero
-            for linear, zero in zip(self.linears.values(), zeros.values(), strict=False)
-        ]
+        if work.pattern.grouped:
+            self._end = [rise.zeros_in_pattern(linear.weight, work.pattern) for linear in self.linears.values()]
+        else:
+            self._end = list(zeros.values())
         self._check, self._pattern = work.check, work.pattern
         # An expert may get tokens in some of the processes only, so its backward pass cannot wait for the others.
         self._in_turn = process_count() > 1 and any(target.expert for target in work.targets.values())

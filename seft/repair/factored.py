@@ -7,6 +7,7 @@ changed weight is rounded stochastically, so that small steps count on average (
 [ours] Means are over the nonzeros of the matrix. Zeros have no gradient and stay zero.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -114,7 +115,7 @@ def step(
         by_row[rows] = squares.sum(1)
         by_col += squares.sum(0)
     total = by_row.sum()
-    if not (total.isfinite() and total > 0):
+    if not 0 < float(total) < math.inf:  # one wait for the device
         return total.sqrt()
     ratio = moments.ratio(total / moments.row_counts.sum())
     moments.observe(by_row, by_col)

@@ -45,7 +45,7 @@ class Plan:
 
 
 class NonzeroLinear:
-    """A linear whose nonzeros are all trained. Zeros stay zero until the sparsity rises.
+    """A linear whose nonzeros are all trained. Zeros stay zero, except those that `swap` lets grow.
 
     The weight matrix of `target` is changed in place. The caller must call `product` instead of the linear's forward
     function, and must set `plan` before every step. `seed` and `name` set the random numbers of the rounding. `watch`

@@ -21,8 +21,8 @@ from seft.repair.rounding import round_by_hash
 from seft.repair.window import GradientSums
 
 MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8
-MAX_AGE = torch.iinfo(torch.int16).max
-"""Limit of the ages. The bias correction is 1 long before it.
+MAX_AGE = torch.iinfo(torch.int16).max - 1
+"""Limit of the ages: one more still fits int16. The bias correction is 1 long before it.
 
 From there on, the bfloat16 moments of a position without gradients are rounded the same way in every step, so they
 stop falling.
@@ -68,7 +68,7 @@ def step(
     If the root mean square of a value's gradients is larger than its `typical`, the step of this value is divided by
     their ratio.
     """
-    trained.ages.add_(1).clamp_(max=MAX_AGE - 1)
+    trained.ages.add_(1).clamp_(max=MAX_AGE)
     mean = _average(trained, trained.means, gradient, MEAN_DECAY)
     root = _average(trained, trained.squares, gradient**2, SQUARE_DECAY).sqrt_().add_(EPSILON)
     mean *= (typical / root).clamp_(max=1)

@@ -1,8 +1,8 @@
 """Data parallelism: several processes repair one model together, each on its part of every micro-batch.
 
 The processes are those of `torch.distributed`. If it is not initialised, there is one process, and these functions
-change nothing. Every process has the whole model and the same state. Gradients are summed over all processes, so all
-take the same steps and decisions as one process with the whole micro-batches.
+change nothing. Every process has the same state, and the whole model unless `seft.repair.shards` splits it. Gradients
+are summed over all processes, so all take the same steps and decisions as one process with the whole micro-batches.
 """
 
 from collections.abc import Sequence

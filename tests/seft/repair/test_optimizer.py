@@ -104,7 +104,7 @@ def test_a_noisy_grown_position_takes_a_smaller_first_step_than_a_steady_one() -
 
 def test_ages_are_limited() -> None:
     active = Active.start(WEIGHT, INDICES)
-    active.ages.fill_(optimizer.MAX_AGE - 1)
+    active.ages.fill_(optimizer.MAX_AGE)
     optimizer.step(active, torch.ones(4), rate=0.1, weight_decay=0.0)
-    assert active.ages.tolist() == [optimizer.MAX_AGE - 1] * 4
+    assert active.ages.tolist() == [optimizer.MAX_AGE] * 4
     assert active.values.isfinite().all()
