@@ -247,7 +247,7 @@ class TrainingParts:
     copied: int
     """The copy of all nonzeros that is saved between two steps, on the host."""
     best_state: int
-    """The copy of the best state, on the host."""
+    """The copy of the best state, on the host. One process has it."""
 
     @property
     def device(self) -> int:
@@ -258,7 +258,7 @@ class TrainingParts:
 def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     """Return the memory that training needs: weights, state of the repair method, and activations of a micro-batch."""
     parts = training_parts(model, spec)
-    host = parts.best_state if spec.repair.evaluate_interval else 0
+    host = round(parts.best_state / spec.devices) if spec.repair.evaluate_interval else 0
     host += retained_bytes(spec)
     beside = max(0, parts.copied - max(parts.saved + parts.work, parts.chosen))  # it is not made during a step
     alone = round(FRAGMENTATION * parts.saved) + beside

@@ -1,6 +1,7 @@
 """Keeps the best state of a training, by its loss on held-out text, and decides about early stopping.
 
-A state is a set of named tensors. A copy of the best one is kept in host memory.
+A state is a set of named tensors. A copy of the best one is kept in host memory, of several processes in the first one
+only. So only the first one can save or finish a repair with evaluations.
 """
 
 import math
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from seft.config import RepairConfig
 from seft.errors import ConfigError, TrainError
-from seft.repair.processes import broadcast
+from seft.repair.processes import broadcast, is_first
 from seft.repair.state import State
 from seft.report import Judged
 
@@ -60,7 +61,9 @@ class Best:
             )
         if self.step is None or loss < self._loss:
             self.step, self._loss, self._idle = step, loss, 0
-            self.tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors().items()}
+            present = tensors()  # in all processes, because they bring split weights together
+            if is_first():
+                self.tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in present.items()}
         else:
             self._idle += 1
         return Judged(step, loss)
@@ -78,7 +81,8 @@ class Best:
         facts: dict[str, Any] = state.facts["best"]
         self.step, self._loss, self._idle = facts["step"], facts["loss"], facts["idle"]
         marked = {name for name in state.tensors if name.startswith(_MARK)}
-        self.tensors = {name.removeprefix(_MARK): state.tensors[name] for name in marked}
+        if is_first():
+            self.tensors = {name.removeprefix(_MARK): state.tensors[name] for name in marked}
         return {name: tensor for name, tensor in state.tensors.items() if name not in marked}
 
 

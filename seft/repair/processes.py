@@ -22,6 +22,11 @@ def process_count() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def is_first() -> bool:
+    """Return whether this is the first process, or the only one."""
+    return process_count() == 1 or dist.get_rank() == 0
+
+
 def own_windows() -> slice:
     """Return the slice of a micro-batch's windows that this process reads."""
     return slice(dist.get_rank(), None, process_count()) if process_count() > 1 else slice(None)

@@ -85,6 +85,16 @@ def train(name: str, folder: Path) -> None:
     torch.save(losses, folder / "losses")
 
 
+def keep_best(folder: Path) -> None:
+    """Run a repair whose fourth step is the best one, and save its last state."""
+    losses = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.5}
+    model, pruned = start("seft")
+    config = short(batch_tokens=6 * 32, micro_batch=4, evaluate_interval=2)
+    repair = Repair(model, TOKENS, config, pruned=pruned, judge=lambda: losses[repair.step])
+    repair.run()
+    repair.save(folder)
+
+
 def rejected_fields() -> list[str]:
     """Return the fields that two processes reject."""
     rejected = []
@@ -104,6 +114,7 @@ def work(folder: Path) -> None:
     rank = dist.get_rank()
     for name in CASES:
         train(name, folder / name / str(rank))
+    keep_best(folder / "best" / str(rank))
     torch.save(rejected_fields(), folder / f"rejected.{rank}")
 
 
@@ -114,7 +125,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def state(folder: Path, step: int) -> dict[str, Tensor]:
+def state(folder: Path, step: int | str) -> dict[str, Tensor]:
     return load_file(folder / str(step) / "repair.safetensors")
 
 
@@ -142,6 +153,17 @@ def test_both_have_the_same_bits_after_every_step(name: str, together: Path) -> 
     for step in range(1, STEPS + 1):
         for file in ("repair.safetensors", "repair.json"):
             assert (one / str(step) / file).read_bytes() == (other / str(step) / file).read_bytes()
+
+
+def test_the_first_process_alone_keeps_the_best_state(together: Path, tmp_path: Path) -> None:
+    keep_best(tmp_path / "alone")
+    alone, first, other = state(tmp_path, "alone"), state(together / "best", 0), state(together / "best", 1)
+    best = {key for key in alone if key.startswith("best:")}
+    assert best
+    assert first.keys() == alone.keys() == other.keys() | best
+    assert not best & other.keys()
+    for key in best:
+        torch.testing.assert_close(first[key], alone[key], rtol=1e-4, atol=1e-6)
 
 
 def test_work_that_processes_cannot_share_is_rejected(together: Path) -> None:
