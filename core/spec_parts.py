@@ -160,7 +160,8 @@ class RepairSpec(Spec):
         default=0,
         ge=0,
         le=1 << 40,
-        description="Tokens between two events that swap zeros and nonzeros, with the density `all`. 0 is off.",
+        description="Tokens between two events that swap zeros and nonzeros, with the density `all` on one device. 0 is"
+        " off.",
     )
     batch_tokens: Integer = Field(
         ge=2, le=1 << 24, description="Tokens per optimizer step. By default two sequences of `sequence_tokens`."

@@ -180,8 +180,8 @@ class JobSpec(Spec):
             raise _contradiction(f"must set at most {MOST_SPARSE:g} of the weights to zero", example)
         sparsity = info.data.get("sparsity")
         if sparsity is not None and abs(sparsity - implied) > 1e-9:
-            rule = f"must agree with sparsity ({sparsity}); {value} implies {implied:g}"
-            raise _contradiction(rule, f"Leave sparsity out, or write {implied:g}.")
+            rule = f"must agree with sparsity ({sparsity}); {value} implies {implied:.12g}"
+            raise _contradiction(rule, f"Leave sparsity out, or write {implied:.12g}.")
         return value
 
     @model_validator(mode="after")

@@ -209,7 +209,7 @@ class PruneConfig:
     def _require_group_settings(self) -> None:
         implied = self.pattern.sparsity(None)
         if abs(self.sparsity - implied) > 1e-9:
-            rule = f"must be {implied:g}, the sparsity of the pattern {self.pattern}"
+            rule = f"must be {implied:.12g}, the sparsity of the pattern {self.pattern}"
             raise ConfigError("sparsity", rule, self.sparsity, "Leave out sparsity or the pattern.")
         for field, value, only in (
             ("compare", self.compare, Compare.AUTO),

@@ -250,7 +250,13 @@ class RepairConfig:
             raise ConfigError("swap_tokens", rule, self.swap_tokens, way_out)
 
     def require_processes(self, count: int) -> None:
-        """Raise ConfigError unless each of `count` processes gets the same number of windows of each micro-batch."""
+        """Raise ConfigError unless `count` processes get equal parts of each micro-batch, and can do all that is set.
+
+        Several processes cannot swap, because each collects candidates in its own backward pass.
+        """
+        if self.swap_tokens and count > 1:
+            way_out = "Leave it out, or use one device."
+            raise ConfigError("swap_tokens", f"must be 0 on several devices, here {count}", self.swap_tokens, way_out)
         for field, windows in (("batch_tokens", self.windows), ("micro_batch", self.micro_batch)):
             if windows % count:
                 whole = math.ceil(max(self.windows, self.micro_batch) / count) * count
@@ -368,6 +374,6 @@ def require_repair_of(prune: PruneConfig, repair: RepairConfig | None) -> None:
         value = None if repair is None else repair.density
         raise ConfigError("density", "must be all with the schedule gradual", value, way_out)
     if prune.rise * repair.steps < 1:
-        way_out = f"Use at least {math.ceil(1 / prune.rise) if prune.rise else 1} steps and a rise above 0."
+        way_out = f"Use a rise of at least {math.ceil(1000 / repair.steps) / 1000}, or more steps."
         raise ConfigError("rise", f"must cover at least one of the {repair.steps} steps", prune.rise, way_out)
     repair.require_swap_after(prune.rise_end(repair.steps))

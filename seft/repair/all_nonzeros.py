@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from seft.config import Compare, PruneConfig
-from seft.errors import ConfigError
 from seft.prune.loop import final_zeros
 from seft.prune.mask import require_pattern
 from seft.repair import rise, schedule, swaps
@@ -28,11 +27,7 @@ _START, _OBSERVED = "start", "observed"
 
 
 class AllNonzeros(OneByOne):
-    """Trains all nonzeros of every linear.
-
-    Raises ConfigError if the weights do not follow the pattern, or for swaps in several processes, because candidates
-    are collected in the backward pass of each process.
-    """
+    """Trains all nonzeros of every linear. Raises ConfigError if the weights do not follow the pattern."""
 
     def __init__(self, work: Work) -> None:
         self._gradual = work.pruned if work.pruned and work.pruned.gradual else None
@@ -43,9 +38,6 @@ class AllNonzeros(OneByOne):
         else:
             for target in work.targets.values():
                 require_pattern(target.weight, work.pattern)
-        if work.check and process_count() > 1:
-            way_out = "Repair the model in one process, or set swap_tokens to 0."
-            raise ConfigError("swap_tokens", "must be 0 in several processes", work.config.swap_tokens, way_out)
         kinds = {"watch": self._gradual is not None, "swapping": work.check is not None}
         self.linears = {
             name: NonzeroLinear(target, work.config.seed, name, **kinds) for name, target in work.targets.items()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
@@ -106,6 +107,7 @@ GRADUAL: dict[str, Any] = {"prune": {"schedule": "gradual"}, "repair": {"density
         (GRADUAL | {"prune": {"schedule": "gradual", "reconstruct_epochs": 1}}, "prune.reconstruct_epochs", 1),
         (GRADUAL | {"prune": {"schedule": "gradual", "rise": 0.0001}}, "prune.rise", 0.0001),
         (GRADUAL | {"prune": {"schedule": "gradual", "rise": 0}}, "prune.rise", 0.0),
+        (GRADUAL | {"prune": {"schedule": "gradual", "rise": 1e-310}}, "prune.rise", 1e-310),
         ({"prune": {"method": "wanda", "compare": "model"}}, "prune.compare", "model"),
         (
             GRADUAL | {"pattern": "2:4", "sparsity": 0.5, "prune": {"schedule": "gradual", "compare": "model"}},
@@ -118,6 +120,7 @@ GRADUAL: dict[str, Any] = {"prune": {"schedule": "gradual"}, "repair": {"density
         ({"repair": {"swap_tokens": 4096, "density": 0.1}}, "repair.swap_tokens", 4096),
         ({"repair": {"batch_tokens": 1000}}, "repair.batch_tokens", 1000),
         ({"repair": {"patience": 1}}, "repair.patience", 1),
+        ({"devices": 2, "repair": {"swap_tokens": 2048}}, "repair.swap_tokens", 2048),
         ({"devices": 4}, "repair.batch_tokens", 2),
         ({"devices": 4, "repair": {"batch_tokens": 4096}}, "repair.micro_batch", 2),
         ({"sharded": True}, "sharded", True),
@@ -171,6 +174,10 @@ def test_a_pattern_implies_the_sparsity_which_is_required_without_one() -> None:
     spec = JobSpec.model_validate({**request, "pattern": "1:4"})
     assert (spec.sparsity, spec.repair.method) == (0.75, "seft")
     assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec
+    with pytest.raises(ValidationError) as caught:
+        JobSpec.model_validate({**request, "pattern": "1:3", "sparsity": 0.666667})
+    (advised,) = re.findall(r"write (0\.\d+)\.", caught.value.errors()[0]["ctx"]["way_out"])
+    JobSpec.model_validate({**request, "pattern": "1:3", "sparsity": float(advised)})
 
 
 def fields(model: type[BaseModel]) -> Iterator[tuple[type[BaseModel], str, Any]]:
