@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
+from benchmarks.arguments import float_dtype, output_file, positive
 from benchmarks.turns import answer, forget_peak, peak_bytes, take_turns
 from seft.config import PruneConfig, PruneMethod, RepairConfig
 from seft.data.records import read
@@ -102,12 +103,15 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
     parser.add_argument("--data", required=True, type=Path, help="text to repair on")
-    parser.add_argument("--dtype", type=partial(getattr, torch), default=torch.bfloat16, help="torch dtype of training")
-    parser.add_argument("--length", type=int, default=512, help="tokens per window")
-    parser.add_argument("--steps", type=int, default=22, help="steps of each side, two of them to warm up")
-    parser.add_argument("--methods", nargs="*", choices=DENSITIES, default=list(DENSITIES), help="what is trained")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file of the results")
-    return parser.parse_args()
+    parser.add_argument("--dtype", type=float_dtype, default=torch.bfloat16, help="torch dtype of training")
+    parser.add_argument("--length", type=positive, default=512, help="tokens per window")
+    parser.add_argument("--steps", type=positive, default=22, help=f"steps of each side, {WARM_UP} of them to warm up")
+    parser.add_argument("--methods", nargs="+", choices=DENSITIES, default=list(DENSITIES), help="what is trained")
+    parser.add_argument("--out", type=output_file, required=True, help="JSON file of the results")
+    arguments = parser.parse_args()
+    if arguments.steps <= WARM_UP:
+        parser.error(f"--steps must be more than {WARM_UP}, because {WARM_UP} steps warm up; it is {arguments.steps}")
+    return arguments
 
 
 def _kind(config: RepairConfig, step: int) -> str:

@@ -19,9 +19,9 @@ import gc
 import json
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -29,7 +29,8 @@ from unittest.mock import patch
 import torch
 import transformers
 
-from benchmarks.shapes import model_and_text, model_name
+from benchmarks.arguments import float_dtype, output_file, positive
+from benchmarks.shapes import RANDOM, model_and_text, model_name
 from benchmarks.turns import answer, forget_peak, peak_bytes, take_turns
 from seft.config import Allocation, CalibrationOrder, Compare, Pattern, PruneConfig, PruneMethod, Refinement
 from seft.data.records import read
@@ -94,7 +95,8 @@ def main() -> None:
     if arguments.rounds:
         _time(arguments)
         return
-    cells: dict[str, Any] = json.loads(arguments.out.read_text())["cells"] if arguments.out.exists() else {}
+    setting = {key: str(getattr(arguments, key)) for key in ("model", "calibration", "test")}
+    cells = _saved(arguments.out, setting)
     loaded = load(find(arguments.model))
     dense = {name: linear.weight.clone() for name, linear in target_linears(loaded.model).items()}
     calibration = _windows(arguments.calibration, loaded, *CALIBRATION)
@@ -103,8 +105,19 @@ def main() -> None:
         if name not in cells:
             _restore(loaded.model, dense)
             cells[name] = _cell(loaded, CELLS[name], calibration, test)
-            _save(arguments.out, {"cells": cells})
+            _save(arguments.out, {**setting, "cells": cells})
         _print_row(name, cells[name])
+
+
+def _saved(path: Path, setting: Mapping[str, str]) -> dict[str, Any]:
+    """Return the results in a file, or none if there is no file. Exits if the file has results of another kind."""
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    if {key: found.get(key) for key in setting} != dict(setting):
+        sys.exit(f"{path} has results of another model, another text or another version. Name another file with --out.")
+    cells: dict[str, Any] = found["cells"]
+    return cells
 
 
 def _arguments() -> argparse.Namespace:
@@ -114,24 +127,32 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--test", type=Path, help="text to measure perplexity on; not needed with --rounds")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=output_file,
         help="JSON file of results; default: build/pruning.json, or build/pruning-seconds.json with --rounds. Without"
         " --rounds, an existing file is resumed",
     )
-    parser.add_argument("--rounds", type=int, default=0, help="time the experiments in turn this often; default: no")
-    parser.add_argument("--windows", type=int, default=CALIBRATION[1], help="calibration windows of --rounds")
+    parser.add_argument("--rounds", type=positive, help="time the experiments in turn this often; default: no")
+    parser.add_argument("--windows", type=positive, default=CALIBRATION[1], help="calibration windows of --rounds")
     parser.add_argument("--device", default="cpu", help="torch device of --rounds")
-    parser.add_argument("--dtype", type=partial(getattr, torch), default=torch.float32, help="torch dtype of --rounds")
-    parser.add_argument(
-        "cells", nargs="*", choices=[*CELLS, []], help="experiments to run; default, without --rounds: all"
-    )
+    parser.add_argument("--dtype", type=float_dtype, default=torch.float32, help="torch dtype of --rounds")
+    parser.add_argument("cells", nargs="*", type=_experiment, help="experiments to run; default, without --rounds: all")
     arguments = parser.parse_args()
     if not arguments.rounds and not (arguments.calibration and arguments.test):
         parser.error("--calibration and --test must be given without --rounds")
+    if not arguments.rounds and arguments.model.startswith(RANDOM):
+        parser.error(
+            f"{arguments.model} can only be timed, with --rounds; the perplexity of random weights says nothing"
+        )
     if arguments.rounds and not (arguments.cells and all(CELLS[name] for name in arguments.cells)):
         parser.error("--rounds needs the names of experiments, and dense is not one of them, because nothing is pruned")
     arguments.out = arguments.out or Path(f"build/pruning{'-seconds' if arguments.rounds else ''}.json")
     return arguments
+
+
+def _experiment(text: str) -> str:
+    if text not in CELLS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no experiment; they are {', '.join(CELLS)}")
+    return text
 
 
 def _windows(path: Path, loaded: Loaded, length: int, count: int) -> torch.Tensor:
@@ -153,7 +174,8 @@ def _time(arguments: argparse.Namespace) -> None:
         columns = (whole, whole / base, *parts)
         print(f"| {name} | " + " | ".join(f"{each:.2f}" for each in columns) + f" | {peaks[name] / 1e6:.0f} |")
     times = {name: {"seconds": results, "peak_bytes": peaks[name]} for name, results in rounds.items()}
-    _save(arguments.out, {"blocks": TIMED_BLOCKS, "times": times})
+    kind = {"model": setting.model, "device": setting.device, "dtype": str(setting.dtype), "windows": setting.windows}
+    _save(arguments.out, {**kind, "blocks": TIMED_BLOCKS, "times": times})
 
 
 def _serve(name: str, setting: _Setting, pipe: Any) -> None:
@@ -164,6 +186,8 @@ def _serve(name: str, setting: _Setting, pipe: Any) -> None:
     use_float32_products()
     model, tokens = model_and_text(setting.model, setting.calibration, device, setting.dtype, TIMED_BLOCKS)
     text = windows(tokens, CALIBRATION[0], setting.windows, CalibrationOrder.SEQUENTIAL, seed=0)
+    if len(text) < setting.windows:
+        raise ValueError(f"the text has {len(text)} windows of {CALIBRATION[0]} tokens, and not {setting.windows}")
     gc.collect()
     dense = {name: linear.weight.clone() for name, linear in target_linears(model).items()}
     spent = dict.fromkeys(("observe", "prune"), 0.0)
@@ -229,7 +253,7 @@ def _cell(
 
 
 def _save(path: Path, results: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)  # of the default
     machine = {
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),

@@ -6,6 +6,7 @@ The formulas are those with which the service estimates a job (`core.estimate`).
 them with real runs of small models. docs/scaling.md has the tables and says what they leave out.
 """
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -38,6 +39,7 @@ GB, TERA = 1e9, 1e12
 
 def main() -> None:
     """Print all tables."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sys.stdout.write("\n".join(make() for make in TABLES))
 
 

@@ -9,6 +9,7 @@ do. A second run of the same job in a process of its own measures the memory, wh
 above its memory before the weights were loaded.
 """
 
+import argparse
 import json
 import sys
 import tempfile
@@ -21,6 +22,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import LlamaConfig
 
+from benchmarks.arguments import output_file
 from benchmarks.shapes import dimensions_of, random_model
 from core.estimate.calibration import count_operations
 from core.estimate.footprint import PROCESS_BYTES, memory_by_phase
@@ -61,12 +63,17 @@ class Row:
 
 def main() -> None:
     """Run the jobs and write the rows as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=output_file, default=RESULTS, help=f"JSON file; default: {RESULTS.name}")
+    arguments = parser.parse_args()
     rows = []
     for hidden in SIZES:
         for method in METHODS:
             with tempfile.TemporaryDirectory() as folder:
                 rows += measure(Path(folder), hidden, method)
-    RESULTS.write_text(json.dumps({"torch": torch.__version__, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    arguments.out.write_text(
+        json.dumps({"torch": torch.__version__, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+    )
     for row in rows:
         sys.stdout.write(f"{row}\n")
 

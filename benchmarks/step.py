@@ -18,6 +18,8 @@ time. The table has medians.
 import argparse
 import itertools
 import json
+import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.arguments import float_dtype, fraction, output_file, positive
 from benchmarks.recipes import RECIPES, Recipe
 from benchmarks.shapes import model_and_text, model_name
 from benchmarks.turns import answer, peak_bytes, ratio_to_first, take_turns
@@ -82,7 +85,13 @@ def main() -> None:
         kind = str(arguments.dtype).removeprefix("torch.")
         runs.append({"dtype": kind, "shape": str(shape), "density": density, "seconds": seconds, "peak_bytes": peaks})
         print(f"\n{shape}, density {density:g}\n\n{table(runs[-1:])}", flush=True)
-        found = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        found = {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "model": arguments.model,
+            "device": arguments.device,
+            "checkpointing": arguments.checkpointing,
+        }
         arguments.out.write_text(json.dumps({**found, "runs": runs}, indent=1) + "\n")
     if arguments.plot:
         from benchmarks.plots import plot_steps  # it needs matplotlib
@@ -110,29 +119,33 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=model_name, help="folder, GGUF file, hub id or random:SHAPE")
     parser.add_argument("--data", type=Path, help="text to repair on; a random model needs none")
-    parser.add_argument("--dtype", type=partial(getattr, torch), default=torch.float32, help="torch dtype of training")
+    parser.add_argument("--dtype", type=float_dtype, default=torch.float32, help="torch dtype of training")
     parser.add_argument("--device", default="cpu", help="torch device")
-    parser.add_argument("--shapes", nargs="*", type=_shape, default=[Shape(2, 512)], help="such as 2x512 8x128")
-    parser.add_argument("--densities", nargs="*", type=float, default=[0.005], help="parts of the weights to train")
+    parser.add_argument("--shapes", nargs="+", type=_shape, default=[Shape(2, 512)], help="such as 2x512 8x128")
+    parser.add_argument("--densities", nargs="+", type=fraction, default=[0.005], help="parts of the weights to train")
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again, in our methods only")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of timing")
-    parser.add_argument("--sides", nargs="*", choices=SIDES, default=list(SIDES), help="sides; the first is the base")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file of the results")
+    parser.add_argument("--rounds", type=positive, default=7, help="rounds of timing")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="sides; the first is the base")
+    parser.add_argument("--out", type=output_file, required=True, help="JSON file of the results")
     parser.add_argument(
-        "--plot", type=Path, help="SVG file of seconds and memory by tokens and by density; default: none"
+        "--plot", type=output_file, help="SVG file of seconds and memory by tokens and by density; default: none"
     )
     return parser.parse_args()
 
 
 def _shape(text: str) -> Shape:
-    windows, length = map(int, text.split("x"))
-    return Shape(windows, length)
+    numbers = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not numbers:
+        raise argparse.ArgumentTypeError(f"must be windows x tokens, such as 2x512; it is {text!r}")
+    return Shape(int(numbers[1]), int(numbers[2]))
 
 
 def _serve(setting: Setting, pipe: Any) -> None:
     """Run one side in its own process: load the model, take a step on each request, and at last report the peak."""
     use_float32_products()
     model, tokens = model_and_text(setting.model, setting.data, setting.device, setting.dtype)
+    if len(tokens) < math.prod(setting.shape):
+        raise ValueError(f"the text has {len(tokens)} tokens; {setting.shape} needs {math.prod(setting.shape)}")
     step = _make(setting, model, tokens.to(setting.device))
 
     def timed() -> float:

@@ -4,6 +4,7 @@ Each side has a process of its own, so that its memory is its own.
 """
 
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ def take_turns(
     """Return the results of all rounds and the memory in bytes that each side reports, by the names of the sides.
 
     `side` is called in a new process for each side, with its arguments and a pipe, and calls `answer` with that pipe.
-    Raises EOFError if one of these processes ends early. The others end too.
+    If one of these processes ends early, this one exits with a message, and the others end too.
     """
     context = get_context("spawn")
     pipes: dict[str, Any] = {}
@@ -28,17 +29,24 @@ def take_turns(
             pipes[name], theirs = context.Pipe()
             context.Process(target=side, args=(*arguments, theirs)).start()
             theirs.close()  # so that the end of the process is noticed
-            pipes[name].recv()  # one model is loaded at a time
+            _receive(name, pipes[name])  # one model is loaded at a time
         for _ in range(rounds):
             for name, pipe in pipes.items():
                 pipe.send("run")
-                results[name].append(pipe.recv())
+                results[name].append(_receive(name, pipe))
         for pipe in pipes.values():
             pipe.send("end")
-        return results, {name: pipe.recv() for name, pipe in pipes.items()}
+        return results, {name: _receive(name, pipe) for name, pipe in pipes.items()}
     finally:
         for pipe in pipes.values():
             pipe.close()  # ends a side that still waits
+
+
+def _receive(name: str, pipe: Any) -> Any:
+    try:
+        return pipe.recv()
+    except EOFError:
+        sys.exit(f"The process of {name!r} has ended early. Its error is above.")
 
 
 def answer(pipe: Any, run: Callable[[], Any], memory: Callable[[], int]) -> None:

@@ -24,7 +24,7 @@ def test_the_sides_take_turns() -> None:
 
 @pytest.mark.timeout(60)
 def test_if_a_side_fails_while_it_loads_the_others_end_too() -> None:
-    with pytest.raises(EOFError):
+    with pytest.raises(SystemExit, match="The process of 'two' has ended early"):
         take_turns(serve, {"one": (1,), "two": (-1,)}, rounds=1)
     for process in multiprocessing.active_children():
         process.join(30)
