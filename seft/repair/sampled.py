@@ -74,6 +74,8 @@ def by_kernel(
         from seft.repair import cuda
 
         return cuda.sample(left, right, indices)
+    if len(left) != len(right):
+        raise ValueError(f"both matrices must have the same tokens; they have {len(left)} and {len(right)}")
     left, right, indices = left.contiguous(), right.contiguous(), indices.contiguous()
     entries = torch.empty(len(indices), dtype=torch.float32)
     sizes = (len(left), left.shape[1], right.shape[1])
