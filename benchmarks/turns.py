@@ -6,6 +6,7 @@ Each side has a process of its own, so that its memory is its own.
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,11 +51,15 @@ def _receive(name: str, pipe: Any) -> Any:
 
 
 def answer(pipe: Any, run: Callable[[], Any], memory: Callable[[], int]) -> None:
-    """Call `run` on each request and send its result, in the process of a side. At the end send the memory."""
+    """Call `run` on each request and send its result, in the process of a side. At the end send the memory.
+
+    Ends early if another side has failed.
+    """
     pipe.send("ready")
-    while pipe.recv() == "run":
-        pipe.send(run())
-    pipe.send(memory())
+    with suppress(EOFError):
+        while pipe.recv() == "run":
+            pipe.send(run())
+        pipe.send(memory())
 
 
 def ratio_to_first(seconds: Mapping[str, Sequence[float]], side: str) -> float:
