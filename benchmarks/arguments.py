@@ -1,18 +1,35 @@
 """Arguments that several benchmarks have. A wrong one is an error before anything is loaded."""
 
 from argparse import ArgumentTypeError
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOATS = ("float32", "bfloat16", "float16")
 
 
-def float_dtype(text: str) -> torch.dtype:
+def one_of(kind: str, names: Collection[str]) -> Callable[[str], str]:
+    """Return a function that accepts these names only. `choices` of argparse would reject an empty list of them."""
+
+    def accept(text: str) -> str:
+        if text not in names:
+            raise ArgumentTypeError(f"{text!r} is no {kind}; they are {', '.join(names)}")
+        return text
+
+    return accept
+
+
+def float_dtype(text: str) -> "torch.dtype":
     """Return the torch dtype with this name."""
+    import torch
+
     if text not in FLOATS:
         raise ArgumentTypeError(f"must be one of {', '.join(FLOATS)}; it is {text!r}")
-    return FLOATS[text]
+    dtype: torch.dtype = getattr(torch, text)
+    return dtype
 
 
 def positive(text: str) -> int:

@@ -29,7 +29,7 @@ from unittest.mock import patch
 import torch
 import transformers
 
-from benchmarks.arguments import float_dtype, output_file, positive
+from benchmarks.arguments import float_dtype, one_of, output_file, positive
 from benchmarks.shapes import RANDOM, model_and_text, model_name
 from benchmarks.turns import answer, forget_peak, peak_bytes, take_turns
 from seft.config import Allocation, CalibrationOrder, Compare, Pattern, PruneConfig, PruneMethod, Refinement
@@ -110,7 +110,10 @@ def main() -> None:
 
 
 def _saved(path: Path, setting: Mapping[str, str]) -> dict[str, Any]:
-    """Return the results in a file, or none if there is no file. Exits if the file has results of another kind."""
+    """Return the results that the file has by experiment. Without a file, return an empty dictionary.
+
+    Exits if the results were made with another model or another text.
+    """
     if not path.exists():
         return {}
     found = json.loads(path.read_text())
@@ -135,7 +138,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=positive, default=CALIBRATION[1], help="calibration windows of --rounds")
     parser.add_argument("--device", default="cpu", help="torch device of --rounds")
     parser.add_argument("--dtype", type=float_dtype, default=torch.float32, help="torch dtype of --rounds")
-    parser.add_argument("cells", nargs="*", type=_experiment, help="experiments to run; default, without --rounds: all")
+    experiment = one_of("experiment", CELLS)
+    parser.add_argument("cells", nargs="*", type=experiment, help="experiments to run; default, without --rounds: all")
     arguments = parser.parse_args()
     if not arguments.rounds and not (arguments.calibration and arguments.test):
         parser.error("--calibration and --test must be given without --rounds")
@@ -145,14 +149,8 @@ def _arguments() -> argparse.Namespace:
         )
     if arguments.rounds and not (arguments.cells and all(CELLS[name] for name in arguments.cells)):
         parser.error("--rounds needs the names of experiments, and dense is not one of them, because nothing is pruned")
-    arguments.out = arguments.out or Path(f"build/pruning{'-seconds' if arguments.rounds else ''}.json")
+    arguments.out = arguments.out or output_file(f"build/pruning{'-seconds' if arguments.rounds else ''}.json")
     return arguments
-
-
-def _experiment(text: str) -> str:
-    if text not in CELLS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no experiment; they are {', '.join(CELLS)}")
-    return text
 
 
 def _windows(path: Path, loaded: Loaded, length: int, count: int) -> torch.Tensor:
@@ -253,7 +251,6 @@ def _cell(
 
 
 def _save(path: Path, results: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)  # of the default
     machine = {
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),

@@ -44,7 +44,7 @@ class AllNonzeros(OneByOne):
         }
         super().__init__(work, self.linears)
         self._start = torch.tensor([linear.zeros for linear in self.linears.values()])
-        if work.pattern.grouped:
+        if self._gradual and work.pattern.grouped:
             self._end = [rise.zeros_in_pattern(linear.weight, work.pattern) for linear in self.linears.values()]
         else:
             self._end = list(zeros.values())

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.arguments import one_of
 from tests.gpu.parts import PARTS, Part
 
 TAIL = 4000
@@ -82,19 +83,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "parts",
         nargs="*",
-        type=_part,
+        type=one_of("part", PARTS),
         help=f"parts to run: {', '.join(PARTS)}; the JSON keeps the others; default: all",
     )
     parser.add_argument("--out", type=Path, default=Path("build/gpu.json"), help="JSON file; default: build/gpu.json")
     parser.add_argument("--small", action="store_true", help="run at a small size, as without a card")
     parser.add_argument("--model", type=Path, help="SmolLM2, as a folder or GGUF file; default: see tests.gpu.service")
     return parser.parse_args()
-
-
-def _part(text: str) -> str:
-    if text not in PARTS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no part; they are {', '.join(PARTS)}")
-    return text
 
 
 def find_machine() -> dict[str, Any]:
