@@ -10,8 +10,9 @@ first 20 windows of 1024. Every result is saved in a JSON file, and an interrupt
 
 With `--rounds` the experiments only prune the first blocks, in turn, so that a noisy machine slows all of them. The
 seconds are medians of the whole, of the two passes through each block, of the statistics of the inputs and of the
-choice of the zeros. The memory is what the peak grew by after the model and a copy of it were loaded. On a device it is
-that of the tensors on it. `--out` gets the figures too.
+choice of the zeros. `sparsegpt 60% by columns` is SparseGPT as simple code has it, to compare with. The memory is what
+the peak grew by after the model and a copy of it were loaded. On a device it is that of the tensors on it. `--out` gets
+the figures too.
 """
 
 import argparse
@@ -40,8 +41,10 @@ from seft.float32_products import use_float32_products
 from seft.models.load import Loaded, load
 from seft.models.source import find
 from seft.models.targets import target_linears
-from seft.prune import loop
+from seft.prune import loop, sparsegpt
+from seft.prune import statistics as sums
 from seft.prune.loop import prune_model
+from seft.prune.mask import Rule
 from seft.prune.methods import make_pruner
 from seft.prune.pruner import Pruner
 
@@ -50,8 +53,11 @@ PUBLISHED = {"dense": 20.63, "wanda 50%": 39.0, "wanda 60%": 90.2, "sparsegpt 50
 AS_PUBLISHED = {PruneMethod.WANDA: Compare.ROW}
 """With `row`, the zeros of each row are rounded down, as in the published code of Wanda."""
 GROUPS = Pattern(2, 4)
+PLAIN = "sparsegpt 60% by columns"
+"""Every column corrects all later columns, and every linear has a float32 Gram matrix of its own."""
 CELLS: dict[str, PruneConfig | None] = {
     "dense": None,
+    PLAIN: PruneConfig(0.6, PruneMethod.SPARSEGPT),
     **{
         f"{method} {sparsity:.0%}": PruneConfig(sparsity, method, compare=AS_PUBLISHED.get(method, Compare.AUTO))
         for sparsity in (0.5, 0.6, 0.7)
@@ -104,7 +110,7 @@ def main() -> None:
     for name in arguments.cells or CELLS:
         if name not in cells:
             _restore(loaded.model, dense)
-            cells[name] = _cell(loaded, CELLS[name], calibration, test)
+            cells[name] = _cell(loaded, name, calibration, test)
             _save(arguments.out, {**setting, "cells": cells})
         _print_row(name, cells[name])
 
@@ -178,8 +184,6 @@ def _time(arguments: argparse.Namespace) -> None:
 
 def _serve(name: str, setting: _Setting, pipe: Any) -> None:
     """Prune on each request and send the seconds. At last send by how many bytes the peak memory grew."""
-    config = CELLS[name]
-    assert config is not None
     device = setting.device
     use_float32_products()
     model, tokens = model_and_text(setting.model, setting.calibration, device, setting.dtype, TIMED_BLOCKS)
@@ -201,7 +205,7 @@ def _serve(name: str, setting: _Setting, pipe: Any) -> None:
         spent.update(observe=0.0, prune=0.0)
         started = _now(device)
         with patch.object(loop, "make_pruner", timed_pruner):
-            prune_model(model, text, config)
+            _prune(model, text, name)
         seconds = _now(device) - started
         return _Seconds(seconds - sum(spent.values()), spent["observe"], spent["prune"])
 
@@ -228,18 +232,53 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
+def _prune(model: Any, calibration: torch.Tensor, name: str) -> None:
+    """Prune the model by the experiment with this name."""
+    config = CELLS[name]
+    assert config is not None
+    if name != PLAIN:
+        prune_model(model, calibration, config)
+        return
+    with (
+        patch.object(sparsegpt, "prune_columns", prune_by_columns),
+        patch.object(sums, "add_products", _add_float32_products),
+        patch.object(sums.Batch, "contains", lambda *_: False),
+    ):
+        prune_model(model, calibration, config)
+
+
+def prune_by_columns(weight: torch.Tensor, factor: torch.Tensor, rule: Rule) -> torch.Tensor:
+    """Do the same as `seft.prune.sparsegpt.prune_columns`, without a pattern: each column corrects all later ones.
+
+    `weight` has shape (rows, columns) and `factor` (columns, columns).
+    """
+    weight, zeros, diagonal = weight.clone(), weight == 0, factor.diagonal()
+    for start, end, count in sparsegpt._stripes(zeros, rule):
+        here = slice(start, end)
+        score = (weight[:, here] / diagonal[here]).square().masked_fill(zeros[:, here], -1.0)
+        mask = zeros[:, here] | sparsegpt._choose(score, rule, count)
+        for column in range(start, end):
+            error = weight[:, column] * mask[:, column - start] / diagonal[column]
+            weight[:, column:] -= error[:, None] * factor[column, column:]
+        weight[:, here] = weight[:, here].masked_fill(mask, 0.0)
+    return weight
+
+
+def _add_float32_products(matrix: torch.Tensor | None, inputs: torch.Tensor, beta: float, alpha: float) -> torch.Tensor:
+    rows = inputs.float()
+    return torch.addmm(rows.new_zeros(()) if matrix is None else matrix, rows.T, rows, beta=beta, alpha=alpha)
+
+
 @torch.no_grad()
 def _restore(model: Any, dense: dict[str, torch.Tensor]) -> None:
     for name, linear in target_linears(model).items():
         linear.weight.copy_(dense[name])
 
 
-def _cell(
-    loaded: Loaded, config: PruneConfig | None, calibration: torch.Tensor, test: torch.Tensor
-) -> dict[str, float]:
+def _cell(loaded: Loaded, name: str, calibration: torch.Tensor, test: torch.Tensor) -> dict[str, float]:
     started = time.perf_counter()
-    if config:
-        prune_model(loaded.model, calibration, config)
+    if CELLS[name]:
+        _prune(loaded.model, calibration, name)
     seconds = time.perf_counter() - started
     weights = [linear.weight for linear in target_linears(loaded.model).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
