@@ -33,7 +33,8 @@ class SparseGPT(Corrected):
         hessian = self._inputs.hessian()
         dead = hessian.diagonal() == 0
         weight = self._weight.float().masked_fill(dead, 0.0)
-        return prune_columns(weight, inverse_factor(hessian, self._damping), self._rule).to(self._weight.dtype)
+        factor = self._inputs.derived(lambda matrix: inverse_factor(matrix, self._damping))
+        return prune_columns(weight, factor, self._rule).to(self._weight.dtype)
 
 
 def inverse_factor(hessian: Float[Tensor, "cols cols"], damping: float) -> Float[Tensor, "cols cols"]:

@@ -4,6 +4,7 @@ Linears with the same inputs, such as the projections to queries, keys and value
 """
 
 import math
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -20,7 +21,7 @@ class Batch:
 
     def __init__(self, inputs: Float[Tensor, "*batch cols"]) -> None:
         self._inputs, self._version = inputs, inputs._version
-        self._means: tuple[Tensor | None, Tensor] | None = None
+        self._means: tuple[Mean | None, Mean] | None = None
 
     def contains(self, inputs: Float[Tensor, "*batch cols"]) -> bool:
         """Return whether `inputs` is the tensor of this batch, and was not modified since."""
@@ -36,15 +37,24 @@ class Batch:
         """The sum of the squares of each column."""
         return self.rows.square().sum(0)
 
-    def mean_after(self, mean: Float[Tensor, "cols cols"] | None, calls: int) -> Float[Tensor, "cols cols"]:
+    def mean_after(self, mean: "Mean | None", calls: int) -> "Mean":
         """Return the mean of `2 x x^T` over all calls, given `mean`, that of the `calls` calls before this one.
 
-        The first call has None. Linears that give the same tensor get the same tensor.
+        The first call has None. Linears that give the same object get the same object.
         """
         if self._means is None or self._means[0] is not mean:
             inputs = self._inputs.reshape(-1, self._inputs.shape[-1])
-            self._means = mean, add_products(mean, inputs, calls / (calls + 1), 2 / (calls + 1))
+            before = None if mean is None else mean.matrix
+            self._means = mean, Mean(add_products(before, inputs, calls / (calls + 1), 2 / (calls + 1)))
         return self._means[1]
+
+
+class Mean:
+    """The mean of `2 x x^T` over some calls, with shape (columns, columns), and what a pruner computed from it."""
+
+    def __init__(self, matrix: Float[Tensor, "cols cols"]) -> None:
+        self.matrix = matrix
+        self.derived: Tensor | None = None
 
 
 class Norms:
@@ -65,11 +75,11 @@ class Norms:
 class Gram:
     """The Hessian of the linear's squared error: the running mean of `2 x x^T`, as in SparseGPT's published code.
 
-    Linears that observed the same batches have one tensor in common.
+    Linears that observed the same batches have one matrix in common, and what is computed from it.
     """
 
     def __init__(self) -> None:
-        self._mean: Tensor | None = None
+        self._mean: Mean | None = None
         self._calls = 0
 
     def observe(self, batch: Batch) -> None:
@@ -82,9 +92,19 @@ class Gram:
 
         Raises PruneError if the inputs were missing, all zero, or not finite.
         """
-        mean = torch.zeros(1, 1) if self._mean is None else self._mean
-        _require_usable(mean.diagonal())
-        return mean
+        matrix = torch.zeros(1, 1) if self._mean is None else self._mean.matrix
+        _require_usable(matrix.diagonal())
+        return matrix
+
+    def derived(self, compute: Callable[[Float[Tensor, "cols cols"]], Tensor]) -> Tensor:
+        """Return `compute(hessian)`, which is computed once for all linears with this Hessian.
+
+        All of them must give the same function. Does not check the inputs, as `hessian` does.
+        """
+        assert self._mean
+        if self._mean.derived is None:
+            self._mean.derived = compute(self._mean.matrix)
+        return self._mean.derived
 
 
 def add_products(

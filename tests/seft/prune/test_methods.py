@@ -391,6 +391,7 @@ def test_linears_that_observed_the_same_batches_have_one_hessian_in_common() -> 
             gram.observe(batch)
     third.observe(Batch(windows[2]))
     assert one.hessian() is other.hessian()
+    assert one.derived(torch.clone) is other.derived(torch.clone) is not third.derived(torch.clone)
     for gram, count in ((one, 4), (third, 3)):
         inputs = torch.cat(windows[:count])
         torch.testing.assert_close(gram.hessian(), 2 / count * inputs.T @ inputs)
