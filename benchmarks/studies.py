@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from benchmarks.cells import Cell
+from benchmarks.cells import Cell, TextName
 from benchmarks.changes import CHANGES
 from benchmarks.recipes import ADMM, GRADUAL, RECIPES, WANDA
 from seft.config import Compare, Pattern, PruneConfig, RepairConfig, Retain, Variant
@@ -60,12 +60,20 @@ def ablations() -> Study:
 
 
 def swaps() -> Study:
-    """Return the training of all nonzeros with and without swaps, at three sparsities."""
+    """Return the training of all nonzeros with and without swaps, at three sparsities.
+
+    100 steps on WikiText-2 have ten events, less those in the last quarter. 1,000 steps on GSM8K's text have one event
+    every 50 steps, because more gradients have less noise.
+    """
     study = {}
+    lengths: tuple[tuple[int, int, TextName], ...] = ((100, 10, "wikitext2"), (1000, 50, "gsm8k"))
     for name, prune in (("60%", ADMM), ("70%", replace(ADMM, sparsity=0.7)), ("2:4", _pairs(ADMM))):
-        config = RECIPES["all-admm"].config(1e-3)
-        study[name] = Cell(prune, config)
-        study[f"{name} with swaps"] = Cell(prune, replace(config, swap_tokens=10 * config.batch_tokens))
+        for steps, interval, text in lengths:
+            config = RECIPES["all-admm"].config(1e-3, steps=steps)
+            label = f"{name}, {steps:,} steps" if steps > 100 else name
+            study[label] = Cell(prune, config, text=text)
+            swapping = replace(config, swap_tokens=interval * config.batch_tokens)
+            study[f"{label} with swaps"] = Cell(prune, swapping, text=text)
     return study
 
 
