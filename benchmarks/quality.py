@@ -5,7 +5,8 @@
 `benchmarks.studies` lists the studies and `benchmarks.cells` describes an experiment. `--data` is a folder with
 WikiText-2, GSM8K and ARC-Easy, under the names in `benchmarks.cells`. One experiment runs per core. Each result is
 added to a file at once, with the settings, the commit and a hash of the code, and an experiment that has a result of
-the same settings and code is not run again. So an interrupted study resumes.
+the same settings and code is not run again. So an interrupted study resumes. Weights are kept too, in the folder of
+`--work`. To run everything again, name another file with `--results` and another folder with `--work`.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -25,6 +27,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.arguments import positive
 from benchmarks.cells import Bench, Cell, Figures, code_hash, completed, key
 from benchmarks.plots import plot, plot_recovery
 from benchmarks.recipes import RECIPES, WANDA
@@ -42,7 +45,7 @@ COLUMNS = ("wikitext2", "gsm8k", "recovered", "accuracy", "trained", "seconds", 
 def main() -> None:
     """Run the experiments that have no result, and print the table of each study."""
     arguments = _arguments()
-    studies = {name: _chosen(STUDIES[name](), arguments.only) for name in arguments.studies}
+    studies = chosen({name: STUDIES[name]() for name in arguments.studies}, arguments.only)
     results = Results(arguments.results, Path(arguments.model).name, arguments.any_code)
     if not arguments.table:
         _run(arguments, results, {cell: label for study in studies.values() for label, cell in study.items()})
@@ -91,6 +94,8 @@ def table(study: Study, results: Results, columns: Sequence[str] = COLUMNS) -> s
         for label, cell in study.items()
         if (figures := results[cell])
     }
+    if not rows:
+        return "No experiment has a result of this code. --any-code shows those of other code."
     used = [column for column in columns if any(row.get(column) is not None for row in rows.values())]
     lines = [f"| experiment | {' | '.join(used)} |", f"| --{' | --' * len(used)} |"]
     for label, row in rows.items():
@@ -186,12 +191,22 @@ def _shown(column: str, figures: Figures) -> str:
             return f"{value:.2f}"
 
 
-def _chosen(study: Study, only: list[str]) -> Study:
-    """Return the experiments whose label is one of these texts, or contains one that is not itself a label."""
+def chosen(studies: dict[str, Study], only: list[str]) -> dict[str, Study]:
+    """Return the experiments whose label is one of these texts, or contains one that is not itself a label.
+
+    Exits if a text chooses none.
+    """
+
+    def matches(text: str, label: str, study: Study) -> bool:
+        return text == label if text in study else text in label
+
+    for text in only:
+        if not any(matches(text, label, study) for study in studies.values() for label in study):
+            labels = "; ".join(f"{name}: {' | '.join(study)}" for name, study in studies.items())
+            sys.exit(f"no label contains {text!r}. The labels are: {labels}")
     return {
-        label: cell
-        for label, cell in study.items()
-        if any(text == label if text in study else text in label for text in only)
+        name: {label: cell for label, cell in study.items() if any(matches(text, label, study) for text in only)}
+        for name, study in studies.items()
     }
 
 
@@ -201,6 +216,9 @@ def _run(arguments: argparse.Namespace, results: Results, labels: dict[Cell, str
     bench = Bench(arguments.model, arguments.data, arguments.work)
     arguments.work.mkdir(parents=True, exist_ok=True)
     wanted = [cell for cell in labels if not _complete(results[cell], arguments.questions)]
+    for cell, label in labels.items():
+        if cell not in wanted:
+            print(f"{label}: has a result of this code and is not run again", flush=True)
     texts = {bench.retained(cell): cell for cell in wanted}
     with ProcessPoolExecutor(arguments.cores, get_context("spawn"), max_tasks_per_child=1) as pool:
         missing = [cell for path, cell in texts.items() if path and not path.exists()]
@@ -243,6 +261,7 @@ def _work(arguments: argparse.Namespace, code: str, cell: Cell, label: str, foun
     """Run an experiment, or only ask the questions if it has other figures and its weights are there."""
     if code_hash() != code:
         raise RuntimeError("the code changed since the study began; run it again")
+    print(f"{label}: started", flush=True)
     use_float32_products()
     bench = Bench(arguments.model, arguments.data, arguments.work)
     if found and bench.weights(cell).exists():
@@ -276,13 +295,27 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
     parser.add_argument("--data", required=True, type=Path, help="folder of the texts")
     parser.add_argument("--questions", type=int, default=0, help="number of questions of ARC-Easy; default: none")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results, which is read and extended")
-    parser.add_argument("--work", type=Path, default=Path("build/quality"), help="folder of weights")
-    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="number of experiments at a time")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        help="file of results that is read and extended; default: that of the documentation",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("build/quality"),
+        help="folder of weights that are used again; default: build/quality",
+    )
+    parser.add_argument(
+        "--cores", type=positive, default=os.cpu_count(), help="number of experiments at a time; default: all cores"
+    )
     parser.add_argument("--plots", type=Path, help="folder for plots of the studies; default: none")
     parser.add_argument("--seconds", type=Path, default=SECONDS, help="results of benchmarks.step, for the plots")
     parser.add_argument("--any-code", action="store_true", help="use results of other versions of the code too")
-    parser.add_argument("--table", action="store_true", help="run nothing; print the tables of the results that exist")
+    parser.add_argument(
+        "--table", action="store_true", help="run nothing; print the results of this code, with --any-code of all code"
+    )
     return parser.parse_args()
 
 

@@ -144,6 +144,15 @@ def test_recovery_is_zero_for_wanda_and_one_for_the_ceiling(tmp_path: Path) -> N
     assert plot_recovery({"a": points}, "study", tmp_path).read_text().startswith("<?xml")
 
 
+def test_labels_choose_experiments_and_a_wrong_one_is_an_error() -> None:
+    studies = {"one": {"60%": PRUNED, "60%, seed 0": REPAIRED}, "two": {"70%": PRUNED}}
+    assert quality.chosen(studies, ["60%"]) == {"one": {"60%": PRUNED}, "two": {}}
+    assert quality.chosen(studies, ["seed", "70%"]) == {"one": {"60%, seed 0": REPAIRED}, "two": {"70%": PRUNED}}
+    assert quality.chosen(studies, [""]) == studies
+    with pytest.raises(SystemExit, match=r"no label contains '80%'.*one: 60% \| 60%, seed 0; two: 70%"):
+        quality.chosen(studies, ["60%", "80%"])
+
+
 def test_bases_run_before_the_experiments_that_need_them(bench: Bench) -> None:
     adapt = RECIPES["ceiling"].config(1e-3, steps=2)
     wanted = [
