@@ -22,7 +22,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -47,6 +47,7 @@ from seft.prune.loop import prune_model
 from seft.prune.mask import Rule
 from seft.prune.methods import make_pruner
 from seft.prune.pruner import Pruner
+from seft.prune.statistics import Batch
 
 PUBLISHED = {"dense": 20.63, "wanda 50%": 39.0, "wanda 60%": 90.2, "sparsegpt 50%": 31.8, "sparsegpt 60%": 51.2}
 
@@ -195,10 +196,7 @@ def _serve(name: str, setting: _Setting, pipe: Any) -> None:
     spent = dict.fromkeys(("observe", "prune"), 0.0)
 
     def timed_pruner(*values: Any) -> Pruner:
-        pruner = make_pruner(*values)
-        for method in spent:
-            setattr(pruner, method, _timed(getattr(pruner, method), spent, method, device))
-        return pruner
+        return _Timed(make_pruner(*values), spent, device)
 
     def timed() -> _Seconds:
         _restore(model, dense)
@@ -214,15 +212,27 @@ def _serve(name: str, setting: _Setting, pipe: Any) -> None:
     answer(pipe, timed, lambda: peak_bytes(device) - before)
 
 
-def _timed(function: Callable[..., Any], spent: dict[str, float], name: str, device: str) -> Callable[..., Any]:
-    def call(*values: Any) -> Any:
-        started = _now(device)
-        try:
-            return function(*values)
-        finally:
-            spent[name] += _now(device) - started
+class _Timed:
+    """A pruner that adds its seconds to `spent`, without a cycle of references that would keep its memory."""
 
-    return call
+    def __init__(self, pruner: Pruner, spent: dict[str, float], device: str) -> None:
+        self._pruner, self._spent, self._device = pruner, spent, device
+
+    def observe(self, batch: Batch) -> None:
+        """Observe a batch."""
+        self._call("observe", batch)
+
+    def prune(self) -> torch.Tensor:
+        """Return the pruned weight matrix."""
+        result: torch.Tensor = self._call("prune")
+        return result
+
+    def _call(self, name: str, *values: Any) -> Any:
+        started = _now(self._device)
+        try:
+            return getattr(self._pruner, name)(*values)
+        finally:
+            self._spent[name] += _now(self._device) - started
 
 
 def _now(device: str) -> float:
@@ -242,7 +252,7 @@ def _prune(model: Any, calibration: torch.Tensor, name: str) -> None:
     with (
         patch.object(sparsegpt, "prune_columns", prune_by_columns),
         patch.object(sums, "add_products", _add_float32_products),
-        patch.object(sums.Batch, "contains", lambda *_: False),
+        patch.object(Batch, "contains", lambda *_: False),
     ):
         prune_model(model, calibration, config)
 
