@@ -47,18 +47,15 @@ from seft.prune.loop import prune_model
 from seft.prune.mask import Rule
 from seft.prune.methods import make_pruner
 from seft.prune.pruner import Pruner
-from seft.prune.statistics import Batch
+from seft.prune.statistics import Batch, add_products
 
 PUBLISHED = {"dense": 20.63, "wanda 50%": 39.0, "wanda 60%": 90.2, "sparsegpt 50%": 31.8, "sparsegpt 60%": 51.2}
 
 AS_PUBLISHED = {PruneMethod.WANDA: Compare.ROW}
 """With `row`, the zeros of each row are rounded down, as in the published code of Wanda."""
 GROUPS = Pattern(2, 4)
-PLAIN = "sparsegpt 60% by columns"
-"""Every column corrects all later columns, and every linear has a float32 Gram matrix of its own."""
 CELLS: dict[str, PruneConfig | None] = {
     "dense": None,
-    PLAIN: PruneConfig(0.6, PruneMethod.SPARSEGPT),
     **{
         f"{method} {sparsity:.0%}": PruneConfig(sparsity, method, compare=AS_PUBLISHED.get(method, Compare.AUTO))
         for sparsity in (0.5, 0.6, 0.7)
@@ -72,6 +69,8 @@ CELLS: dict[str, PruneConfig | None] = {
         for allocation in (Allocation.OWL, Allocation.ALPHAPRUNING)
     },
 }
+PLAIN = "sparsegpt 60% by columns"
+"""Every column corrects all later columns, and every linear has a float32 Gram matrix of its own. Only for seconds."""
 CALIBRATION = (512, 48)
 TEST = (1024, 20)
 TIMED_BLOCKS = 4
@@ -111,7 +110,7 @@ def main() -> None:
     for name in arguments.cells or CELLS:
         if name not in cells:
             _restore(loaded.model, dense)
-            cells[name] = _cell(loaded, name, calibration, test)
+            cells[name] = _cell(loaded, CELLS[name], calibration, test)
             _save(arguments.out, {**setting, "cells": cells})
         _print_row(name, cells[name])
 
@@ -145,7 +144,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=positive, default=CALIBRATION[1], help="calibration windows of --rounds")
     parser.add_argument("--device", default="cpu", help="torch device of --rounds")
     parser.add_argument("--dtype", type=float_dtype, default=torch.float32, help="torch dtype of --rounds")
-    experiment = one_of("experiment", CELLS)
+    experiment = one_of("experiment", (*CELLS, PLAIN))
     parser.add_argument("cells", nargs="*", type=experiment, help="experiments to run; default, without --rounds: all")
     arguments = parser.parse_args()
     if not arguments.rounds and not (arguments.calibration and arguments.test):
@@ -154,7 +153,9 @@ def _arguments() -> argparse.Namespace:
         parser.error(
             f"{arguments.model} can only be timed, with --rounds; the perplexity of random weights says nothing"
         )
-    if arguments.rounds and not (arguments.cells and all(CELLS[name] for name in arguments.cells)):
+    if not arguments.rounds and PLAIN in arguments.cells:
+        parser.error(f"{PLAIN} can only be timed, with --rounds; its result is that of sparsegpt 60%")
+    if arguments.rounds and (not arguments.cells or "dense" in arguments.cells):
         parser.error("--rounds needs the names of experiments, and dense is not one of them, because nothing is pruned")
     arguments.out = arguments.out or output_file(f"build/pruning{'-seconds' if arguments.rounds else ''}.json")
     return arguments
@@ -244,8 +245,8 @@ def _now(device: str) -> float:
 
 def _prune(model: Any, calibration: torch.Tensor, name: str) -> None:
     """Prune the model by the experiment with this name."""
-    config = CELLS[name]
-    assert config is not None
+    config = CELLS["sparsegpt 60%" if name == PLAIN else name]
+    assert config
     if name != PLAIN:
         prune_model(model, calibration, config)
         return
@@ -275,8 +276,7 @@ def prune_by_columns(weight: torch.Tensor, factor: torch.Tensor, rule: Rule) -> 
 
 
 def _add_float32_products(matrix: torch.Tensor | None, inputs: torch.Tensor, beta: float, alpha: float) -> torch.Tensor:
-    rows = inputs.float()
-    return torch.addmm(rows.new_zeros(()) if matrix is None else matrix, rows.T, rows, beta=beta, alpha=alpha)
+    return add_products(matrix, inputs.float(), beta, alpha)
 
 
 @torch.no_grad()
@@ -285,10 +285,12 @@ def _restore(model: Any, dense: dict[str, torch.Tensor]) -> None:
         linear.weight.copy_(dense[name])
 
 
-def _cell(loaded: Loaded, name: str, calibration: torch.Tensor, test: torch.Tensor) -> dict[str, float]:
+def _cell(
+    loaded: Loaded, config: PruneConfig | None, calibration: torch.Tensor, test: torch.Tensor
+) -> dict[str, float]:
     started = time.perf_counter()
-    if CELLS[name]:
-        _prune(loaded.model, calibration, name)
+    if config:
+        prune_model(loaded.model, calibration, config)
     seconds = time.perf_counter() - started
     weights = [linear.weight for linear in target_linears(loaded.model).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)

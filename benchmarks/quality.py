@@ -95,7 +95,7 @@ def table(study: Study, results: Results, columns: Sequence[str] = COLUMNS) -> s
         if (figures := results[cell])
     }
     if not rows:
-        return "No experiment has a result of this code. --any-code shows those of other code."
+        return "No result. Results of other versions of the code need --any-code."
     used = [column for column in columns if any(row.get(column) is not None for row in rows.values())]
     lines = [f"| experiment | {' | '.join(used)} |", f"| --{' | --' * len(used)} |"]
     for label, row in rows.items():
@@ -204,10 +204,11 @@ def chosen(studies: dict[str, Study], only: list[str]) -> dict[str, Study]:
         if not any(matches(text, label, study) for study in studies.values() for label in study):
             labels = "; ".join(f"{name}: {' | '.join(study)}" for name, study in studies.items())
             sys.exit(f"no label contains {text!r}. The labels are: {labels}")
-    return {
+    found = {
         name: {label: cell for label, cell in study.items() if any(matches(text, label, study) for text in only)}
         for name, study in studies.items()
     }
+    return {name: study for name, study in found.items() if study}
 
 
 def _run(arguments: argparse.Namespace, results: Results, labels: dict[Cell, str]) -> None:
@@ -218,7 +219,7 @@ def _run(arguments: argparse.Namespace, results: Results, labels: dict[Cell, str
     wanted = [cell for cell in labels if not _complete(results[cell], arguments.questions)]
     for cell, label in labels.items():
         if cell not in wanted:
-            print(f"{label}: has a result of this code and is not run again", flush=True)
+            print(f"{label}: has a result and is not run again", flush=True)
     texts = {bench.retained(cell): cell for cell in wanted}
     with ProcessPoolExecutor(arguments.cores, get_context("spawn"), max_tasks_per_child=1) as pool:
         missing = [cell for path, cell in texts.items() if path and not path.exists()]

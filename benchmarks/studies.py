@@ -6,7 +6,7 @@ from dataclasses import replace
 from benchmarks.cells import Cell, TextName
 from benchmarks.changes import CHANGES
 from benchmarks.recipes import ADMM, GRADUAL, RECIPES, WANDA
-from seft.config import Compare, Pattern, PruneConfig, RepairConfig, Retain, Variant
+from seft.config import Compare, Pattern, PruneConfig, PruneMethod, RepairConfig, Retain, Variant
 
 Study = dict[str, Cell]
 TEXT = 1 << 14
@@ -66,14 +66,17 @@ def swaps() -> Study:
     every 50 steps, because more gradients have less noise.
     """
     study = {}
-    lengths: tuple[tuple[int, int, TextName], ...] = ((100, 10, "wikitext2"), (1000, 50, "gsm8k"))
+    lengths: tuple[tuple[str, int, int, TextName], ...] = (
+        ("", 100, 10, "wikitext2"),
+        (", 1,000 steps", 1000, 50, "gsm8k"),
+    )
     for name, prune in (("60%", ADMM), ("70%", replace(ADMM, sparsity=0.7)), ("2:4", _pairs(ADMM))):
-        for steps, interval, text in lengths:
-            config = RECIPES["all-admm"].config(1e-3, steps=steps)
-            label = f"{name}, {steps:,} steps" if steps > 100 else name
+        for suffix, steps, interval, text in lengths:
+            label, config = name + suffix, RECIPES["all-admm"].config(1e-3, steps=steps)
             study[label] = Cell(prune, config, text=text)
             swapping = replace(config, swap_tokens=interval * config.batch_tokens)
             study[f"{label} with swaps"] = Cell(prune, swapping, text=text)
+        study[f"{name}, wanda on GSM8K"] = Cell(replace(prune, method=PruneMethod.WANDA), text="gsm8k")
     return study
 
 

@@ -54,6 +54,7 @@ class DSnoT:
         """
         norms, hessian = self._norms.norms(), self._gram.hessian()
         dense, pruned = self._weight.float(), self._inner.prune().float()
+        del self._inner, self._gram  # They keep what the other pruner computed from the Hessian.
         mean = self._sum / self._tokens
         variance = norms.square() / self._tokens - mean.square()
         refined = refine(dense, pruned, Columns(mean, variance, norms), self._pattern)

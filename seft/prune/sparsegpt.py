@@ -33,7 +33,7 @@ class SparseGPT(Corrected):
         hessian = self._inputs.hessian()
         dead = hessian.diagonal() == 0
         weight = self._weight.float().masked_fill(dead, 0.0)
-        factor = self._inputs.derived(lambda matrix: inverse_factor(matrix, self._damping))
+        factor = self._inputs.derived(inverse_factor, self._damping)
         return prune_columns(weight, factor, self._rule).to(self._weight.dtype)
 
 

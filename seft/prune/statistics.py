@@ -6,6 +6,7 @@ Linears with the same inputs, such as the projections to queries, keys and value
 import math
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -54,7 +55,7 @@ class Mean:
 
     def __init__(self, matrix: Float[Tensor, "cols cols"]) -> None:
         self.matrix = matrix
-        self.derived: Tensor | None = None
+        self.derived: dict[Any, Tensor] = {}
 
 
 class Norms:
@@ -96,15 +97,16 @@ class Gram:
         _require_usable(matrix.diagonal())
         return matrix
 
-    def derived(self, compute: Callable[[Float[Tensor, "cols cols"]], Tensor]) -> Tensor:
-        """Return `compute(hessian)`, which is computed once for all linears with this Hessian.
+    def derived(self, compute: Callable[..., Tensor], *arguments: float) -> Tensor:
+        """Return `compute(hessian, *arguments)`, which is computed once for all linears with this Hessian.
 
-        All of them must give the same function. Does not check the inputs, as `hessian` does.
+        The caller must not change it. Does not check the inputs, as `hessian` does.
         """
         assert self._mean
-        if self._mean.derived is None:
-            self._mean.derived = compute(self._mean.matrix)
-        return self._mean.derived
+        found, key = self._mean.derived, (compute, arguments)
+        if key not in found:
+            found[key] = compute(self._mean.matrix, *arguments)
+        return found[key]
 
 
 def add_products(

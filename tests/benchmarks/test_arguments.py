@@ -29,6 +29,7 @@ MODEL = ("--model", "random:tiny")
         (devices, ("--model", "m", "--data", "d", "--out", "{out}", "--steps", "2"), "--steps must be more than 2"),
         (pruning, (*MODEL, "--rounds", "1"), "--rounds needs the names of experiments"),
         (pruning, (*MODEL, "--rounds", "1", "dense"), "--rounds needs the names of experiments"),
+        (pruning, ("--model", "m", "--calibration", "c", "--test", "t", pruning.PLAIN), "columns can only be timed"),
         (pruning, (*MODEL, "--rounds", "1", "wanda"), "'wanda' is no experiment; they are dense,"),
         (pruning, (*MODEL, "--calibration", "c", "--test", "t"), "random:tiny can only be timed"),
         (pruning, ("--model", "m"), "--calibration and --test must be given"),

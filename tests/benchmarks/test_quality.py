@@ -146,7 +146,7 @@ def test_recovery_is_zero_for_wanda_and_one_for_the_ceiling(tmp_path: Path) -> N
 
 def test_labels_choose_experiments_and_a_wrong_one_is_an_error() -> None:
     studies = {"one": {"60%": PRUNED, "60%, seed 0": REPAIRED}, "two": {"70%": PRUNED}}
-    assert quality.chosen(studies, ["60%"]) == {"one": {"60%": PRUNED}, "two": {}}
+    assert quality.chosen(studies, ["60%"]) == {"one": {"60%": PRUNED}}
     assert quality.chosen(studies, ["seed", "70%"]) == {"one": {"60%, seed 0": REPAIRED}, "two": {"70%": PRUNED}}
     assert quality.chosen(studies, [""]) == studies
     with pytest.raises(SystemExit, match=r"no label contains '80%'.*one: 60% \| 60%, seed 0; two: 70%"):
