@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests import hollow
 from tests.browser.conftest import NewUser, User
@@ -82,6 +82,16 @@ def create_a_job(page: Page) -> None:
     expect(page.locator(".estimate")).to_contain_text("No worker is connected")
     expect(page.locator("#sparsity-error")).to_have_count(0)
     page.get_by_role("button", name="Start the job").click()
+
+
+def test_a_newer_estimate_replaces_one_that_is_not_answered(user: User) -> None:
+    held: list[Route] = []
+    user.page.route("**/jobs/estimate", lambda route: route.continue_() if held else held.append(route))
+    page = user.go(f"/jobs/new?dataset={user.site.dataset}")
+    page.get_by_label("Model", exact=True).fill("tiny")
+    page.get_by_label("Sparsity", exact=True).fill("0.6")
+    expect(page.locator(".estimate")).to_contain_text("No worker is connected")
+    assert [error for error in user.console_errors if "htmx:sendAbort" in error]
 
 
 def test_an_error_of_a_sent_form_stays_until_its_field_changes_and_a_closed_part_opens_for_an_error(
