@@ -194,7 +194,7 @@ def _shown(column: str, figures: Figures) -> str:
 def chosen(studies: dict[str, Study], only: list[str]) -> dict[str, Study]:
     """Return the experiments whose label is one of these texts, or contains one that is not itself a label.
 
-    Exits if a text chooses none.
+    Without texts, all are returned. Exits if a text chooses none.
     """
 
     def matches(text: str, label: str, study: Study) -> bool:
@@ -208,7 +208,7 @@ def chosen(studies: dict[str, Study], only: list[str]) -> dict[str, Study]:
         name: {label: cell for label, cell in study.items() if any(matches(text, label, study) for text in only)}
         for name, study in studies.items()
     }
-    return {name: study for name, study in found.items() if study}
+    return {name: study for name, study in found.items() if study} if only else studies
 
 
 def _run(arguments: argparse.Namespace, results: Results, labels: dict[Cell, str]) -> None:
@@ -291,7 +291,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="+", choices=STUDIES, help="studies to run")
     parser.add_argument(
-        "--only", nargs="*", default=[""], help="run only experiments with such a label, or whose label contains it"
+        "--only",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="run only experiments with such a label, or whose label contains it",
     )
     parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
     parser.add_argument("--data", required=True, type=Path, help="folder of the texts")

@@ -1,6 +1,7 @@
 """Experiments on quality: equal settings give equal figures, and an interrupted study resumes."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -148,9 +149,17 @@ def test_labels_choose_experiments_and_a_wrong_one_is_an_error() -> None:
     studies = {"one": {"60%": PRUNED, "60%, seed 0": REPAIRED}, "two": {"70%": PRUNED}}
     assert quality.chosen(studies, ["60%"]) == {"one": {"60%": PRUNED}}
     assert quality.chosen(studies, ["seed", "70%"]) == {"one": {"60%, seed 0": REPAIRED}, "two": {"70%": PRUNED}}
-    assert quality.chosen(studies, [""]) == studies
+    assert quality.chosen(studies, []) == studies
     with pytest.raises(SystemExit, match=r"no label contains '80%'.*one: 60% \| 60%, seed 0; two: 70%"):
         quality.chosen(studies, ["60%", "80%"])
+
+
+def test_labels_may_be_named_in_several_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["bases", "--only", "dense", "ceiling", "--only", "2:4, wanda", "--model", "none", "--data", "none"]
+    monkeypatch.setattr(sys, "argv", ["quality", *options])
+    monkeypatch.setattr(quality, "chosen", lambda _, only: sys.exit(" | ".join(only)))
+    with pytest.raises(SystemExit, match=r"^dense \| ceiling \| 2:4, wanda$"):
+        quality.main()
 
 
 def test_bases_run_before_the_experiments_that_need_them(bench: Bench) -> None:
