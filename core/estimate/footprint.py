@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
 from core.states import Phase
-from seft.config import Allocation, PruneMethod, Variant
+from seft.config import Allocation, PruneMethod, Refinement, Variant
 from seft.models.dimensions import Dimensions, Matrix
 
 FLOAT, HALF = 4, 2
@@ -52,6 +52,10 @@ CHUNK, COPIES = 1 << 24, 4
 """Largest number of weights that the optimizer changes at a time, and its float32 copies of them."""
 PREDICTED = 64 * (FLOAT + FLOAT)
 """Bytes per token of retained text: the most probable tokens and their log-probabilities."""
+SOLVERS = {PruneMethod.SPARSEGPT: (16, 16), PruneMethod.ALPS: (24, 60), PruneMethod.ADMM: (16, 56)}
+"""Bytes while a matrix is pruned, per entry of its Hessian and per weight."""
+SELECTION, REFINED = 21, 32
+"""Bytes per weight of a matrix while its zeros are selected, and while DSnoT moves them."""
 INDEXED = 21
 """Bytes per nonzero of a matrix while its gradients are added up: two indices, the gradient and the mask."""
 
@@ -181,7 +185,7 @@ def _pruning(model: Dimensions, spec: JobSpec) -> int:
 
 def pruning_parts(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
     """Return the bytes of the hidden states of the calibration text, and of the statistics of a block."""
-    return _states(model, spec), max(_statistics(block, spec.prune.method) for block in model.blocks)
+    return _states(model, spec), max(_statistics(block, spec) for block in model.blocks)
 
 
 def _states(model: Dimensions, spec: JobSpec) -> int:
@@ -190,22 +194,15 @@ def _states(model: Dimensions, spec: JobSpec) -> int:
     return spec.value_bytes * calibration.samples * calibration.tokens * model.hidden
 
 
-def _statistics(block: tuple[Matrix, ...], method: PruneMethod) -> int:
+def _statistics(block: tuple[Matrix, ...], spec: JobSpec) -> int:
     """Return the bytes of the statistics of a block's layers, and of the work on the layer that is being pruned.
 
     The copies include the sort of the scores in an N:M pattern and on a GPU.
     """
-    match method:
-        case PruneMethod.SPARSEGPT:
-            factors, copies, hessians = 4, 4, _hessians(block)
-        case PruneMethod.ALPS:
-            factors, copies, hessians = 6, 15, _hessians(block)
-        case PruneMethod.ADMM:
-            factors, copies, hessians = 4, 14, _hessians(block)
-        case _:
-            return max(map(_mask_selection, block), default=0)
-    largest = max((FLOAT * (factors * each.cols**2 + copies * each.weights) for each in block), default=0)
-    return hessians + largest
+    refined = REFINED if spec.prune.refine is Refinement.DSNOT else 0
+    factors, copies = SOLVERS.get(spec.prune.method, (0, SELECTION))
+    largest = (max(factors * each.cols**2 + copies * each.weights, refined * each.weights) for each in block)
+    return max(largest, default=0) + (_hessians(block) if factors or refined else 0)
 
 
 def _hessians(block: tuple[Matrix, ...]) -> int:
@@ -214,7 +211,7 @@ def _hessians(block: tuple[Matrix, ...]) -> int:
 
 def _mask_selection(matrix: Matrix) -> int:
     """Return the bytes needed to select the zeros of a matrix: the scores, their sort order and the mask."""
-    return 21 * matrix.weights
+    return SELECTION * matrix.weights
 
 
 def _reconstructing(model: Dimensions, spec: JobSpec) -> Footprint:

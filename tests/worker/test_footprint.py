@@ -68,24 +68,25 @@ def job_spec(more: dict[str, Any]) -> JobSpec:
     return JobSpec.model_validate({**shared, "dtype": "float32", **more})
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, **sizes: int) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from tests.tiny import tiny_tokenizer
 
-    config = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
+    defaults: dict[str, Any] = {
+        "vocab_size": 8192,
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    config = LlamaConfig(**{**defaults, **sizes})
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
 
@@ -116,3 +117,18 @@ def test_the_memory_of_every_phase_is_within_fifteen_percent_of_the_estimate(
     assert expected[Phase.TRAINING].combined - PROCESS_BYTES == pytest.approx(tensors, rel=0.15), comparison
     size = sum(path.stat().st_size for path in (job / "result").glob("*.safetensors"))
     assert 2 * read_dimensions(source, shapes(source)).parameters == pytest.approx(size, rel=0.01)
+
+
+def test_the_memory_of_pruning_includes_the_statistics_of_dsnot(tmp_path: Path, tiny_texts: list[str]) -> None:
+    """The model is so wide that DSnoT needs a fifth of the memory of the process."""
+    import torch
+
+    pruned = {"method": "wanda", "refine": "dsnot", "calibration": {"samples": 4, "tokens": 256}}
+    spec = job_spec({"prune": pruned, "repair": {"method": "none"}})
+    write_model(tmp_path / "model", vocab_size=1024, hidden_size=1024, intermediate_size=4096, num_hidden_layers=2)
+    source = find("model", roots=[tmp_path])
+    expected = memory_by_phase(read_dimensions(source, shapes(source)), spec)[Phase.PRUNING].combined
+    peak = measure_peaks(write_job(tmp_path / "job", spec, tiny_texts))[Phase.PRUNING]
+    if torch.version.cuda:
+        peak -= CUDA_BUILD_BYTES
+    assert expected == pytest.approx(peak, rel=0.1)
