@@ -200,6 +200,8 @@ def chosen(studies: dict[str, Study], only: list[str]) -> dict[str, Study]:
     def matches(text: str, label: str, study: Study) -> bool:
         return text == label if text in study else text in label
 
+    if not only:
+        return studies
     for text in only:
         if not any(matches(text, label, study) for study in studies.values() for label in study):
             labels = "; ".join(f"{name}: {' | '.join(study)}" for name, study in studies.items())
@@ -208,7 +210,7 @@ def chosen(studies: dict[str, Study], only: list[str]) -> dict[str, Study]:
         name: {label: cell for label, cell in study.items() if any(matches(text, label, study) for text in only)}
         for name, study in studies.items()
     }
-    return {name: study for name, study in found.items() if study} if only else studies
+    return {name: study for name, study in found.items() if study}
 
 
 def _run(arguments: argparse.Namespace, results: Results, labels: dict[Cell, str]) -> None:
