@@ -143,6 +143,7 @@ class Bench:
     def __init__(self, model: str, data: Path, work: Path) -> None:
         self.source, self.data, self.work = find(model), data, work
         self.name = Path(model).name
+        self._tokens: dict[str, Tensor] = {}
 
     def weights(self, cell: Cell) -> Path:
         """Return the file of the weights that an experiment makes."""
@@ -292,8 +293,10 @@ class Bench:
         return cut_windows(self.tokens(JUDGED[name], tokenizer), TEST_LENGTH)[:TEST_WINDOWS]
 
     def tokens(self, name: str, tokenizer: Any) -> Int[Tensor, "tokens"]:
-        """Return the tokens of a file."""
-        return tokenize(self._records(name), tokenizer)
+        """Return the tokens of a file. They are kept, because every point of a curve needs them."""
+        if name not in self._tokens:
+            self._tokens[name] = tokenize(self._records(name), tokenizer)
+        return self._tokens[name]
 
     def _records(self, name: str) -> list[Record]:
         """Return the texts of a file. A question of GSM8K or ARC is a text: the question, a newline and the answer."""

@@ -10,9 +10,10 @@ from unittest.mock import patch
 
 import torch
 
+from benchmarks.optimizers import ByNorms, BySign, RoundedToNearest, WithMasters, WithMomentum
 from seft.config import Variant
 from seft.dtypes import master_dtype
-from seft.repair import active, evolve, fixed_mask, linear, optimizer, schedule
+from seft.repair import active, all_nonzeros, evolve, fixed_mask, linear, optimizer, schedule
 from seft.repair.positions import entries
 from seft.repair.published import PublishedWindow
 from seft.repair.window import Window
@@ -55,15 +56,25 @@ class _PublishedRemoval(PublishedWindow):
 
 
 CHOOSE = evolve.choose
+OPTIMIZERS = {
+    "rounded to the nearest number": RoundedToNearest,
+    "float32 copies of the weights": WithMasters,
+    "momentum in bfloat16": WithMomentum,
+    "steps by the sign": BySign,
+    "steps by the norms of inputs and output gradients": ByNorms,
+}
+"""Other optimizers for all nonzeros."""
+MOMENTS = "moments in float32"
 LATER = dict.fromkeys(Variant, 5)
 CHANGES: dict[str, Change] = {
     "growth at nonzeros only": {(evolve, "choose"): _at_nonzeros},
     "no limit for zeros": {(linear, "MOST_ZEROS"): 1.0},
-    "moments in float32": {(active, "moment_dtype"): master_dtype},
+    MOMENTS: {(active, "moment_dtype"): master_dtype},
     "grown entries start with empty moments": {(optimizer, "seed_moments"): lambda *_: None},
     "the largest gradients grow": {(Window, "_draws"): _equal_draws},
     "steps of full size everywhere": {(Window, "_sample"): PublishedWindow._sample},
     "the opening after 5 steps, windows of 5 steps": {(schedule, "OPENING"): LATER, (schedule, "WINDOW"): LATER},
     "adapt by |W * gradient|": {(fixed_mask, "WINDOWS"): {Variant.IMPROVED: _PublishedRemoval}},
     "adapt by magnitude": {(Window, "_sensitivity"): _magnitude},
+    **{name: {(all_nonzeros, "NonzeroLinear"): linear_class} for name, linear_class in OPTIMIZERS.items()},
 }

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from benchmarks.cells import Cell, TextName
-from benchmarks.changes import CHANGES
+from benchmarks.changes import CHANGES, MOMENTS, OPTIMIZERS
 from benchmarks.recipes import ADMM, GRADUAL, RECIPES, WANDA
 from seft.config import Compare, Pattern, PruneConfig, PruneMethod, RepairConfig, Retain, Variant
 
 Study = dict[str, Cell]
 TEXT = 1 << 14
 """Tokens of retained text. Each is read about three times in a hundred steps."""
-MOMENTS = "moments in float32"
 
 
 def bases() -> Study:
@@ -43,7 +42,7 @@ def ablations() -> Study:
     return {
         "as built": Cell(WANDA, base),
         "as published": Cell(WANDA, replace(base, variant=Variant.PUBLISHED)),
-        **{name: Cell(WANDA, base, change=name) for name in CHANGES if name != MOMENTS},
+        **{name: Cell(WANDA, base, change=name) for name in CHANGES if name not in {MOMENTS, *OPTIMIZERS}},
         **{
             f"an event every {interval} steps": Cell(WANDA, replace(base, update_interval=interval))
             for interval in (5, 20, 40)
@@ -171,6 +170,16 @@ def moments() -> Study:
     }
 
 
+def optimizers() -> Study:
+    """Return the training of all nonzeros with other optimizers, at 60 % zeros by ADMM, and with trained norms."""
+    config = RECIPES["all-admm"].config(1e-3)
+    return {
+        "as built": Cell(ADMM, config),
+        **{name: Cell(ADMM, config, change=name) for name in OPTIMIZERS},
+        "norms trained too": Cell(ADMM, replace(config, norms_and_biases=True)),
+    }
+
+
 def thousand() -> Study:
     """Return the default, the same with nothing retained, and their ceiling, for 1,000 steps on GSM8K's text.
 
@@ -202,5 +211,18 @@ def _pairs(prune: PruneConfig) -> PruneConfig:
 
 STUDIES: dict[str, Callable[[], Study]] = {
     study.__name__: study
-    for study in (bases, methods, ablations, swaps, gradual, retention, batch, defaults, peers, moments, thousand)
+    for study in (
+        bases,
+        methods,
+        ablations,
+        swaps,
+        gradual,
+        retention,
+        batch,
+        defaults,
+        peers,
+        moments,
+        optimizers,
+        thousand,
+    )
 }

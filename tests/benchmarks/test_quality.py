@@ -10,11 +10,13 @@ import pytest
 
 from benchmarks import cells, quality
 from benchmarks.cells import Bench, Cell
+from benchmarks.changes import OPTIMIZERS
+from benchmarks.optimizers import Factored, RoundedToNearest, WithMasters
 from benchmarks.plots import plot, plot_recovery
 from benchmarks.quality import Results, rounds
 from benchmarks.recipes import ADMM, GRADUAL, RECIPES, WANDA
 from seft.config import PruneConfig, PruneMethod
-from seft.repair import Repair
+from seft.repair import Repair, all_nonzeros
 from seft.report import Evolved, Judged, Step
 
 Report = Step | Evolved | Judged
@@ -43,23 +45,40 @@ def test_the_same_experiment_gives_the_same_figures(bench: Bench) -> None:
         assert first[name] == second[name]
 
 
+@pytest.mark.parametrize("change", ["", *OPTIMIZERS])
 def test_an_interrupted_experiment_resumes_and_gives_the_same_figures(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    change: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.run(PRUNED, "pruned")
-    whole = bench.run(REPAIRED, "whole")
+    cell = replace(REPAIRED, change=change)
+    whole = bench.run(cell, "whole")
+    assert whole["zeros"] == 0.5
     with monkeypatch.context() as patch:
         patch.setattr(Repair, "advance", interrupted(Repair.advance, 3))
         with pytest.raises(KeyboardInterrupt):
-            bench.run(REPAIRED, "interrupted")
+            bench.run(cell, "interrupted")
     steps: list[int] = []
     monkeypatch.setattr(Repair, "advance", counted(Repair.advance, steps))
-    resumed = bench.run(REPAIRED, "resumed")
+    resumed = bench.run(cell, "resumed")
     assert steps == [3]
     for name in cells.JUDGED:
         assert resumed[name] == whole[name]
         assert [point[name] for point in resumed["curve"]] == [point[name] for point in whole["curve"]]
     assert not list(bench.work.glob("*.state"))
+
+
+@pytest.mark.parametrize("linear", [Factored, RoundedToNearest, WithMasters])
+def test_the_plain_optimizer_is_that_of_the_library_where_nothing_is_rounded(
+    linear: type[Factored], bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned, repaired = (replace(cell, dtype="float32") for cell in (PRUNED, REPAIRED))
+    before = bench.run(pruned, "pruned")
+    expected = bench.run(repaired, "library")
+    monkeypatch.setattr(all_nonzeros, "NonzeroLinear", linear)
+    found = bench.run(repaired, "plain")
+    for name in cells.JUDGED:
+        assert found[name] == pytest.approx(expected[name], rel=1e-5)
+        assert found[name] != pytest.approx(before[name], rel=1e-3)
 
 
 def interrupted(advance: Advance, at: int) -> Advance:
