@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 from botocore.exceptions import BotoCoreError, ClientError
@@ -26,7 +27,11 @@ log = structlog.get_logger(__name__)
 
 
 class Sweep(threading.Thread):
-    """A background thread of every worker that runs the sweep regularly. Errors are logged and do not end it."""
+    """A background thread of every worker that runs the sweep regularly. Errors are logged and do not end it.
+
+    A second thread does what needs the object storage, which may take minutes to answer. So this does not delay the
+    heartbeat of the worker.
+    """
 
     def __init__(
         self, worker: str, settings: Settings, app: queue.Broker, sessions: sessionmaker[Session], storage: Storage
@@ -38,28 +43,26 @@ class Sweep(threading.Thread):
         self.rounds, self.calibrated = 0, False
 
     def run(self) -> None:
-        """Run the sweep in a loop that does not end."""
-        structlog.contextvars.bind_contextvars(worker=self.worker)
-        pause = threading.Event()
-        while True:
-            self.sweep_once()
-            pause.wait(self.settings.sweep_seconds)
+        """Run the steps in two loops that do not end."""
+        database = (self.send_heartbeat, self.calibrate, self.requeue_lost, self.notify_waiting)
+        storage = (self.resume_waiting_for_space, self.clean_up, self.expire)
+        threading.Thread(target=self._repeat, args=(storage,), name="cleanup", daemon=True).start()
+        self._repeat(database)
 
-    def sweep_once(self) -> None:
-        """Run every step of the sweep. If a step fails, the others still run."""
-        for step in (
-            self.send_heartbeat,
-            self.calibrate,
-            self.requeue_lost,
-            self.resume_waiting_for_space,
-            self.notify_waiting,
-            self.clean_up,
-            self.expire,
-        ):
+    def run_once(self, steps: Iterable[Callable[[], None]]) -> None:
+        """Run steps of the sweep, one after the other. If a step fails, the others still run."""
+        for step in steps:
             try:
                 step()
             except Exception as error:
                 log.warning("sweep.failed", step=step.__name__, error=str(error))
+
+    def _repeat(self, steps: Sequence[Callable[[], None]]) -> None:
+        structlog.contextvars.bind_contextvars(worker=self.worker)
+        pause = threading.Event()
+        while True:
+            self.run_once(steps)
+            pause.wait(self.settings.sweep_seconds)
 
     def send_heartbeat(self) -> None:
         """Record that this worker is alive. If it no longer receives notifications, end it so that it is restarted."""

@@ -1,6 +1,8 @@
 """The sweep of a worker: it resumes jobs that waited for space, and a failing step does not prevent the others."""
 
 import errno
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -87,9 +89,32 @@ def test_a_failing_step_of_the_sweep_does_not_prevent_the_others(backend: Backen
     with backend.sessions.begin() as session:
         session.execute(update(Job).values(notified_at=None))
     app = queue.make_app(backend.settings)
-    Failing("worker-1", backend.settings, app, backend.sessions, backend.storage).sweep_once()
+    sweep = Failing("worker-1", backend.settings, app, backend.sessions, backend.storage)
+    sweep.run_once([sweep.requeue_lost, sweep.notify_waiting])
     with redis.Redis.from_url(str(backend.settings.broker_url)) as client:
         assert client.llen("seft") == 1
+
+
+def test_a_storage_that_does_not_answer_does_not_delay_the_heartbeat(backend: Backend) -> None:
+    beats, never = list[float](), threading.Event()
+    done = threading.Event()
+
+    class Waiting(Sweep):
+        def send_heartbeat(self) -> None:
+            beats.append(time.monotonic())
+            if len(beats) == 3:
+                done.set()
+                never.wait()
+
+        def calibrate(self) -> None:
+            """Start no measurement."""
+
+        def resume_waiting_for_space(self) -> None:
+            never.wait()
+
+    settings = backend.settings.model_copy(update={"sweep_seconds": 0.01})
+    Waiting("worker-1", settings, queue.make_app(settings), backend.sessions, backend.storage).start()
+    assert done.wait(20)
 
 
 def test_an_unreachable_bucket_accepts_no_writes(backend: Backend) -> None:
