@@ -60,7 +60,15 @@ def admit(
     pinned = fitted(spec, dimensions, source).model_copy(update={"revision": source.revision})
     gradual = spec.prune.gradual
     with sessions.begin() as session:
-        fairness.require_waiting_quota(session, caller, settings)
+        try:
+            fairness.require_waiting_quota(session, caller, settings)
+        except ProblemError:
+            # The same request may have created its job since the first look, and that job reached the limit.
+            if idempotency_key is not None and (
+                existing := jobs.find_by_idempotency_key(session, caller.tenant, idempotency_key, body)
+            ):
+                return existing, False
+            raise
         fairness.require_storage_quota(session, caller.tenant, settings.tenant_bytes)
         estimated = None if spec.auto_start and not gradual else estimate(session, dimensions, pinned, settings)
         if gradual and estimated:

@@ -28,6 +28,8 @@ It makes one claim see the jobs and the turns of the claims before it.
 """
 CONSIDERED = 500
 """Number of the first queued jobs of a tenant among which a worker looks for one that it can run."""
+CONCURRENT = 200
+"""So near a limit for waiting jobs, requests take turns. All API processes handle fewer requests at a time."""
 
 
 class Waiting(NamedTuple):
@@ -125,12 +127,21 @@ def _first_job(capability: Capability, key_limit: int) -> Select[Job, Dataset]:
 
 
 def require_waiting_quota(session: Session, caller: Caller, settings: Settings) -> None:
-    """Raise LIMIT_REACHED if the tenant or the key already has the maximum number of waiting jobs."""
+    """Raise LIMIT_REACHED if the tenant or the key already has the maximum number of waiting jobs.
+
+    Near a limit, other transactions that create a job of the tenant wait until this one ends. So concurrent requests
+    cannot exceed the limit together.
+    """
+    lock = select(func.pg_advisory_xact_lock(func.hashtextextended(f"waiting of {caller.tenant}", 0)))
     for whose, key_id, limit in (
         ("your jobs", None, settings.tenant_waiting),
         ("this key's jobs", caller.key_id, settings.key_waiting),
     ):
-        if limit and _has(session, limit, caller.tenant, key_id, (Status.QUEUED, Status.PAUSED)):
+        whose_jobs = (caller.tenant, key_id, (Status.QUEUED, Status.PAUSED))
+        if not limit or (limit > CONCURRENT and not _has(session, limit - CONCURRENT, *whose_jobs)):
+            continue
+        session.execute(lock)
+        if _has(session, limit, *whose_jobs):
             raise ProblemError(
                 Code.LIMIT_REACHED,
                 f"At most {limit} of {whose} can wait, and that many wait now. Wait until one of them runs, or cancel"

@@ -1,6 +1,9 @@
 """Order of the queue, and limits per tenant and per key."""
 
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -155,6 +158,26 @@ def test_running_jobs_per_key_are_limited(sessions: Sessions, make: MakeFor, set
         "code": "key_limit",
         "message": "At most 2 of the jobs of its key can run, and that many run now.",
     }
+
+
+def test_concurrent_requests_cannot_exceed_the_limit_of_waiting_jobs(
+    sessions: Sessions, spec: JobSpec, settings: Settings
+) -> None:
+    caller, start = Caller("ours", "key_a", Scope.WRITE, "req"), threading.Barrier(4)
+
+    def create(_: int) -> bool:
+        start.wait()
+        try:
+            with sessions.begin() as session:
+                fairness.require_waiting_quota(session, caller, settings.model_copy(update={"tenant_waiting": 2}))
+                time.sleep(0.05)  # so that the others look before this one has written
+                jobs.create(session, "ours", spec, None, "")
+        except ProblemError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(create, range(4))) == 2
 
 
 def test_waiting_jobs_per_tenant_and_per_key_are_limited(sessions: Sessions, make: MakeFor, settings: Settings) -> None:
