@@ -88,6 +88,8 @@ def limited(scope: Scope, receive: Receive, most: int) -> Receive:
 
 
 def _require_shallow(body: bytes) -> None:
+    if not json.detect_encoding(body).startswith("utf-8"):
+        raise json.JSONDecodeError("it is not in UTF-8", "", 0)
     depth = 0
     for bracket in NO_BRACKETS.sub(b"", body).decode("ascii"):
         depth += 1 if bracket in "[{" else -1

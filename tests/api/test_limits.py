@@ -46,6 +46,14 @@ def test_no_json_body_may_nest_deeply(app: FastAPI, client: TestClient) -> None:
         assert "deep" not in report["detail"]
 
 
+def test_a_json_body_in_another_encoding_is_rejected(client: TestClient) -> None:
+    body = ('{"a\u2200": ' + nested(JSON_DEPTH + 9) + "}").encode(
+        "utf-16-le"
+    )  # U+2200 has the byte of a quotation mark
+    report = problem(client.post("/jobs", content=body, headers=AS_JSON), 422, "invalid_request")
+    assert (report["param"], "not in UTF-8" in report["detail"]) == ("body", True)
+
+
 def test_brackets_in_texts_do_not_count(client: TestClient, body: Json) -> None:
     for name in ('[{"[' * 12, "\\" * 40 + "[" * 20, "[" * 60):
         answer = client.post("/jobs", json=body | {"suffix": name[:64], "metadata": {"a": "[" * 500}})
