@@ -10,12 +10,15 @@ from functools import partial
 from typing import BinaryIO
 
 import structlog
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
 from typing_extensions import override
 
 from api.deps import Services
 from core.datasets import datasets, imports, sources
 from core.datasets.datasets import Content
 from core.errors import Code, ProblemError
+from core.infra.storage import is_outage
 from core.poller import Poller, renewed
 from core.states import ImportState
 from core.tables import Import
@@ -78,9 +81,17 @@ class Importer(Poller):
                     )
                     imports.complete(held, dataset)
                     done = True
+        except (Boto3Error, BotoCoreError, ClientError) as error:
+            if not is_outage(error):
+                raise
+            log.warning("import.storage_away", id=row.id, error=str(error))
+            with services.sessions.begin() as session:
+                if held := imports.lock_claimed(session, row):
+                    imports.postpone(held)
+            return
         except ProblemError as problem:
             log.info("import.refused", id=row.id, code=problem.code, attempt=row.tries)
-            if problem.code in TRANSIENT:
+            if problem.code in TRANSIENT and imports.tries_left(row) > 0:
                 return
             with services.sessions.begin() as session:
                 if held := imports.lock_claimed(session, row):

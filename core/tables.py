@@ -103,6 +103,8 @@ class Dataset(Base):
     """Number of invalid lines of the uploaded file that were left out."""
     object_key: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    uploaded_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """Time of the last upload of this name and content."""
     deleted_at: Mapped[datetime | None]
     """Time of deletion. The row is kept for jobs that use it. The object is deleted when no other row needs it."""
 
@@ -133,6 +135,8 @@ class Import(Base):
     skip_percentage: Mapped[float]
     tries: Mapped[int] = mapped_column(server_default=text("0"))
     """Number of tries, including one that is running. Only the newest try may write its result."""
+    outages: Mapped[int] = mapped_column(server_default=text("0"))
+    """Number of tries that ended because the object storage was not available."""
     due_at: Mapped[datetime | None]
     """Time from which an importer can claim the row. None if no importer may claim it."""
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id", ondelete="SET NULL"))

@@ -70,8 +70,8 @@ def upload(storage: Storage, file: BinaryIO, max_bytes: int, content: Content) -
         storage.upload(open_valid_lines(file, max_bytes, content.sha256, whole=not content.skipped), content.object_key)
 
 
-def find_equal(session: Session, tenant: str, name: str, content: Content) -> Dataset | None:
-    """Return the tenant's dataset with this name and content, or None.
+def reuse_equal(session: Session, tenant: str, name: str, content: Content) -> Dataset | None:
+    """Return the tenant's dataset with this name and content, or None. Its last upload is now.
 
     Until the transaction ends, no other transaction can look up the same name and content.
     """
@@ -79,7 +79,10 @@ def find_equal(session: Session, tenant: str, name: str, content: Content) -> Da
     lock = func.pg_advisory_xact_lock(func.hashtextextended(f"{tenant}\n{content.sha256}\n{cleaned}", 0))
     session.execute(select(lock))
     same = (Dataset.tenant == tenant, Dataset.sha256 == content.sha256, Dataset.name == cleaned, NOT_DELETED)
-    return session.scalars(select(Dataset).where(*same).order_by(Dataset.id).limit(1)).first()
+    found = session.scalars(select(Dataset).where(*same).order_by(Dataset.id).limit(1).with_for_update()).first()
+    if found:
+        found.uploaded_at = session.scalar(select(func.now()))
+    return found
 
 
 def add(session: Session, tenant: str, name: str, content: Content) -> Dataset:

@@ -26,6 +26,9 @@ MAX_ACTIVE = 100
 """Maximum number of unfinished imports per tenant."""
 LEASE = timedelta(seconds=60)
 TRIES = 5
+"""Number of tries after which an import fails. Tries that ended because the object storage was away do not count."""
+LONGEST_PAUSE = timedelta(hours=1)
+"""Longest time until the next try after the object storage was not available."""
 UPLOAD_EXPIRY = timedelta(days=2)
 """Time after which an upload fails if parts are missing.
 
@@ -100,19 +103,20 @@ def claim(session: Session, *, busy: Collection[str] = ()) -> Import | None:
     """Claim the next due import: count a try and start a lease. Returns None if no import is due.
 
     The tenant with the fewest imports in work is served, and among equal ones the tenant whose turn it is. Imports of
-    the tenants in `busy` are not claimed. An import that was already tried `TRIES` times is marked as failed and
-    returned. Other claims wait until this transaction ends.
+    the tenants in `busy` are not claimed. An import without tries left is marked as failed and returned. Other claims
+    wait until this transaction ends.
     """
     session.execute(select(func.pg_advisory_xact_lock(CLAIM_LOCK)))
     due = (Import.due_at < func.now(), Import.tenant.not_in(busy))
     waiting = session.scalars(select(Import.tenant).where(*due).distinct()).all()
-    working = select(Import.tenant, func.count()).where(Import.due_at >= func.now(), Import.tries > 0)
+    leased = (Import.tries > 0, Import.due_at.between(func.now(), func.now() + LEASE))
+    working = select(Import.tenant, func.count()).where(*leased)
     in_work = dict(session.execute(working.group_by(Import.tenant)).all())
     for tenant, start in turns.order(session, Queue.IMPORTS, waiting, in_work):
         query = select(Import).where(*due, Import.tenant == tenant).order_by(Import.due_at)
         if row := session.scalars(query.limit(1).with_for_update(skip_locked=True)).first():
             turns.take(session, Queue.IMPORTS, tenant, start)
-            if row.tries >= TRIES:
+            if tries_left(row) <= 0:
                 fail(row, ProblemError(Code.UNAVAILABLE, f"The import failed {TRIES} times. Contact the operator."))
             else:
                 row.tries, row.due_at = row.tries + 1, func.now() + LEASE
@@ -120,6 +124,17 @@ def claim(session: Session, *, busy: Collection[str] = ()) -> Import | None:
             session.refresh(row)
             return row
     return None
+
+
+def tries_left(row: Import) -> int:
+    """Return how often an import can still be tried."""
+    return TRIES - (row.tries - row.outages)
+
+
+def postpone(row: Import) -> None:
+    """End a try because the object storage was not available. The pause until the next one doubles each time."""
+    row.due_at = func.now() + min(LEASE * 2 ** min(row.outages, 10), LONGEST_PAUSE)
+    row.outages += 1
 
 
 def renew(session: Session, import_id: str) -> None:

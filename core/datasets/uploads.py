@@ -40,7 +40,7 @@ class DatasetStore:
 
         The second value is true if the row was added.
         """
-        if existing := datasets.find_equal(session, tenant, name, content):
+        if existing := datasets.reuse_equal(session, tenant, name, content):
             return existing, False
         # Checked again: another upload may have used up the quota since `store`.
         self._check_limit(session, tenant, sha256=content.sha256, import_id=import_id, more=content.bytes)

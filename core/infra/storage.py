@@ -245,6 +245,13 @@ class Storage:
             )
 
 
+def is_outage(error: Exception) -> bool:
+    """Return whether an error of boto3 means that the storage does not work now: no response, or a status of 5xx."""
+    # A multipart upload wraps the ClientError in an error of its own.
+    cause = error if isinstance(error, ClientError) else error.__context__
+    return not isinstance(cause, ClientError) or cause.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
+
+
 def is_missing(error: ClientError) -> bool:
     """Return whether the error means that the object, the bucket or the bucket's setting does not exist."""
     return error.response["ResponseMetadata"]["HTTPStatusCode"] == 404

@@ -73,7 +73,7 @@ def expire_datasets(session: Session, days: int) -> list[str]:
     recent = or_(Job.finished_at.is_(None), Job.finished_at > limit)
     columns = (Job.dataset_id, Job.retain_dataset_id, Job.evaluate_dataset_id)
     uses = (exists().where(used == Dataset.id, recent) for used in columns)
-    unused = (Dataset.deleted_at.is_(None), Dataset.created_at < limit, *(~use for use in uses))
+    unused = (Dataset.deleted_at.is_(None), Dataset.uploaded_at < limit, *(~use for use in uses))
     locked = session.scalars(select(Dataset.id).where(*unused).limit(BATCH).with_for_update(skip_locked=True)).all()
     # The update repeats the condition: a job created before the rows were locked keeps its dataset. A later one waits
     # for the lock and is rejected.

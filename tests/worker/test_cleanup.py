@@ -114,7 +114,7 @@ def test_the_sweep_deletes_expired_rows_and_their_objects(backend: Backend, job_
         )
         for change in (
             "jobs SET finished_at = now() - interval '1 year'",
-            "datasets SET created_at = now() - interval '1 year'",
+            "datasets SET uploaded_at = now() - interval '1 year'",
             "checkpoints SET expires_at = now()",
         ):
             session.execute(text(f"UPDATE {change}"))

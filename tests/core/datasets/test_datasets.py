@@ -102,7 +102,7 @@ def test_equal_concurrent_uploads_create_one_dataset(sessions: Sessions) -> None
     def store(_: int) -> str:
         start.wait()
         with sessions.begin() as session:
-            row = datasets.find_equal(session, "ours", "x.jsonl", content)
+            row = datasets.reuse_equal(session, "ours", "x.jsonl", content)
             time.sleep(0.05)  # so that the others look before this one has written
             return (row or datasets.add(session, "ours", "x.jsonl", content)).id
 

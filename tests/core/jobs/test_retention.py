@@ -91,7 +91,7 @@ def test_a_dataset_is_kept_while_jobs_use_it_and_for_some_days_after(
     sessions: Sessions, spec: JobSpec, make_job: MakeJob
 ) -> None:
     assert expire_datasets(sessions) == [], "the dataset is new"
-    run(sessions, "UPDATE datasets SET created_at = now() - interval '11 days'")
+    run(sessions, "UPDATE datasets SET uploaded_at = now() - interval '11 days'")
     job_id = make_job()
     assert expire_datasets(sessions) == [], "a job waits"
     with sessions.begin() as session:
@@ -112,7 +112,7 @@ def test_all_datasets_of_a_job_are_kept_equally_long(
     all_three = {request.dataset, request.repair.retain_dataset, request.evaluate.dataset}
     with sessions.begin() as session:
         job_id = jobs.create(session, "ours", request, None, "")[0].id
-    run(sessions, "UPDATE datasets SET created_at = now() - interval '11 days'")
+    run(sessions, "UPDATE datasets SET uploaded_at = now() - interval '11 days'")
     assert expire_datasets(sessions) == [], "a job waits"
     for dataset_id in all_three:
         with pytest.raises(ProblemError, match=f"{job_id} uses this dataset") as caught, sessions.begin() as session:
@@ -128,7 +128,7 @@ def test_all_datasets_of_a_job_are_kept_equally_long(
 def test_an_expired_dataset_is_not_found_and_can_be_uploaded_again(
     sessions: Sessions, spec: JobSpec, make_job: MakeJob
 ) -> None:
-    run(sessions, "UPDATE datasets SET created_at = now() - interval '11 days'")
+    run(sessions, "UPDATE datasets SET uploaded_at = now() - interval '11 days'")
     assert expire_datasets(sessions) == [spec.dataset]
     with pytest.raises(ProblemError) as caught:
         make_job()
@@ -138,11 +138,20 @@ def test_an_expired_dataset_is_not_found_and_can_be_uploaded_again(
         assert datasets.page(session, "ours", limit=9) == ([], False)
         with pytest.raises(ProblemError):
             datasets.get(session, "ours", spec.dataset)
-        assert datasets.find_equal(session, "ours", "texts.jsonl", content) is None
+        assert datasets.reuse_equal(session, "ours", "texts.jsonl", content) is None
+
+
+def test_a_dataset_that_is_uploaded_again_is_as_new_as_the_upload(sessions: Sessions, spec: JobSpec) -> None:
+    run(sessions, "UPDATE datasets SET uploaded_at = now() - interval '11 days'")
+    with sessions.begin() as session:
+        again = datasets.reuse_equal(session, "ours", "texts.jsonl", datasets.Content("0" * 64, 4096, 2, Format.TEXT))
+        assert again is not None
+        assert again.id == spec.dataset
+    assert expire_datasets(sessions) == []
 
 
 def test_a_dataset_is_either_used_by_a_new_job_or_deleted(sessions: Sessions, spec: JobSpec) -> None:
-    run(sessions, "UPDATE datasets SET created_at = now() - interval '11 days'")
+    run(sessions, "UPDATE datasets SET uploaded_at = now() - interval '11 days'")
     with sessions.begin() as session:
         jobs.create(session, "ours", spec, None, "")
         assert expire_datasets(sessions) == [], "a job is being created"
