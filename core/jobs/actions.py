@@ -20,7 +20,7 @@ PAUSED_MESSAGE = "The job was paused by POST /jobs/{}/pause. POST /jobs/{}/resum
 
 def cancel(session: Session, tenant: str, job_id: str) -> Job:
     """Cancel a job at once and publish nothing. Raises CONFLICT if the job has succeeded or failed."""
-    job = _get_locked(session, tenant, job_id)
+    job = jobs.get(session, tenant, job_id, change=True)
     if job.status != Status.CANCELLED:
         _require_not_ended(job, "cancelled")
         transition(session, job.id, Transition.CANCELLED)
@@ -32,7 +32,7 @@ def pause(session: Session, tenant: str, job_id: str) -> Job:
 
     A job that was paused for lack of disk space then stays paused until the tenant resumes it.
     """
-    job = _get_locked(session, tenant, job_id)
+    job = jobs.get(session, tenant, job_id, change=True)
     _require_not_ended(job, "paused")
     if job.status == Status.QUEUED or (job.reason and "needs" in job.reason):
         hold(session, job.id, Reason.ASKED, PAUSED_MESSAGE.format(job.id, job.id))
@@ -46,7 +46,7 @@ def resume(session: Session, tenant: str, job_id: str) -> Job:
 
     Raises CONFLICT if the job has ended.
     """
-    job = _get_locked(session, tenant, job_id)
+    job = jobs.get(session, tenant, job_id, change=True)
     _require_not_ended(job, "resumed")
     if job.status == Status.PAUSED:
         transition(session, job.id, Transition.RESUMED)
@@ -60,7 +60,7 @@ def start(session: Session, tenant: str, job_id: str) -> Job:
 
     Raises CONFLICT if the job has ended, or if it was started and is paused now.
     """
-    job = _get_locked(session, tenant, job_id)
+    job = jobs.get(session, tenant, job_id, change=True)
     _require_not_ended(job, "started")
     if job.reason and job.reason["code"] == Reason.NOT_STARTED:
         transition(session, job.id, Transition.STARTED)
@@ -77,7 +77,7 @@ def stop(session: Session, tenant: str, job_id: str) -> Job:
     If steps before the stop are lost, they are trained again before the result is published. Raises CONFLICT if the
     job has ended without a stop.
     """
-    job = _get_locked(session, tenant, job_id)
+    job = jobs.get(session, tenant, job_id, change=True)
     if job.stopping or job.status == Status.CANCELLED:
         return job
     _require_not_ended(job, "stopped")
@@ -100,7 +100,7 @@ def delete(session: Session, tenant: str, job_id: str) -> Job:
     # A job that is being created with the result as its model has locked the rows, and is seen by the next query.
     # The expiry of checkpoints locks in the same order.
     session.scalars(select(Checkpoint.id).where(Checkpoint.job_id == job_id).with_for_update()).all()
-    job = _get_locked(session, tenant, job_id)
+    job = jobs.get(session, tenant, job_id, change=True)
     users = select(Job.id).where(Job.tenant == tenant, Job.spec["model"].astext == job.id, Job.finished_at.is_(None))
     if user := session.scalar(users.limit(1)):
         detail = f"{user} uses the result of {job.id} as its model and has not ended. Cancel it, or wait until it ends."
@@ -110,17 +110,6 @@ def delete(session: Session, tenant: str, job_id: str) -> Job:
     for row in (delete_rows(Checkpoint).where(Checkpoint.job_id == job.id), delete_rows(Job).where(Job.id == job.id)):
         session.execute(row, execution_options={"synchronize_session": False})
     return job
-
-
-def _get_locked(session: Session, tenant: str, job_id: str) -> Job:
-    """Return the tenant's job with its row locked until the transaction ends.
-
-    Raises NOT_FOUND if the tenant has no such job.
-    """
-    job = jobs.get(session, tenant, job_id)
-    return session.scalars(
-        select(Job).where(Job.id == job.id).with_for_update(), execution_options={"populate_existing": True}
-    ).one()
 
 
 def _refreshed(session: Session, job: Job) -> Job:

@@ -4,7 +4,7 @@ Actions of the tenant are in `core.jobs.actions`, writes of a worker in `core.jo
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
@@ -131,13 +131,23 @@ def find_by_idempotency_key(session: Session, tenant: str, key: str, body_sha256
     return session.get(Job, row.job_id)  # None if the job was deleted since the row was read
 
 
-def get(session: Session, tenant: str, job_id: str) -> Job:
-    """Return the tenant's job with this id. Raises NOT_FOUND if the tenant has no such job."""
+def get(session: Session, tenant: str, job_id: str, *, change: bool = False) -> Job:
+    """Return the tenant's job with this id, and lock its row until the transaction ends if `change` is true.
+
+    Raises NOT_FOUND if the tenant has no such job.
+    """
     query = select(Job).where(Job.id == job_id, Job.tenant == tenant)
+    if change:
+        query = query.with_for_update().execution_options(populate_existing=True)
     job = session.scalar(query) if ids.is_id("job", job_id) else None
     if job is None:
         raise ProblemError(Code.NOT_FOUND, f"There is no job {job_id!r}. GET /jobs lists yours.")
     return job
+
+
+def find(session: Session, tenant: str, job_ids: Iterable[str]) -> Sequence[Job]:
+    """Return those of the tenant's jobs with these ids that exist."""
+    return session.scalars(select(Job).where(Job.tenant == tenant, Job.id.in_(list(job_ids)))).all()
 
 
 def page(

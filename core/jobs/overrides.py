@@ -1,6 +1,6 @@
 """Create a job's request from an existing request and changes to some of its fields."""
 
-from core.specs import JobSpec
+from core.specs import JobSpec, with_defaults
 from core.tables import Json
 
 ALTERNATIVES = ("dataset", "held_out")
@@ -8,13 +8,15 @@ ALTERNATIVES = ("dataset", "held_out")
 
 
 def apply_overrides(original: Json, patch: Json) -> JobSpec:
-    """Apply a JSON merge patch (RFC 7396) to a request. The value null resets a field to its default.
+    """Apply a JSON merge patch (RFC 7396) to a stored request. The value null resets a field to its default.
 
     If the patch changes `model`, the revision is removed, because it is a commit of the original model. A dataset to
     evaluate on replaces the fraction that is held out, and the other way round. Raises pydantic's ValidationError if
     the result is not a valid request.
     """
-    base = {**original, "revision": None} if "model" in patch else original
+    base = with_defaults(original)
+    if "model" in patch:
+        base["revision"] = None
     evaluate = patch.get("evaluate")
     given = [name for name in ALTERNATIVES if isinstance(evaluate, dict) and evaluate.get(name) is not None]
     if len(given) == 1:

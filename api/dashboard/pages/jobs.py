@@ -76,8 +76,8 @@ def list_jobs(request: Request, services: CurrentServices, visitor: Signed) -> R
             status=filters.status,
             model=filters.model,
             metadata=filters.metadata,
-            since=_midnight(filters.since),
-            until=_midnight(filters.until, later=timedelta(days=1)),
+            since=filters.since and datetime.combine(filters.since, time(), UTC),
+            until=_end(filters.until),
             order=filters.order or Order.NEWEST,
             after=after,
             limit=LIMIT,
@@ -87,5 +87,6 @@ def list_jobs(request: Request, services: CurrentServices, visitor: Signed) -> R
     return page(request, visitor, "jobs.html", jobs=views, more=more, filters=filters, models=models, Order=Order)
 
 
-def _midnight(day: date | None, later: timedelta = timedelta()) -> datetime | None:
-    return datetime.combine(day, time(), UTC) + later if day else None
+def _end(day: date | None) -> datetime | None:
+    """Return the end of a day, or None for the last day that Python knows."""
+    return datetime.combine(day + timedelta(days=1), time(), UTC) if day and day < date.max else None

@@ -61,17 +61,17 @@ def suggested_models(services: Services, tenant: str) -> dict[str, str]:
     """Return the models that the form of a new job suggests, those of earlier jobs first.
 
     Maps the name of each model to a title. The title is the job's title if the model is the result of a job, else
-    empty.
+    empty. A job that was deleted is not suggested.
     """
     with services.sessions.begin() as session:
         named = jobs.models(session, tenant)
     names = list(dict.fromkeys([*named, *services.catalogue.names(tenant, SUGGESTIONS)]))[:SUGGESTIONS]
     titles = _titles(services, tenant, names)
-    return {name: titles.get(name, "") for name in names}
+    return {name: titles.get(name, "") for name in names if name in titles or not is_result(name)}
 
 
 def _titles(services: Services, tenant: str, models: Iterable[str]) -> dict[str, str]:
-    """Return the titles of the jobs whose results are in `models`, by job id."""
+    """Return the titles of the jobs whose results are in `models`, by job id. A job that was deleted has none."""
     with services.sessions.begin() as session:
-        rows = [jobs.get(session, tenant, name) for name in models if is_result(name)]
+        rows = jobs.find(session, tenant, filter(is_result, models))
     return {row.id: formatting.job_title(JobView.of(row)) for row in rows}

@@ -18,7 +18,7 @@ from core.access.keys import Scope
 from core.datasets import datasets
 from core.errors import Flaw, ProblemError
 from core.jobs import jobs
-from core.specs import CPU_SETTINGS, JobSpec
+from core.specs import CPU_SETTINGS, JobSpec, with_defaults
 
 DATASET_CHOICES = 100
 """Maximum number of datasets in the selection, newest first."""
@@ -43,7 +43,7 @@ def show_form(
     if clone:
         with services.sessions.begin() as session:
             original = jobs.get(session, visitor.caller.tenant, clone)
-        values = forms.values_of_spec(JobSpec.model_validate(original.spec).model_dump(mode="json"))
+        values = forms.values_of_spec(with_defaults(original.spec))
     return _page(request, services, visitor, values, clone=clone)
 
 

@@ -269,6 +269,8 @@ def test_jobs_are_filtered_by_status_model_metadata_date_and_id(
     assert listed("q=tin") == set()
     assert listed("since=2020-01-01") == {"one", "two", "three"}
     assert listed("until=2020-01-01") == set()
+    assert listed("until=9999-12-31") == {"one", "two", "three"}
+    assert listed("since=9999-12-31") == set()
     assert listed("status=nonsense&since=yesterday") == {"one", "two", "three"}
     assert listed(f"after={job_ids['two']}") == {"one"}
     assert listed(f"after={job_ids['two']}&order=oldest") == {"three"}
@@ -320,6 +322,8 @@ def test_ended_job_is_deleted_after_a_confirmation(
     assert browser.submit(f"/jobs/{job_id}/delete").headers["location"] == f"{ROOT}/jobs"
     assert f'href="{ROOT}/jobs/{job_id}"' not in browser.show("/jobs")
     assert browser.get(f"{ROOT}/jobs/{job_id}").status_code == 404
+    for path in ("/jobs/new", f"/datasets/{body['dataset']}", f"/jobs/{user}"):
+        assert f'value="{job_id}"' not in browser.show(path), "a deleted model is not suggested"
 
 
 def test_key_is_shown_once_and_recorded_in_the_audit_log(browser: Browser, app: Any) -> None:

@@ -136,6 +136,27 @@ def test_a_deletion_waits_for_a_job_that_is_being_created_with_the_result(
     assert row(sessions, published).status == Status.SUCCEEDED
 
 
+def test_an_action_that_waits_for_a_deletion_finds_no_job(sessions: Sessions, published: str) -> None:
+    started = threading.Event()
+
+    def cancel() -> None:
+        with sessions.begin() as session:
+            started.set()
+            actions.cancel(session, "ours", published)
+
+    with ThreadPoolExecutor(1) as pool:
+        with sessions.begin() as session:
+            actions.delete(session, "ours", published)
+            session.flush()
+            future = pool.submit(cancel)
+            started.wait()
+            with pytest.raises(TimeoutError):
+                future.result(0.3)
+        with pytest.raises(ProblemError) as caught:
+            future.result()
+        assert caught.value.code is Code.NOT_FOUND
+
+
 def test_a_job_id_that_was_never_used_is_not_found(sessions: Sessions) -> None:
     for unknown in (ids.new("job"), "nonsense"):
         with pytest.raises(ProblemError) as caught:

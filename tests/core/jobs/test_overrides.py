@@ -23,6 +23,12 @@ def test_an_empty_patch_changes_nothing() -> None:
     assert apply_overrides(ORIGINAL, {}) == SPEC
 
 
+def test_a_clone_of_an_old_job_has_the_data_type_in_which_that_job_ran() -> None:
+    old = {name: value for name, value in ORIGINAL.items() if name != "dtype"}
+    assert apply_overrides(old, {}).dtype == "float32"
+    assert apply_overrides(old, {"dtype": None}).dtype == "auto"
+
+
 def test_fields_change_at_any_depth_and_null_resets_to_the_default() -> None:
     changed = apply_overrides(ORIGINAL, {"seed": 3, "repair": {"density": None}, "metadata": {"run": None, "of": "1"}})
     assert (changed.seed, changed.repair.steps, changed.repair.density) == (3, 7, "auto")
