@@ -81,7 +81,7 @@ def reuse_equal(session: Session, tenant: str, name: str, content: Content) -> D
     same = (Dataset.tenant == tenant, Dataset.sha256 == content.sha256, Dataset.name == cleaned, NOT_DELETED)
     found = session.scalars(select(Dataset).where(*same).order_by(Dataset.id).limit(1).with_for_update()).first()
     if found:
-        found.uploaded_at = session.scalar(select(func.now()))
+        found.uploaded_at = session.scalars(select(func.now())).one()
     return found
 
 

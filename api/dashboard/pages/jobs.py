@@ -76,7 +76,7 @@ def list_jobs(request: Request, services: CurrentServices, visitor: Signed) -> R
             status=filters.status,
             model=filters.model,
             metadata=filters.metadata,
-            since=filters.since and datetime.combine(filters.since, time(), UTC),
+            since=datetime.combine(filters.since, time(), UTC) if filters.since else None,
             until=_end(filters.until),
             order=filters.order or Order.NEWEST,
             after=after,
