@@ -41,7 +41,8 @@ class Distillation:
         loss = losses(self._student, rows.last, with_recorded(batch, self._criterion(batch, teacher_rows.last))).sum()
         if not self._hidden:
             return loss
-        return loss + self._hidden * square_head(rows.blocks, teacher_rows.blocks, batch.trained.sum(1))
+        weights = None if batch.teacher is None else batch.teacher.weights
+        return loss + self._hidden * square_head(rows.blocks, teacher_rows.blocks, batch.trained.sum(1), weights)
 
     def _criterion(self, batch: Packed, teacher_rows: Float[Tensor, "predictions width"]) -> Criterion:
         plain = cross_entropy(batch)
@@ -69,20 +70,23 @@ def square_head(
     blocks: Sequence[Float[Tensor, "predictions cols"]],
     target: Sequence[Float[Tensor, "predictions cols"]],
     counts: Int[Tensor, "windows"],
+    weights: Float[Tensor, "windows"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the squared distance of the block outputs to the teacher's, divided by the teacher's squared norm.
 
     This is SquareHead (arXiv 2310.06927). The mean over the blocks is computed per window and multiplied by the number
-    of the window's predicted tokens, `counts`. [ours] The division is done per window, so that the size of
-    micro-batches changes nothing.
+    of the window's predicted tokens, `counts`, and by its weight in the loss, 1 if `weights` is None. [ours] The
+    division is done per window, so that the size of micro-batches changes nothing.
     """
+    numbers = counts.tolist()
+    factors = numbers if weights is None else (counts * weights).tolist()
     terms = []
     for own, other in zip(blocks, target, strict=True):
         exact = torch.promote_types(own.dtype, torch.float32)
         distance = (own.to(exact) - other.to(exact)).square().sum(1)
         size = other.to(exact).square().sum(1)
-        sums = (torch.split(each, counts.tolist()) for each in (distance, size))
-        for count, far, large in zip(counts.tolist(), *sums, strict=True):
-            if count:
-                terms.append(count * far.sum() / large.sum())
+        sums = (torch.split(each, numbers) for each in (distance, size))
+        for factor, far, large in zip(factors, *sums, strict=True):
+            if factor:
+                terms.append(factor * far.sum() / large.sum())
     return torch.stack(terms).sum() / len(blocks)

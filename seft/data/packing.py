@@ -60,6 +60,11 @@ class Predictions:
     known: Bool[Tensor, "windows"]
     weight: float = 1.0
 
+    @property
+    def weights(self) -> Float[Tensor, "windows"]:
+        """The weight of each window in the loss."""
+        return torch.where(self.known, self.weight, 1.0)
+
     def unknown(self, windows: int) -> "Predictions":
         """Return predictions of the same shape and dtype for windows without predictions."""
         shape = (windows, *self.tokens.shape[1:])
@@ -122,6 +127,12 @@ class Packed:
     def predictions(self) -> int:
         """Number of tokens that are trained on."""
         return int(self.trained.sum())
+
+    @property
+    def text(self) -> Int[Tensor, "tokens"]:
+        """All tokens, one window after the other, without the padding at the end of each window."""
+        used = self.trained | (self.tokens != PADDING)
+        return self.tokens[used.flip(1).cumsum(1).flip(1) > 0]
 
     @property
     def mixed(self) -> bool:

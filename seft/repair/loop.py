@@ -87,7 +87,7 @@ class Repair:
         check = partial(_mean_loss, self._objective, checked, config.micro_batch, self._device) if checked else None
         self.peak_rate = config.peak_rate(model.config.get_text_config().hidden_size)
         self._rated = replace(config, learning_rate=self.peak_rate)
-        work = Work(model, targets, self._rated, self._windows.tokens.flatten(), pruned, check)
+        work = Work(model, targets, self._rated, self._windows.text, pruned, check)
         self._method = make_method(work)
         self._recompute = Recompute(decoder_blocks(model) if config.activation_checkpointing else ())
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seft import distill, loss
 from seft.config import RepairConfig
-from seft.data.packing import Packed
+from seft.data.packing import Packed, Predictions
 from seft.distill import Distillation
 from seft.errors import ConfigError, StateError
 from seft.loss import top_divergence
@@ -106,6 +106,21 @@ def test_all_logits_are_never_in_memory(monkeypatch: pytest.MonkeyPatch) -> None
     with Allocated() as allocated:
         objective(WINDOWS)
     assert allocated.elements < WINDOWS.predictions * VOCABULARY
+
+
+def test_a_window_with_recorded_predictions_has_its_weight_in_the_whole_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(VOCABULARY, (3, 40, 5), generator=generator)
+    logarithms = torch.rand((3, 40, 5), generator=generator).log() - 5
+    objective = Distillation(untrained_tiny(), untrained_tiny(1), short(**MIX))
+
+    def loss_of(rows: slice, known: list[bool], weight: float) -> Tensor:
+        recorded = Predictions(tokens, logarithms, torch.tensor(known), weight)
+        return objective(replace(MASKED, teacher=recorded)[rows])
+
+    whole = loss_of(slice(None), [False, True, False], 0.25)
+    parts = [loss_of(slice(n, n + 1), [False, True, False], 1.0) for n in range(3)]
+    torch.testing.assert_close(whole, parts[0] + 0.25 * parts[1] + parts[2])
 
 
 def distilling(config: RepairConfig, seed: int = 3) -> Repair:

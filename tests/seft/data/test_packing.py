@@ -177,6 +177,15 @@ def test_texts_are_evaluated_across_records_in_full_windows() -> None:
     assert not windows.mixed
 
 
+def test_the_text_of_windows_has_every_token_and_no_padding() -> None:
+    records = [record(1, 9, 4), record(2, 11, 5), record(3, 13, 2)]
+    windows = pack_whole(records, 16)
+    assert windows.tokens.numel() > len(windows.text)
+    assert sorted(windows.text.tolist()) == sorted(torch.cat([each.tokens for each in records]).tolist())
+    plain = Packed.plain(torch.randint(9, (3, 16), generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(plain.text, plain.tokens.flatten())
+
+
 def test_a_record_longer_than_a_window_is_cut_and_pieces_with_only_prompt_are_left_out() -> None:
     long = record(1, 40, 38)
     windows = pack_whole([long, record(2, 4, 1)], 16)
