@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneMethod
+from seft.config import MOST_SPARSE, UNSTRUCTURED, Pattern, PruneConfig, PruneMethod
+from seft.errors import ConfigError
 from seft.models.targets import Target, target_linears
 from seft.report import Found
 
@@ -39,7 +40,13 @@ def find_zeros(model: Any) -> Found | None:
 
 
 def found_config(config: PruneConfig, found: Found) -> PruneConfig:
-    """Return the settings of pruning that describe the zeros, with the seed of `config`, which kept them."""
+    """Return the settings of pruning that describe the zeros, with the seed of `config`, which kept them.
+
+    Raises ConfigError if the model has too many zeros.
+    """
+    if found.sparsity > MOST_SPARSE:
+        rule = f"must have at most {MOST_SPARSE:.0%} zeros in its target linears"
+        raise ConfigError("model", rule, f"{found.sparsity:.2%}", "Use a model with fewer zeros.", lead="it has")
     pattern = Pattern.parse(found.pattern)
     sparsity = pattern.sparsity(None if pattern.grouped else found.sparsity)
     return PruneConfig(sparsity, PruneMethod.MAGNITUDE, pattern, seed=config.seed)

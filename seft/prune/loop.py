@@ -153,7 +153,8 @@ def _prune_block(
 
 
 def _by_magnitude(weight: Float[Tensor, "rows cols"], zeros: int, config: PruneConfig) -> Pruner:
-    return make_pruner(weight, zeros, PruneConfig(config.sparsity, PruneMethod.MAGNITUDE, config.pattern))
+    magnitude = PruneConfig(config.sparsity, PruneMethod.MAGNITUDE, config.pattern, compare=config.compare)
+    return make_pruner(weight, zeros, magnitude)
 
 
 def _observe(targets: Mapping[str, Target], watchers: Mapping[str, Pruner | Norms], runs: Runs) -> list[str]:

@@ -7,6 +7,7 @@ import torch
 
 from seft import stages
 from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneMethod, Refinement
+from seft.errors import ConfigError
 from seft.models.load import Loaded
 from seft.models.targets import target_linears
 from seft.prune.found import find_zeros, found_config
@@ -78,6 +79,13 @@ def test_unstructured_zeros_have_no_pattern(sparsity: float) -> None:
     config = found_config(PruneConfig(0.0), result)
     assert (config.pattern, config.sparsity) == (UNSTRUCTURED, result.sparsity)
     assert result.sparsity == pytest.approx(sparsity, abs=1e-3)
+
+
+def test_a_model_with_too_many_zeros_is_rejected_with_their_fraction() -> None:
+    model = untrained_tiny()
+    prune_freely(model, 0.995)
+    with pytest.raises(ConfigError, match=r"model must have at most 99% zeros in its target linears; it has '99\.49%'"):
+        found_config(PruneConfig(0.0), found(model))
 
 
 def test_linears_without_zeros_are_counted_and_leave_no_common_pattern() -> None:

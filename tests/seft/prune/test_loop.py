@@ -17,7 +17,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from seft.config import CalibrationOrder, PruneConfig, PruneMethod
+from seft.config import CalibrationOrder, Compare, PruneConfig, PruneMethod
 from seft.data.text import tokenize, windows
 from seft.errors import Cancelled, PruneError
 from seft.evaluate import perplexity
@@ -202,6 +202,16 @@ def test_an_expert_that_no_token_reached_is_pruned_by_magnitude(method: PruneMet
     for name in unreached:
         weight, threshold = target_linears(model)[name].weight, dense[name].abs().flatten().median()
         assert torch.equal(weight, dense[name].masked_fill(dense[name].abs() <= threshold, 0.0))
+
+
+def test_an_expert_that_no_token_reached_is_compared_within_rows_if_the_others_are() -> None:
+    sizes = {**SMALL, "num_key_value_heads": 2, "num_local_experts": 3, "num_experts_per_tok": 1}
+    model = MixtralForCausalLM(MixtralConfig(**sizes)).eval()
+    for block in decoder_blocks(model):
+        block.get_parameter("mlp.gate.weight").data.zero_()
+    prune_model(model, WINDOWS, PruneConfig(0.5, PruneMethod.WANDA, compare=Compare.ROW))
+    for target in target_linears(model).values():
+        assert set((target.weight == 0).sum(1).tolist()) == {target.weight.shape[1] // 2}
 
 
 def test_blocks_go_to_the_device_one_at_a_time_and_come_back() -> None:
