@@ -61,9 +61,10 @@ class Best:
             )
         if self.step is None or loss < self._loss:
             self.step, self._loss, self._idle = step, loss, 0
-            present = tensors()  # in all processes, because they bring split weights together
-            if is_first():
-                self.tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in present.items()}
+            self.tensors = {}  # freed before the next copy is made
+            present = dict(tensors())  # in all processes, because they gather split weights
+            for name in list(present) if is_first() else ():
+                self.tensors[name] = present.pop(name).detach().to("cpu", copy=True)
         else:
             self._idle += 1
         return Judged(step, loss)

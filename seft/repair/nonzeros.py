@@ -60,7 +60,8 @@ class NonzeroLinear:
         self._moments = Moments.start(weight)
         rows, cols = (weight.new_zeros(size, dtype=master_dtype(weight.dtype)) for size in weight.shape)
         self._inputs, self._outputs = (cols, rows) if watch or swapping else (cols[:0], rows[:0])
-        self._new_inputs, self._new_outputs = torch.zeros_like(self._inputs), torch.zeros_like(self._outputs)
+        self._tokens = self._inputs[:1].clone()
+        self._new_inputs, self._new_outputs, self._new_tokens = map(torch.zeros_like, self._observations)
         self._sum: Tensor | None = None
         self._first_kept = pack_bits(weight != 0) if swapping else None
         self.candidates = GradientSums.empty(rows)
@@ -102,6 +103,7 @@ class NonzeroLinear:
         if len(self._inputs):
             self._new_inputs += right.to(self._inputs.dtype).square().sum(0)
             self._new_outputs += left.to(self._outputs.dtype).square().sum(0)
+            self._new_tokens += len(right)
         gradient = left.t() @ right
         if self.plan.collects:
             self.candidates = swaps.observe(self.candidates, gradient, self.weight)
@@ -129,30 +131,45 @@ class NonzeroLinear:
             self._step(dense, rate)
 
     def update_curvature(self) -> None:
-        """Add the sums of squares of a step, over all processes, to their moving averages, and reset them."""
-        for average, new in ((self._inputs, self._new_inputs), (self._outputs, self._new_outputs)):
+        """Add the sums of a step, over all processes, to their moving averages, and reset them."""
+        new_sums = (self._new_inputs, self._new_outputs, self._new_tokens)
+        for average, new in zip(self._observations, new_sums, strict=True):
             if len(average):
                 average.lerp_(sum_over_processes(new), 1 - CURVATURE_DECAY)
                 new.zero_()
 
-    def importance(self) -> Float[Tensor, "rows cols"]:
-        """Return the estimated loss increase if each weight became zero, up to a common factor; -1 for zeros."""
-        return rise.importance(self.weight, self._inputs, self._outputs)
+    @property
+    def tokens(self) -> float:
+        """Moving average of the number of tokens that reach the linear in a step. It starts at zero."""
+        return float(self._tokens)
+
+    def importance(self, batch_tokens: float = 0.0) -> Float[Tensor, "rows cols"]:
+        """Return the estimated loss increase if each weight became zero, up to a common factor; -1 for zeros.
+
+        `batch_tokens` is `tokens` of a linear that all tokens reach. Give it if importances of linears are compared.
+        """
+        return rise.importance(self.weight, self._inputs, self._mean_outputs(batch_tokens))
 
     def prune(self, zeros: int, compare: Compare, pattern: Pattern) -> int:
-        """Set the least important weights to zero, so that `zeros` are zero. Returns how many became zero."""
-        before = self.zeros
-        self.weight.masked_fill_(rise.choose(self.importance(), zeros, compare, pattern), 0)
+        """Set the least important weights to zero, so that at most `zeros` are zero. Returns how many became zero."""
+        missing, importance = zeros - self.zeros, self.importance()
+        if missing <= 0:
+            return 0
+        chosen = rise.choose(importance, zeros, compare, pattern) & (importance >= 0)
+        if (count := int(chosen.sum())) > missing:  # some rows already have more zeros than their part of `zeros`
+            chosen, count = rise.least_important(importance, chosen, missing), missing
+        self.weight.masked_fill_(chosen, 0)
         self._moments.count(self.weight)
-        return self.zeros - before
+        return count
 
-    def swap(self, observed: Observed, pattern: Pattern) -> tuple[Swap, Moments]:
+    def swap(self, observed: Observed, pattern: Pattern, batch_tokens: float) -> tuple[Swap, Moments]:
         """Swap zeros and nonzeros where the estimated gain is larger than the estimated loss.
 
-        Returns what `undo` needs. The list of candidates is then empty.
+        `batch_tokens` is `tokens` of a linear that all tokens reach. Returns what `undo` needs. The list of candidates
+        is then empty.
         """
         started = 1 - CURVATURE_DECAY**self.plan.step  # The averages started at zero.
-        outputs, inputs = self._outputs / started, self._inputs / started
+        outputs, inputs = self._mean_outputs(batch_tokens) / started, self._inputs / started
         growth = swaps.estimate_growth(self.weight, self.candidates, observed, outputs, inputs)
         losses = rise.importance(self.weight, inputs, outputs).div_(2).masked_fill_(self.weight == 0, torch.inf)
         swap = swaps.choose(self.weight, growth, losses, pattern, int(swaps.MOST * self.trained_values))
@@ -197,7 +214,20 @@ class NonzeroLinear:
         return gradient
 
     def _statistics(self) -> dict[str, Tensor]:
-        return {**self._moments.tensors(), "inputs": self._inputs, "outputs": self._outputs}
+        named = zip(("inputs", "outputs", "tokens"), self._observations, strict=True)
+        return {**self._moments.tensors(), **dict(named)}
+
+    @property
+    def _observations(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Moving averages over steps: sums of the squares of inputs and of output gradients, and number of tokens."""
+        return self._inputs, self._outputs, self._tokens
+
+    def _mean_outputs(self, batch_tokens: float) -> Float[Tensor, "rows"]:
+        """Return the averages of output gradients, corrected for an expert that only some of the tokens reach.
+
+        The product with the averages of inputs has the number of tokens twice, and the curvature has it once.
+        """
+        return self._outputs * (batch_tokens / self.tokens) if batch_tokens and self.tokens else self._outputs
 
     @property
     def observed(self) -> bool:

@@ -4,7 +4,8 @@ The sparsity rises cubically over a fraction of the steps (Zhu & Gupta 2017, arX
 with the smallest estimated effect on the loss become zero: W^2 times the curvature (LeCun et al. 1990, Optimal Brain
 Damage). The curvature is the sum over a step's tokens of the squares of the output's gradient, times that of the input
 (Martens & Grosse 2015, section 3); both are moving averages over steps. Output gradients are those of a mean over the
-tokens, so the product estimates the curvature of the mean loss. No function here changes a weight.
+tokens, so the product estimates the curvature of the mean loss. If only some of the tokens reach an expert, the product
+is multiplied by the number of all tokens and divided by that of its tokens. No function here changes a weight.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +35,8 @@ def importance(
     """Return the estimated loss increase if a weight became zero, up to a factor that all weights share.
 
     `inputs` and `outputs` are moving averages of a step's sums over tokens of the squares of each input, and of each
-    output's gradient. [ours] If they are zero, because no token reached an expert, the square of the weight counts.
+    output's gradient, corrected for an expert. [ours] If they are zero, because no token reached an expert, the square
+    of the weight counts.
     """
     if not outputs.any():
         inputs, outputs = torch.ones_like(inputs), torch.ones_like(outputs)
@@ -63,7 +65,15 @@ def choose(
 
 def protected(score: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
     """Return the scores with infinity for the most important weights, so that no linear gets too many zeros."""
-    return score.masked_fill(~smallest_overall(score, int(MOST_SPARSE * score.numel())), torch.inf)
+    allowed = smallest_overall(score, int(MOST_SPARSE * score.numel())) | (score < 0)
+    return score.masked_fill(~allowed, torch.inf)
+
+
+def least_important(
+    score: Float[Tensor, "rows cols"], chosen: Bool[Tensor, "rows cols"], count: int
+) -> Bool[Tensor, "rows cols"]:
+    """Return the mask of the `count` entries with the smallest scores among those in `chosen`."""
+    return smallest_overall(score.masked_fill(~chosen, torch.inf), count)
 
 
 def split_over_model(scores: Sequence[Callable[[], Float[Tensor, "rows cols"]]], zeros: int) -> list[int]:

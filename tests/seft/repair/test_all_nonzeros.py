@@ -66,6 +66,12 @@ CASES: dict[str, tuple[Start, PruneConfig, RepairConfig]] = {
     "swaps-groups": (lambda: in_pattern(PAIRS), by_magnitude(PAIRS), config(swap_tokens=192, micro_batch=1)),
     "norms_and_biases": (untrained_tiny, GRADUAL, config(norms_and_biases=True)),
     "gradual-swaps": (untrained_tiny, GRADUAL, config(swap_tokens=96, micro_batch=1)),
+    "gradual-row-swaps": (
+        untrained_tiny,
+        replace(GRADUAL, compare=Compare.ROW),
+        config(swap_tokens=96, micro_batch=1),
+    ),
+    "gradual-row-from-sparse": (pruned_tiny, replace(GRADUAL, sparsity=0.8, compare=Compare.ROW), config()),
 }
 every = pytest.mark.parametrize("name", CASES)
 
@@ -180,6 +186,38 @@ def test_no_linear_gets_more_zeros_than_allowed_if_all_are_compared() -> None:
     assert int((target.weight == 0).sum()) == int(0.99 * target.weight.numel())
 
 
+def test_a_linear_without_nonzeros_does_not_change_the_zeros_of_the_model() -> None:
+    model = untrained_tiny()
+    targets = target_linears(model)
+    dead = next(iter(targets.values()))
+    with torch.no_grad():
+        dead.weight.zero_()
+    Repair(model, TOKENS, config(), pruned=replace(GRADUAL, compare=Compare.MODEL)).run()
+    zeros, sizes = sum(int((each.weight == 0).sum()) for each in targets.values()), [*map(size, targets.values())]
+    assert zeros == sum(int(0.6 * each) for each in sizes) - int(0.6 * size(dead)) + size(dead)
+
+
+def size(target: Target) -> int:
+    return target.weight.numel()
+
+
+def test_the_importance_of_an_expert_is_that_of_its_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    right, left = torch.randn(4096, 32, generator=generator), torch.randn(4096, 24, generator=generator)
+    importances, exact = [], []
+    for tokens in (4096, 1024, 64):
+        linear = sparse_linear(24, 32, 0.5).requires_grad_(False)
+        owner = NonzeroLinear(Target(linear), 0, "a", watch=True)
+        owner.plan = Plan(1, 0.0)
+        owner.gradient(left[:tokens], right[:tokens])
+        owner.update_curvature()
+        batch_tokens = owner.tokens * 4096 / tokens
+        importances.append(owner.importance(batch_tokens).clamp(min=0).sum())
+        exact.append((linear.weight.square() * (left[:tokens].square().t() @ right[:tokens].square())).sum())
+    for importance, squares in zip(importances, exact, strict=True):
+        assert importance / importances[0] == pytest.approx(float(squares / exact[0]), rel=0.05)
+
+
 def test_training_that_ends_early_raises_the_sparsity_at_once() -> None:
     model, repair = started("gradual")
     with pytest.raises(TrainError, match="must rise before the end; no step was taken"):
@@ -250,7 +288,7 @@ def test_a_zero_with_a_steady_gradient_swaps_and_noise_does_not() -> None:
         owner.gradient(left, right)
         owner.update_curvature()
         observed = observed.plus_step(1)
-    swap, _ = owner.swap(observed, PRUNED.pattern)
+    swap, _ = owner.swap(observed, PRUNED.pattern, owner.tokens)
     place = steady[0] * 32 + steady[1]
     assert place in swap.grown.tolist()
     assert float(swap.values[swap.grown == place]) < 0

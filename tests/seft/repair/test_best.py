@@ -10,6 +10,7 @@ import torch
 from seft.config import RepairConfig, RepairMethod
 from seft.errors import ConfigError, TrainError
 from seft.repair import Repair
+from seft.repair.best import Best
 from seft.report import Judged, Report
 from tests.seft.repair.repairing import PRUNED, TOKENS, assert_resumes, pruned_tiny, repaired, same_bits, short, weights
 
@@ -95,6 +96,20 @@ def test_training_stops_after_patience_evaluations_without_a_better_one(
 def test_a_loss_that_is_not_a_number_is_an_error() -> None:
     with pytest.raises(TrainError, match="after step 2 it is nan"):
         Judging(short(evaluate_interval=2), {2: float("nan")}).repair.run()
+
+
+def test_the_earlier_best_state_is_freed_before_the_next_one_is_copied() -> None:
+    losses = iter([3.0, 2.0, 1.0])
+    best, kept = Best(short(evaluate_interval=1), lambda: next(losses)), list[int]()
+
+    def tensors() -> dict[str, torch.Tensor]:
+        kept.append(len(best.tensors))
+        return {"a": torch.full((2,), float(len(kept)))}
+
+    for step in (1, 2, 3):
+        best.evaluate(step, tensors)
+    assert kept == [0, 0, 0]
+    assert best.tensors["a"].tolist() == [3, 3]
 
 
 def test_a_judge_is_required_exactly_if_there_are_evaluations() -> None:
