@@ -3,7 +3,6 @@
 import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,7 +11,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from pydantic import ValidationError
-from sqlalchemy import extract, func, select, text, update
+from sqlalchemy import func, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
@@ -22,7 +21,6 @@ from api.importer import Importer, TenantsInWork
 from core.datasets import imports
 from core.errors import Code, ProblemError
 from core.infra import storage
-from core.infra.storage import Storage
 from core.settings import Settings
 from core.tables import Import
 from local.servers import Servers
@@ -149,36 +147,6 @@ def test_an_import_that_never_works_fails(app: FastAPI, client: TestClient, sess
     result = settled(app, client, upload)
     assert (result["status"], result["error"]["code"]) == ("failed", "unavailable")
     assert stored(app) == []
-
-
-def test_an_import_survives_a_storage_that_is_away(app: FastAPI, client: TestClient, sessions: Sessions) -> None:
-    upload = ready(client, RIGHT)
-    services = app.state.services
-    away = replace(
-        services, storage=Storage(services.settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"}))
-    )
-    pauses = []
-    for _ in range(imports.TRIES + 3):
-        assert Importer(away).poll()
-        with sessions.begin() as session:
-            pauses.append(session.scalar(select(extract("epoch", Import.due_at - func.now()))))
-        let_leases_end(sessions)
-    assert pauses == pytest.approx([60, 120, 240, 480, 960, 1920, 3600, 3600], abs=5)
-    assert settled(app, client, upload)["status"] == "done"
-
-
-def test_an_unreachable_source_is_named_after_the_last_try(
-    app: FastAPI, client: TestClient, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise ProblemError(Code.HUB_UNREACHABLE, "The hub does not answer.")
-
-    monkeypatch.setattr(Importer, "_file", fail)
-    upload = ready(client, RIGHT)
-    for _ in range(imports.TRIES):
-        result = settled(app, client, upload)
-        let_leases_end(sessions)
-    assert (result["status"], result["error"]["code"]) == ("failed", "hub_unreachable")
 
 
 def test_an_importer_that_lost_its_lease_keeps_the_file_for_the_next_one(

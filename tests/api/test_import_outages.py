@@ -1,0 +1,46 @@
+"""Imports while the object storage or the source is not available."""
+
+from dataclasses import replace
+
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import extract, func, select
+from starlette.testclient import TestClient
+
+from api.importer import Importer
+from core.datasets import imports
+from core.errors import Code, ProblemError
+from core.infra.storage import Storage
+from core.tables import Import
+from tests.api.conftest import let_leases_end
+from tests.api.test_imports import RIGHT, Sessions, ready, settled
+
+
+def test_an_import_survives_a_storage_that_is_away(app: FastAPI, client: TestClient, sessions: Sessions) -> None:
+    upload = ready(client, RIGHT)
+    services = app.state.services
+    away = replace(
+        services, storage=Storage(services.settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"}))
+    )
+    pauses = []
+    for _ in range(imports.TRIES + 3):
+        assert Importer(away).poll()
+        with sessions.begin() as session:
+            pauses.append(session.scalar(select(extract("epoch", Import.due_at - func.now()))))
+        let_leases_end(sessions)
+    assert pauses == pytest.approx([60, 120, 240, 480, 960, 1920, 3600, 3600], abs=5)
+    assert settled(app, client, upload)["status"] == "done"
+
+
+def test_an_unreachable_source_is_named_after_the_last_try(
+    app: FastAPI, client: TestClient, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ProblemError(Code.HUB_UNREACHABLE, "The hub does not answer.")
+
+    monkeypatch.setattr(Importer, "_file", fail)
+    upload = ready(client, RIGHT)
+    for _ in range(imports.TRIES):
+        result = settled(app, client, upload)
+        let_leases_end(sessions)
+    assert (result["status"], result["error"]["code"]) == ("failed", "hub_unreachable")
