@@ -19,7 +19,7 @@ import structlog
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
-from core.infra.storage import Part, Storage, is_missing
+from core.infra.storage import Part, Storage, answer_of, is_missing
 from seft.checkpoint.compact.ordered import ordered
 
 RETRY_SECONDS = 600.0
@@ -213,20 +213,14 @@ def hash_open(file: BinaryIO) -> str:
 
 def _status(error: Exception) -> int | None:
     """Return the HTTP status of the storage's response, or None if the error has no response."""
-    response = _response(error)
+    response = answer_of(error)
     return None if response is None else response.response["ResponseMetadata"]["HTTPStatusCode"]
 
 
 def _full(error: Exception) -> bool:
-    response = _response(error)
+    response = answer_of(error)
     code = response.response.get("Error", {}).get("Code") if response else None
     return _status(error) == FULL_STATUS or code in FULL_CODES
-
-
-def _response(error: Exception) -> ClientError | None:
-    # A multipart upload wraps the ClientError in an error of its own.
-    cause = error if isinstance(error, ClientError) else error.__context__
-    return cause if isinstance(cause, ClientError) else None
 
 
 def _raise(error: Exception) -> None:

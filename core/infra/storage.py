@@ -247,9 +247,17 @@ class Storage:
 
 def is_outage(error: Exception) -> bool:
     """Return whether an error of boto3 means that the storage does not work now: no response, or a status of 5xx."""
-    # A multipart upload wraps the ClientError in an error of its own.
+    answer = answer_of(error)
+    return answer is None or answer.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
+
+
+def answer_of(error: Exception) -> ClientError | None:
+    """Return the error that the storage answered, or None if it gave no answer.
+
+    A multipart upload wraps this error in one of its own.
+    """
     cause = error if isinstance(error, ClientError) else error.__context__
-    return not isinstance(cause, ClientError) or cause.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
+    return cause if isinstance(cause, ClientError) else None
 
 
 def is_missing(error: ClientError) -> bool:

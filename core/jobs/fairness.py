@@ -29,7 +29,10 @@ It makes one claim see the jobs and the turns of the claims before it.
 CONSIDERED = 500
 """Number of the first queued jobs of a tenant among which a worker looks for one that it can run."""
 CONCURRENT = 200
-"""So near a limit for waiting jobs, requests take turns. All API processes handle fewer requests at a time."""
+"""Requests take turns if no more than this number of waiting jobs is missing to a limit.
+
+All API processes together handle fewer requests at a time.
+"""
 
 
 class Waiting(NamedTuple):

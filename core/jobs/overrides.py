@@ -14,9 +14,7 @@ def apply_overrides(original: Json, patch: Json) -> JobSpec:
     evaluate on replaces the fraction that is held out, and the other way round. Raises pydantic's ValidationError if
     the result is not a valid request.
     """
-    base = with_defaults(original)
-    if "model" in patch:
-        base["revision"] = None
+    base = {**with_defaults(original), **({"revision": None} if "model" in patch else {})}
     evaluate = patch.get("evaluate")
     given = [name for name in ALTERNATIVES if isinstance(evaluate, dict) and evaluate.get(name) is not None]
     if len(given) == 1:
