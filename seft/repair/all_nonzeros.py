@@ -83,7 +83,7 @@ class AllNonzeros(OneByOne):
     def _swap(self, step: int, check: Callable[[], float]) -> Evolved:
         """Swap zeros and nonzeros in every linear, and undo all swaps if the loss on the held-out windows is higher."""
         before = check()
-        tokens = self._batch_tokens
+        tokens = self._batch_tokens()
         done = {name: linear.swap(self._observed, self._pattern, tokens) for name, linear in self.linears.items()}
         self._observed = Observed()
         undone = not check() <= before
@@ -110,7 +110,6 @@ class AllNonzeros(OneByOne):
             self._prune(self._gradual, 1.0)
         super().finish(report)
 
-    @property
     def _batch_tokens(self) -> float:
         """Number of tokens of a step, as the linears count them. All tokens reach the linears that are not experts."""
         return max(linear.tokens for linear in self.linears.values())
@@ -136,7 +135,8 @@ class AllNonzeros(OneByOne):
             known = [number for number, linear in enumerate(linears) if linear.observed]
             others = sum(zeros) - sum(zeros[number] for number in known)
             total = rise.zeros_at(sum(starts), sum(ends), progress) - others
-            scores = [partial(_protected_importance, linears[number], self._batch_tokens) for number in known]
+            tokens = self._batch_tokens()
+            scores = [partial(_protected_importance, linears[number], tokens) for number in known]
             for number, count in zip(known, rise.split_over_model(scores, total), strict=True):
                 zeros[number] = count
         return zeros

@@ -63,8 +63,9 @@ class Best:
             self.step, self._loss, self._idle = step, loss, 0
             self.tensors = {}  # freed before the next copy is made
             present = dict(tensors())  # in all processes, because they gather split weights
-            for name in list(present) if is_first() else ():
-                self.tensors[name] = present.pop(name).detach().to("cpu", copy=True)
+            if is_first():
+                for name in list(present):
+                    self.tensors[name] = present.pop(name).detach().to("cpu", copy=True)
         else:
             self._idle += 1
         return Judged(step, loss)

@@ -148,13 +148,14 @@ class NonzeroLinear:
 
         `batch_tokens` is `tokens` of a linear that all tokens reach. Give it if importances of linears are compared.
         """
-        return rise.importance(self.weight, self._inputs, self._mean_outputs(batch_tokens))
+        return rise.importance(self.weight, self._inputs, self._corrected_outputs(batch_tokens))
 
     def prune(self, zeros: int, compare: Compare, pattern: Pattern) -> int:
         """Set the least important weights to zero, so that at most `zeros` are zero. Returns how many became zero."""
-        missing, importance = zeros - self.zeros, self.importance()
+        missing = zeros - self.zeros
         if missing <= 0:
             return 0
+        importance = self.importance()
         chosen = rise.choose(importance, zeros, compare, pattern) & (importance >= 0)
         if (count := int(chosen.sum())) > missing:  # some rows already have more zeros than their part of `zeros`
             chosen, count = rise.least_important(importance, chosen, missing), missing
@@ -169,7 +170,7 @@ class NonzeroLinear:
         is then empty.
         """
         started = 1 - CURVATURE_DECAY**self.plan.step  # The averages started at zero.
-        outputs, inputs = self._mean_outputs(batch_tokens) / started, self._inputs / started
+        outputs, inputs = self._corrected_outputs(batch_tokens) / started, self._inputs / started
         growth = swaps.estimate_growth(self.weight, self.candidates, observed, outputs, inputs)
         losses = rise.importance(self.weight, inputs, outputs).div_(2).masked_fill_(self.weight == 0, torch.inf)
         swap = swaps.choose(self.weight, growth, losses, pattern, int(swaps.MOST * self.trained_values))
@@ -222,7 +223,7 @@ class NonzeroLinear:
         """Moving averages over steps: sums of the squares of inputs and of output gradients, and number of tokens."""
         return self._inputs, self._outputs, self._tokens
 
-    def _mean_outputs(self, batch_tokens: float) -> Float[Tensor, "rows"]:
+    def _corrected_outputs(self, batch_tokens: float) -> Float[Tensor, "rows"]:
         """Return the averages of output gradients, corrected for an expert that only some of the tokens reach.
 
         The product with the averages of inputs has the number of tokens twice, and the curvature has it once.
