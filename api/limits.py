@@ -58,7 +58,9 @@ class JsonRoute(APIRoute):
 class _ShallowRequest(Request):
     @override
     async def json(self) -> Any:
-        _require_shallow(await self.body())
+        body = await self.body()
+        _require_utf8(body)
+        _require_shallow(body)
         return await super().json()
 
 
@@ -87,9 +89,13 @@ def limited(scope: Scope, receive: Receive, most: int) -> Receive:
     return receive_limited
 
 
-def _require_shallow(body: bytes) -> None:
+def _require_utf8(body: bytes) -> None:
+    """Raise JSONDecodeError for other encodings of JSON, whose bytes `_require_shallow` would read wrongly."""
     if not json.detect_encoding(body).startswith("utf-8"):
         raise json.JSONDecodeError("it is not in UTF-8", "", 0)
+
+
+def _require_shallow(body: bytes) -> None:
     depth = 0
     for bracket in NO_BRACKETS.sub(b"", body).decode("ascii"):
         depth += 1 if bracket in "[{" else -1

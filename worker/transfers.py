@@ -19,7 +19,7 @@ import structlog
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
-from core.infra.storage import Part, Storage, answer_of, is_missing
+from core.infra.storage import Part, Storage, answer_of, is_missing, status_of
 from seft.checkpoint.compact.ordered import ordered
 
 RETRY_SECONDS = 600.0
@@ -191,9 +191,9 @@ class Transfers:
             except (BotoCoreError, Boto3Error, ClientError) as error:
                 if _full(error):
                     raise StorageFullError(f"object storage: {error}") from error
-                if _status(error) == HTTPStatus.NOT_FOUND:
+                if status_of(error) == HTTPStatus.NOT_FOUND:
                     raise GoneError(f"object storage: {error}") from error
-                if _status(error) in REJECTIONS or time.monotonic() > deadline:
+                if status_of(error) in REJECTIONS or time.monotonic() > deadline:
                     raise TransferError(f"object storage: {error}") from error
                 log.warning("storage.away", error=str(error))
             self.pause(pause)
@@ -211,16 +211,10 @@ def hash_open(file: BinaryIO) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def _status(error: Exception) -> int | None:
-    """Return the HTTP status of the storage's response, or None if the error has no response."""
-    response = answer_of(error)
-    return None if response is None else response.response["ResponseMetadata"]["HTTPStatusCode"]
-
-
 def _full(error: Exception) -> bool:
     response = answer_of(error)
     code = response.response.get("Error", {}).get("Code") if response else None
-    return _status(error) == FULL_STATUS or code in FULL_CODES
+    return status_of(error) == FULL_STATUS or code in FULL_CODES
 
 
 def _raise(error: Exception) -> None:

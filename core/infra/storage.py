@@ -247,8 +247,14 @@ class Storage:
 
 def is_outage(error: Exception) -> bool:
     """Return whether an error of boto3 means that the storage does not work now: no response, or a status of 5xx."""
+    status = status_of(error)
+    return status is None or status >= 500
+
+
+def status_of(error: Exception) -> int | None:
+    """Return the HTTP status of the answer of the storage, or None if it gave no answer."""
     answer = answer_of(error)
-    return answer is None or answer.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
+    return None if answer is None else answer.response["ResponseMetadata"]["HTTPStatusCode"]
 
 
 def answer_of(error: Exception) -> ClientError | None:
@@ -262,7 +268,7 @@ def answer_of(error: Exception) -> ClientError | None:
 
 def is_missing(error: ClientError) -> bool:
     """Return whether the error means that the object, the bucket or the bucket's setting does not exist."""
-    return error.response["ResponseMetadata"]["HTTPStatusCode"] == 404
+    return status_of(error) == 404
 
 
 def _attachment(name: str) -> str:

@@ -47,9 +47,8 @@ def test_no_json_body_may_nest_deeply(app: FastAPI, client: TestClient) -> None:
 
 
 def test_a_json_body_in_another_encoding_is_rejected(client: TestClient) -> None:
-    body = ('{"a\u2200": ' + nested(JSON_DEPTH + 9) + "}").encode(
-        "utf-16-le"
-    )  # U+2200 has the byte of a quotation mark
+    # In UTF-16, U+2200 has the byte of a quotation mark.
+    body = ('{"a\u2200": ' + nested(JSON_DEPTH + 9) + "}").encode("utf-16-le")
     report = problem(client.post("/jobs", content=body, headers=AS_JSON), 422, "invalid_request")
     assert (report["param"], "not in UTF-8" in report["detail"]) == ("body", True)
 
