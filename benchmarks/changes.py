@@ -13,6 +13,8 @@ import torch
 from benchmarks.optimizers import ByNorms, BySign, RoundedToNearest, WithMasters, WithMomentum
 from seft.config import Variant
 from seft.dtypes import master_dtype
+from seft.prune import curvature
+from seft.prune.curvature import Curvature
 from seft.repair import active, all_nonzeros, evolve, fixed_mask, linear, optimizer, schedule
 from seft.repair.positions import entries
 from seft.repair.published import PublishedWindow
@@ -65,6 +67,11 @@ OPTIMIZERS = {
 }
 """Other optimizers for all nonzeros."""
 MOMENTS = "moments in float32"
+ALLOCATED = {
+    "equally sparse linears": {(curvature, "allocate"): lambda _, uniform: uniform},
+    "equal rows": {(Curvature, "row_factors"): lambda _: None},
+}
+"""Parts of the allocation by curvature that are left out."""
 LATER = dict.fromkeys(Variant, 5)
 CHANGES: dict[str, Change] = {
     "growth at nonzeros only": {(evolve, "choose"): _at_nonzeros},
@@ -76,5 +83,6 @@ CHANGES: dict[str, Change] = {
     "the opening after 5 steps, windows of 5 steps": {(schedule, "OPENING"): LATER, (schedule, "WINDOW"): LATER},
     "adapt by |W * gradient|": {(fixed_mask, "WINDOWS"): {Variant.IMPROVED: _PublishedRemoval}},
     "adapt by magnitude": {(Window, "_sensitivity"): _magnitude},
+    **ALLOCATED,
     **{name: {(all_nonzeros, "NonzeroLinear"): linear_class} for name, linear_class in OPTIMIZERS.items()},
 }

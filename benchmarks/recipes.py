@@ -3,12 +3,23 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from seft.config import Compare, PruneConfig, PruneMethod, PruneSchedule, RepairConfig, RepairMethod, Variant
+from seft.config import (
+    Allocation,
+    Compare,
+    PruneConfig,
+    PruneMethod,
+    PruneSchedule,
+    RepairConfig,
+    RepairMethod,
+    Variant,
+)
 
 BATCH, LENGTH = 2, 512
-WANDA = PruneConfig(0.6, PruneMethod.WANDA, samples=48, tokens=512)
+WANDA = PruneConfig(0.6, PruneMethod.WANDA, allocation=Allocation.UNIFORM, samples=48, tokens=512)
 ADMM = replace(WANDA, method=PruneMethod.ADMM)
-GRADUAL = PruneConfig(0.6, schedule=PruneSchedule.GRADUAL)
+CURVATURE = replace(ADMM, allocation=Allocation.CURVATURE)
+"""What a job gets by default without an N:M pattern."""
+GRADUAL = PruneConfig(0.6, schedule=PruneSchedule.GRADUAL, allocation=Allocation.UNIFORM)
 RATES_OF_ALL = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 
 

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from benchmarks.cells import Cell, TextName
-from benchmarks.changes import CHANGES, MOMENTS, OPTIMIZERS
-from benchmarks.recipes import ADMM, GRADUAL, RECIPES, WANDA
-from seft.config import Compare, Pattern, PruneConfig, PruneMethod, RepairConfig, Retain, Variant
+from benchmarks.changes import ALLOCATED, CHANGES, MOMENTS, OPTIMIZERS
+from benchmarks.recipes import ADMM, CURVATURE, GRADUAL, RECIPES, WANDA
+from seft.config import Allocation, Compare, Pattern, PruneConfig, PruneMethod, RepairConfig, Retain, Variant
 
 Study = dict[str, Cell]
+BASES = {"wanda": WANDA, "admm": ADMM, "curvature": CURVATURE}
+"""Ways to prune before a repair. `curvature` is ADMM with another distribution of the zeros."""
 TEXT = 1 << 14
 """Tokens of retained text. Each is read about three times in a hundred steps."""
 
@@ -16,11 +18,32 @@ TEXT = 1 << 14
 def bases() -> Study:
     """Return the dense model, the models pruned at four sparsities, and the dense model after the same training."""
     pruned = {
-        f"{sparsity}, {base.method}": Cell(prune)
-        for base in (WANDA, ADMM)
+        f"{sparsity}, {name}": Cell(prune)
+        for name, base in BASES.items()
         for sparsity, prune in _sparsities(base).items()
     }
     return {"dense": Cell(), **pruned, "ceiling": Cell(None, RECIPES["ceiling"].config(1e-3))}
+
+
+def allocations() -> Study:
+    """Return pruned models with other distributions of the zeros over the linears, or with parts of one left out."""
+    return {
+        **{
+            f"{base.method}, {allocation}": Cell(replace(base, allocation=allocation))
+            for base in (
+                ADMM,
+                replace(ADMM, method=PruneMethod.ALPS),
+                replace(ADMM, method=PruneMethod.SPARSEGPT),
+                WANDA,
+            )
+            for allocation in (Allocation.UNIFORM, Allocation.CURVATURE)
+        },
+        **{
+            f"admm, {other}": Cell(replace(ADMM, allocation=other))
+            for other in (Allocation.OWL, Allocation.ALPHAPRUNING)
+        },
+        **{f"admm, curvature, {name}": Cell(CURVATURE, change=name) for name in ALLOCATED},
+    }
 
 
 def methods() -> Study:
@@ -42,7 +65,7 @@ def ablations() -> Study:
     return {
         "as built": Cell(WANDA, base),
         "as published": Cell(WANDA, replace(base, variant=Variant.PUBLISHED)),
-        **{name: Cell(WANDA, base, change=name) for name in CHANGES if name not in {MOMENTS, *OPTIMIZERS}},
+        **{name: Cell(WANDA, base, change=name) for name in CHANGES if name not in {MOMENTS, *ALLOCATED, *OPTIMIZERS}},
         **{
             f"an event every {interval} steps": Cell(WANDA, replace(base, update_interval=interval))
             for interval in (5, 20, 40)
@@ -127,19 +150,24 @@ def batch() -> Study:
 
 
 def defaults() -> Study:
-    """Return the settings of a job that names only model, dataset and sparsity, with three seeds."""
+    """Return the settings of a job that names only model, dataset and sparsity, with three seeds.
+
+    `uniform` has equally sparse linears. An N:M pattern always has.
+    """
+    uniform = {f"{name}, uniform": prune for name, prune in _sparsities(ADMM).items() if not prune.pattern.grouped}
+    pruned = {**_sparsities(CURVATURE), "2:4": _pairs(ADMM), **uniform}
     return {
         f"{name}{', nothing retained' if retain is Retain.NONE else ''}, seed {seed}": Cell(
             prune, replace(_default(), seed=seed, retain=retain)
         )
-        for name, prune in _sparsities(ADMM).items()
+        for name, prune in pruned.items()
         for retain in (Retain.WRITTEN, Retain.NONE)
         for seed in range(3)
     }
 
 
 def peers() -> Study:
-    """Return all methods at four sparsities, after two pruners, with nothing retained.
+    """Return all methods at four sparsities, after three ways to prune, with nothing retained.
 
     `all` trains all nonzeros, `masked_full` too but with AdamW. The others train 0.5 % of the weights. 80 steps of
     `all` take about as long as 100 steps of the fastest method (`steps.json`).
@@ -151,9 +179,9 @@ def peers() -> Study:
         **{name: RECIPES[name].config("auto") for name in names},
     }
     return {
-        f"{sparsity}, {base.method}, {name}": Cell(prune, config)
-        for base in (WANDA, ADMM)
-        for sparsity, prune in _sparsities(base).items()
+        f"{sparsity}, {base}, {name}": Cell(prune, config)
+        for base, pruner in BASES.items()
+        for sparsity, prune in _sparsities(pruner).items()
         for name, config in configs.items()
     }
 
@@ -181,15 +209,16 @@ def optimizers() -> Study:
 
 
 def thousand() -> Study:
-    """Return the default, the same with nothing retained, and their ceiling, for 1,000 steps on GSM8K's text.
+    """Return 1,000 steps on GSM8K's text, because WikiText-2 is too short for so many.
 
-    WikiText-2 is too short for so many steps.
+    They are the default, the same with equally sparse linears, this with nothing retained, and the ceiling.
     """
     ceiling, default = RECIPES["ceiling"].config(1e-3, steps=1000), _default(steps=1000)
     return {
         "ceiling": Cell(None, ceiling, text="gsm8k"),
-        "default": Cell(ADMM, default, text="gsm8k"),
-        "nothing retained": Cell(ADMM, replace(default, retain=Retain.NONE), text="gsm8k"),
+        "default": Cell(CURVATURE, default, text="gsm8k"),
+        "uniform": Cell(ADMM, default, text="gsm8k"),
+        "uniform, nothing retained": Cell(ADMM, replace(default, retain=Retain.NONE), text="gsm8k"),
         "wanda": Cell(WANDA, text="gsm8k"),
     }
 
@@ -200,9 +229,9 @@ def _default(steps: int = 100, rate: float = 1e-3) -> RepairConfig:
 
 
 def _sparsities(prune: PruneConfig) -> dict[str, PruneConfig]:
-    """Return the settings of a pruner at the sparsities of the tables."""
+    """Return a pruner at the sparsities of the tables, and with 2:4 zeros if its allocation is uniform."""
     shares = {f"{share:.0%}": replace(prune, sparsity=share) for share in (0.5, 0.6, 0.7)}
-    return {**shares, "2:4": _pairs(prune)}
+    return shares if prune.allocation is Allocation.CURVATURE else {**shares, "2:4": _pairs(prune)}
 
 
 def _pairs(prune: PruneConfig) -> PruneConfig:
@@ -213,6 +242,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
     study.__name__: study
     for study in (
         bases,
+        allocations,
         methods,
         ablations,
         swaps,

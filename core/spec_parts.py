@@ -29,6 +29,12 @@ from seft.config import (
 from seft.errors import ConfigError
 
 EXAMPLE_DATASET = "file_01jz5h4c8m2v9q7w3t6x0y1b2d"
+CPU_SETTINGS: dict[str, dict[str, Any]] = {
+    "prune": {"calibration": {"samples": 8, "tokens": 512}},
+    "repair": {"steps": 14, "retain_tokens": 4096},
+    "evaluate": {"windows": 8, "tokens": 512},
+}
+"""Fields with which a small model is repaired in minutes on a CPU. The defaults are for a GPU."""
 WITHIN_CONTEXT = "At most the context length of the model. A longer default is lowered to it."
 
 

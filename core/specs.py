@@ -31,16 +31,8 @@ from seft import config
 from seft.config import MOST_SPARSE, Allocation, Retain, SparsityOf
 from seft.errors import ConfigError
 
-SPEC_VERSION = 14
+SPEC_VERSION = 15
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
-
-
-CPU_SETTINGS: dict[str, dict[str, Any]] = {
-    "prune": {"calibration": {"samples": 8, "tokens": 512}},
-    "repair": {"steps": 14, "retain_tokens": 4096},
-    "evaluate": {"windows": 8, "tokens": 512},
-}
-"""Fields with which a small model is repaired in minutes on a CPU. The defaults are for a GPU."""
 MAX_SECONDS = 366 * 24 * 3600
 SHARDABLE = (RepairMethod.NONE, RepairMethod.SEFT, RepairMethod.FIXED_MASK, RepairMethod.MASKED_FULL)
 """Methods that can train a model that is split over devices."""
@@ -108,8 +100,9 @@ class JobSpec(Spec):
         description="What `sparsity` is a fraction of: the weights of the pruned layers, or all parameters (`model`).",
     )
     allocation: Allocation = Field(
-        default=Allocation.UNIFORM,
-        description="`uniform`: all pruned layers are equally sparse. Otherwise blocks differ, with the same total.",
+        default=Allocation.AUTO,
+        description="`uniform`: all pruned layers are equally sparse. Otherwise layers differ, with the same total."
+        " `auto`: `curvature` for `admm` and `alps` on unsplit models without an N:M pattern, else `uniform`.",
     )
     prune: PruneSpec = Field(default_factory=PruneSpec, description="How the model is pruned.")
     repair: RepairSpec = Field(
@@ -211,6 +204,9 @@ class JobSpec(Spec):
         if self.repair.method not in SHARDABLE:
             rule, way_out = f"must be one of {', '.join(SHARDABLE)} if sharded is true", "Use one of these."
             raise ConfigError("repair.method", rule, str(self.repair.method), way_out)
+        if self.allocation is Allocation.CURVATURE:
+            rule, way_out = "must not be curvature if sharded is true", "Leave allocation out. It becomes uniform."
+            raise ConfigError("allocation", rule, str(self.allocation), way_out)
         for field, value in (
             ("prune.reconstruct_epochs", self.prune.reconstruct_epochs),
             ("repair.distill_weight", self.repair.distill_weight),
@@ -272,6 +268,8 @@ class JobSpec(Spec):
         """Return the pruning settings of the library. Fields of the same name have the same meaning."""
         values = {**dict(self), **dict(self.prune), **dict(self.prune.calibration)}
         values["pattern"] = config.Pattern.parse(self.pattern)
+        if self.sharded and self.allocation is Allocation.AUTO:
+            values["allocation"] = Allocation.UNIFORM
         return config.PruneConfig(
             **{each.name: values[each.name] for each in fields(config.PruneConfig) if each.name in values}
         )

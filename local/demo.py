@@ -15,7 +15,7 @@ from pydoc_data.topics import topics
 from rich.console import Console
 from rich.table import Table
 
-from core.specs import CPU_SETTINGS
+from core.spec_parts import CPU_SETTINGS
 from local.processes import LocalError
 from local.servers import package_folder
 from local.zeros import CheckpointStats

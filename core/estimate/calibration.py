@@ -90,9 +90,12 @@ def pruning_operations(spec: JobSpec, model: Dimensions) -> dict[str, float]:
     Factorisations of a Hessian are not counted, because they are few products.
     """
     prune = spec.prune
-    tokens = _calibration_tokens(spec) if spec.prune_config().text_users else 0
+    config, length = spec.prune_config(), prune.calibration.tokens
+    tokens = _calibration_tokens(spec) if config.text_users else 0
     passes = 3 if spec.allocation is Allocation.OWL else 2
-    operations = {"passes": passes * _run_blocks(model, tokens, prune.calibration.tokens)}
+    # Blocks run forward twice and backward once to the inputs, and so does the head.
+    gradients = 3 * _forward(model, config.curvature_windows * length, length)
+    operations = {"passes": passes * _run_blocks(model, tokens, length) + gradients}
     if products := PRODUCTS.get(prune.method):
         matrices = [matrix for block in model.blocks for matrix in block]
         operations["statistics"] = sum(

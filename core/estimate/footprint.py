@@ -175,12 +175,16 @@ def _pruning(model: Dimensions, spec: JobSpec) -> int:
     """Return the bytes that pruning needs in addition to the weights.
 
     These are the hidden states of all calibration sequences. They are in memory twice while a block computes the next
-    ones, or once together with the statistics of a block.
+    ones, or once together with the statistics of a block. Curvatures need a backward pass over one sequence before.
     """
     if not spec.prune_config().text_users:
         return max(_mask_selection(matrix) for matrix in _all(model))
-    states, statistics = pruning_parts(model, spec)
-    return states + max(states, statistics) + _block_peak(model, spec.prune.calibration.tokens, spec)
+    (states, statistics), tokens = pruning_parts(model, spec), spec.prune.calibration.tokens
+    pruned = states + max(states, statistics) + _block_peak(model, tokens, spec)
+    if not spec.prune_config().curvature_windows:
+        return pruned
+    backward = max(3 * _logits(model, tokens), _block_peak(model, tokens, spec))
+    return max(pruned, _recomputed(model, tokens, spec) + backward)
 
 
 def pruning_parts(model: Dimensions, spec: JobSpec) -> tuple[int, int]:

@@ -96,6 +96,7 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
     Raises ValueError if the data type of the request is `auto`.
     """
     prune, repair, evaluate = spec.prune, spec.repair, spec.evaluate
+    allocation = spec.prune_config().resolved_allocation
     text = float(targets * prune.calibration.samples * prune.calibration.tokens)
     # Each format is written and verified. The dense model is always written, because the others are made from it.
     # The others are stored while they are written, so they are not uploaded later.
@@ -110,7 +111,7 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
     dtype = "" if spec.resolved_dtype is Dtype.FLOAT32 else f" {spec.dtype}"
     work[Task(Phase.EVALUATING, dtype)] = float(parameters * len(spec.scored) * judged)
     if "pruned" in spec.scored:
-        work[Task(Phase.PRUNING, f"{prune.method} {prune.refine} {spec.allocation}{dtype}")] = text
+        work[Task(Phase.PRUNING, f"{prune.method} {prune.refine} {allocation}{dtype}")] = text
     if repair.retains:
         work[Task(Phase.WRITING, f"{repair.retain}{dtype}")] = float(parameters * spec.retained_tokens)
     if prune.reconstruct_epochs:

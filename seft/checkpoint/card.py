@@ -176,9 +176,10 @@ def _requested(config: PruneConfig) -> str:
         return f"{config.sparsity:.2%} of the whole model"
     if config.compare is Compare.MODEL:
         return f"{config.sparsity:.2%} of all linear layers together"
-    if config.allocation is Allocation.UNIFORM:
+    allocation = config.resolved_allocation
+    if allocation is Allocation.UNIFORM:
         return f"{config.sparsity:.2%} of each linear layer"
-    return f"{config.sparsity:.2%} of all linear layers together, distributed over the blocks by {config.allocation}"
+    return f"{config.sparsity:.2%} of all linear layers together, distributed over the layers by {allocation}"
 
 
 def _scores(facts: Facts) -> str:

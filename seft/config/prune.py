@@ -44,9 +44,14 @@ class Compare(StrEnum):
 
 
 class Allocation(StrEnum):
-    """How the zeros are distributed over the linears that are pruned."""
+    """How the zeros are distributed over the linears that are pruned.
 
+    `auto` is `curvature` where the other settings allow it and the method is `admm` or `alps`, and else `uniform`.
+    """
+
+    AUTO = "auto"
     UNIFORM = "uniform"
+    CURVATURE = "curvature"
     OWL = "owl"
     ALPHAPRUNING = "alphapruning"
 
@@ -79,7 +84,9 @@ DEFAULT_PRUNER = PruneMethod.ADMM
 """Pruning method of the library, the command line and the service if the user chooses none."""
 MOST_SPARSE = 0.99
 """Largest allowed fraction of zeros in a linear."""
-_DEFAULTS = (Refinement.NONE, Allocation.UNIFORM)
+CURVATURE_TOKENS = 8192
+"""Largest number of calibration tokens from which curvatures are computed, except that one window is always used."""
+_DEFAULTS = (Refinement.NONE, Allocation.AUTO, Allocation.UNIFORM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +113,13 @@ class PruneConfig:
         ),
     ] = Compare.AUTO
     refine: Annotated[Refinement, Doc("Improvement of the mask after the method chose it.")] = Refinement.NONE
-    allocation: Annotated[Allocation, Doc("How the zeros are distributed over the blocks.")] = Allocation.UNIFORM
+    allocation: Annotated[
+        Allocation,
+        Doc(
+            "How the zeros are distributed over the layers. auto: curvature for admm and alps without an N:M pattern,"
+            " else uniform."
+        ),
+    ] = Allocation.AUTO
     sparsity_of: Annotated[
         SparsityOf, Doc("What sparsity is a fraction of: weights of the target linears, or all of the model.")
     ] = SparsityOf.TARGETS
@@ -161,6 +174,21 @@ class PruneConfig:
         return self.schedule is PruneSchedule.GRADUAL
 
     @property
+    def resolved_allocation(self) -> Allocation:
+        """The allocation, with `auto` replaced by its meaning."""
+        if self.allocation is not Allocation.AUTO:
+            return self.allocation
+        possible = not self.gradual and not self.pattern.grouped and self.compare in {Compare.AUTO, Compare.LAYER}
+        corrects = self.method in {PruneMethod.ADMM, PruneMethod.ALPS}
+        return Allocation.CURVATURE if possible and corrects else Allocation.UNIFORM
+
+    @property
+    def curvature_windows(self) -> int:
+        """Number of calibration windows from which curvatures are computed. 0 if the allocation needs none."""
+        needed = self.resolved_allocation is Allocation.CURVATURE and not self.keeps_zeros
+        return min(self.samples, max(1, CURVATURE_TOKENS // self.tokens)) if needed else 0
+
+    @property
     def text_users(self) -> list[str]:
         """Names of the settings that need calibration text; an empty list if none does."""
         if self.keeps_zeros:
@@ -168,7 +196,7 @@ class PruneConfig:
         users = {
             self.method: self.method is not PruneMethod.MAGNITUDE and not self.gradual,
             Refinement.DSNOT: self.refine is Refinement.DSNOT,
-            Allocation.OWL: self.allocation is Allocation.OWL,
+            self.allocation: self.resolved_allocation in {Allocation.OWL, Allocation.CURVATURE},
             "reconstruction": self.reconstruct_epochs > 0,
         }
         return [str(name) for name, needs_text in users.items() if needs_text]
@@ -202,9 +230,13 @@ class PruneConfig:
                 way_out = f"Leave {field} out, or use the schedule one_shot."
                 rule = "must be left out with the schedule gradual, because no pruning method runs"
                 raise ConfigError(field, rule, value if isinstance(value, int) else str(value), way_out)
-        if self.compare is Compare.MODEL and self.allocation is not Allocation.UNIFORM:
+        if self.compare is Compare.MODEL and self.resolved_allocation is not Allocation.UNIFORM:
             rule = "must be uniform if compare is model, which distributes the zeros itself"
             raise ConfigError("allocation", rule, str(self.allocation), "Leave allocation or compare out.")
+        if self.resolved_allocation is Allocation.CURVATURE:
+            rule = "must not be curvature with the schedule gradual"
+            way_out = "Leave allocation out, and set compare to model, which compares by curvature during training."
+            raise ConfigError("allocation", rule, str(self.allocation), way_out)
 
     def _require_group_settings(self) -> None:
         implied = self.pattern.sparsity(None)
@@ -213,7 +245,7 @@ class PruneConfig:
             raise ConfigError("sparsity", rule, self.sparsity, "Leave out sparsity or the pattern.")
         for field, value, only in (
             ("compare", self.compare, Compare.AUTO),
-            ("allocation", self.allocation, Allocation.UNIFORM),
+            ("allocation", self.resolved_allocation, Allocation.UNIFORM),
             ("sparsity_of", self.sparsity_of, SparsityOf.TARGETS),
         ):
             if value is not only:

@@ -46,15 +46,16 @@ def capture(
     hidden: list[Hidden] = []
     calls: list[list[Call]] = []
 
-    def record(number: int, state: Hidden, call: Call) -> None:
+    def record(number: int, state: Hidden, call: Call) -> Hidden:
         if number == 0:
             hidden.append(state)
             calls.append([])
         calls[-1].append(Call(*map_tensors((call.args, call.kwargs), pool)))
         if number == len(blocks) - 1:
             raise _LastBlockError
+        return state
 
-    with _bypassed(blocks, record):
+    with bypassed(blocks, record):
         for window in windows[:, None]:
             try:
                 model(input_ids=window.to(model.device), use_cache=False)
@@ -64,23 +65,23 @@ def capture(
 
 
 @contextmanager
-def _bypassed(blocks: nn.ModuleList, record: Callable[[int, Hidden, Call], None]) -> Iterator[None]:
-    """Make every block return its hidden state unchanged while the `with` block runs.
+def bypassed(blocks: nn.ModuleList, replace: Callable[[int, Hidden, Call], Hidden]) -> Iterator[None]:
+    """Make every block return the result of `replace`, and compute nothing, while the `with` block runs.
 
-    `record` is called with the number of the block, its hidden state and its other arguments. The hidden state is
-    returned in the form in which a real block returns it.
+    `replace` gets the number of the block, its hidden state and its other arguments. It returns a hidden state, which
+    the block returns in the form in which a real block returns it.
     """
     sample: list[Any] = []
 
     def bypass(number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def forward_unchanged(*args: Any, **kwargs: Any) -> Any:
+        def forward_replaced(*args: Any, **kwargs: Any) -> Any:
             state, rest, named = _split(args, kwargs)
             if not sample:
                 sample.append(forward(*args, **kwargs))
-            record(number, state, Call(rest, named))
-            return (state, *sample[0][1:]) if isinstance(sample[0], tuple) else state
+            new = replace(number, state, Call(rest, named))
+            return (new, *sample[0][1:]) if isinstance(sample[0], tuple) else new
 
-        return forward_unchanged
+        return forward_replaced
 
     for number, block in enumerate(blocks):
         block.forward = bypass(number, block.forward)

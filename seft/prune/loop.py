@@ -18,7 +18,8 @@ from seft.errors import PruneError
 from seft.fit import require_divisible, target_sparsity
 from seft.models.products import Handler, Inputs, Outputs, Product, intercepted_products
 from seft.models.targets import Target, block_linears, decoder_blocks, target_linears
-from seft.prune import allocation, alphapruning, owl
+from seft.prune import allocation, alphapruning, curvature, owl
+from seft.prune.curvature import Curvature, measure
 from seft.prune.methods import make_pruner
 from seft.prune.pruner import Pruner
 from seft.prune.statistics import Batch, Norms
@@ -51,12 +52,15 @@ def prune_model(
     targets = [block_linears(block) for block in blocks]
     require_divisible(config.pattern, _inputs(targets))
     text = calibration if config.text_users else _token(targets, calibration)
-    passes = 1 if zeros or config.allocation is Allocation.UNIFORM else 2
+    allocated = Allocation.UNIFORM if zeros else config.resolved_allocation
+    passes = 1 if allocated is Allocation.UNIFORM else 2
     walk = Walk(model, torch.device(device) if device else model.device, report, Phase.PRUNING, passes)
-    counts = zeros or _zeros(model, targets, config, walk, text)
+    curvatures = measure(walk, targets, text[: config.curvature_windows]) if allocated is Allocation.CURVATURE else []
+    counts = zeros or _zeros(model, targets, config, walk, text, curvatures=curvatures)
 
     def prune(number: int, runs: Runs) -> None:
-        unseen = _prune_block(number, targets[number], counts[number], config, runs)
+        factors = {name: each.row_factors() for name, each in curvatures[number].items()} if curvatures else {}
+        unseen = _prune_block(number, targets[number], counts[number], config, runs, factors=factors)
         if unseen:
             report(Unseen(number, unseen))
 
@@ -96,9 +100,18 @@ def _inputs(targets: Sequence[Mapping[str, Target]]) -> Iterator[tuple[str, int]
 
 
 def _zeros(
-    model: Any, targets: Sequence[Mapping[str, Target]], config: PruneConfig, walk: Walk, text: Windows
+    model: Any,
+    targets: Sequence[Mapping[str, Target]],
+    config: PruneConfig,
+    walk: Walk,
+    text: Windows,
+    *,
+    curvatures: Sequence[Mapping[str, Curvature]] = (),
 ) -> list[dict[str, int]]:
-    """Return the number of zeros that each target gets, one mapping per block."""
+    """Return the number of zeros that each target gets, one mapping per block.
+
+    `curvatures` is the result of `measure` if the allocation is `curvature`.
+    """
     sizes = [[math.prod(target.shape) for target in of_block.values()] for of_block in targets]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sparsity = target_sparsity(config, parameters=parameters, targets=sum(map(sum, sizes)))
@@ -108,9 +121,9 @@ def _zeros(
     ]
     total = sum(map(sum, counts))
     measures: list[float] = []
-    match config.allocation:
-        case Allocation.UNIFORM:
-            pass
+    match config.resolved_allocation:
+        case Allocation.CURVATURE:
+            counts = curvature.allocate(curvatures, counts)
         case Allocation.OWL:
             walk(text, lambda number, runs: measures.append(_outlier_ratio(targets[number], runs)))
             counts = allocation.allocate_by_block(sizes, total, owl.block_sparsities(measures, sparsity))
@@ -131,13 +144,23 @@ def _exponent(targets: Mapping[str, Target]) -> float:
 
 
 def _prune_block(
-    number: int, targets: Mapping[str, Target], zeros: Mapping[str, int], config: PruneConfig, runs: Runs
+    number: int,
+    targets: Mapping[str, Target],
+    zeros: Mapping[str, int],
+    config: PruneConfig,
+    runs: Runs,
+    *,
+    factors: Mapping[str, Tensor | None],
 ) -> int:
     """Run the block with one pruner per target, which observes the inputs of the target. Then prune each target.
 
+    `factors` has the factors of the rows of targets by name.
+
     Returns how many targets had no inputs because they belong to experts that no token reached.
     """
-    pruners = {name: make_pruner(target.weight, zeros[name], config) for name, target in targets.items()}
+    pruners = {
+        name: make_pruner(target.weight, zeros[name], config, factors.get(name)) for name, target in targets.items()
+    }
     reached = _observe(targets, pruners, runs)
     unseen = {name for name, target in targets.items() if config.text_users and target.expert} - set(reached)
     for name, target in targets.items():

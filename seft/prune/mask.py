@@ -15,23 +15,29 @@ from seft.errors import ConfigError
 class Rule:
     """Sets `zeros` entries of one weight matrix to zero, compared within each row or over the whole matrix.
 
-    An N:M pattern determines the number of zeros by itself; `zeros` and `compare` are then ignored.
+    An N:M pattern determines the number of zeros by itself; `zeros` and `compare` are then ignored. If `factors` are
+    given, the scores of a row are multiplied by its factor before they are compared with those of other rows.
     """
 
     zeros: int
     compare: Compare
     pattern: Pattern = UNSTRUCTURED
+    factors: Float[Tensor, "rows 1"] | None = None
 
     def choose(self, score: Float[Tensor, "rows cols"]) -> Bool[Tensor, "rows cols"]:
         """Return the mask of the entries to set to zero, which have the smallest scores.
 
-        Of equal scores the first are chosen.
+        A score is proportional to the weight, or negative for a zero. Of equal scores the first are chosen.
         """
         if self.pattern.grouped:
             return smallest_in_groups(score, self.pattern)
         if self.compare is Compare.ROW:
             return smallest_per_row(score, self.zeros)
-        return smallest_overall(score, self.zeros)
+        return smallest_overall(self.weighted(score), self.zeros)
+
+    def weighted(self, score: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
+        """Return the scores as they are compared with those of other rows."""
+        return score if self.factors is None else score * self.factors
 
     def partial(self, fraction: float) -> "Rule":
         """Return the rule that sets `fraction` of the zeros.

@@ -24,9 +24,17 @@ PRUNERS: dict[PruneMethod, type[Method]] = {
 }
 
 
-def make_pruner(weight: Float[Tensor, "rows cols"], zeros: int, config: PruneConfig) -> Pruner:
-    """Return the pruner that `config` describes, for a weight matrix that gets `zeros` zeros."""
-    inner = PRUNERS[config.method](weight, Rule(zeros, comparison(config), config.pattern), config)
+def make_pruner(
+    weight: Float[Tensor, "rows cols"],
+    zeros: int,
+    config: PruneConfig,
+    factors: Float[Tensor, "rows 1"] | None = None,
+) -> Pruner:
+    """Return the pruner that `config` describes, for a weight matrix that gets `zeros` zeros.
+
+    `factors` are those of `Rule`.
+    """
+    inner = PRUNERS[config.method](weight, Rule(zeros, comparison(config), config.pattern, factors), config)
     return DSnoT(weight, inner, config.pattern) if config.refine is Refinement.DSNOT else inner
 
 

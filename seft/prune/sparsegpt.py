@@ -109,7 +109,7 @@ def _eliminate(
         for column in range(start, end):
             if column % step == 0:
                 now = slice(column, column + step)
-                score = (weight[:, now] / factor.diagonal()[now]).square().masked_fill(zeros[:, now], -1.0)
+                score = (weight[:, now] / factor.diagonal()[now]).abs().masked_fill(zeros[:, now], -1.0)
                 mask[:, now] |= _choose(score, rule, count)
             errors[:, column] = weight[:, column] * mask[:, column] / factor[column, column]
             weight[:, column:end] -= errors[:, column, None] * factor[column, column:end]
@@ -120,4 +120,4 @@ def _eliminate(
 def _choose(score: Float[Tensor, "rows width"], rule: Rule, count: int) -> Bool[Tensor, "rows width"]:
     if rule.pattern.grouped:
         return smallest_in_groups(score, rule.pattern)
-    return smallest_overall(score, count)
+    return smallest_overall(rule.weighted(score), count)

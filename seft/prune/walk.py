@@ -4,7 +4,7 @@ The model stays on its device. One block at a time moves to the compute device, 
 device.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seft.models.blocks import Hidden
-from seft.models.targets import decoder_blocks
+from seft.models.products import Handler
+from seft.models.targets import Target, decoder_blocks
+from seft.prune.backward import backward, placed
 from seft.prune.capture import capture
 from seft.report import Phase, Progress, Reporter
 
@@ -25,7 +27,7 @@ Runs = Sequence[Callable[[], Hidden]]
 class Walk:
     """Visits all blocks each time it is called, and reports progress.
 
-    `passes` is the number of calls that will be made.
+    `passes` is the number of calls that will be made, of the object itself and of `backward`.
     """
 
     def __init__(self, model: Any, place: torch.device, report: Reporter, phase: Phase, passes: int = 1) -> None:
@@ -42,20 +44,21 @@ class Walk:
         hidden, calls = capture(self._model, self._blocks, windows) if len(windows) else ([], [])
         for number, block in enumerate(self._blocks):
             self.report_progress()
-            moves = self._place != home  # a block that is split over processes must not even be moved to its own device
-            if moves:
-                block.to(self._place)
-            try:
+            with placed(block, self._place, home):
                 runs = [
                     partial(window[number].run, block, state, self._place)
                     for window, state in zip(calls, hidden, strict=True)
                 ]
                 visit(number, runs)
                 hidden = [run() for run in runs]
-            finally:
-                if moves:
-                    block.to(home)
             self._done += 1
+
+    def backward(self, windows: Windows, handlers: Sequence[Mapping[Target, Handler]]) -> None:
+        """Compute the gradients of the loss on `windows`, as `seft.prune.backward` does, and report progress."""
+        before = self._done
+        for done, total in backward(self._model, self._place, windows, handlers):
+            self._done = before + done * len(self._blocks) // total
+            self.report_progress()
 
     def report_progress(self) -> None:
         """Report how many blocks are done. An exception that the reporter raises is not caught."""

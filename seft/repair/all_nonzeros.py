@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from seft.config import Compare, PruneConfig
+from seft.prune import curvature
 from seft.prune.loop import final_zeros
 from seft.prune.mask import require_pattern
 from seft.repair import rise, schedule, swaps
@@ -137,10 +138,10 @@ class AllNonzeros(OneByOne):
             total = rise.zeros_at(sum(starts), sum(ends), progress) - others
             tokens = self._batch_tokens()
             scores = [partial(_protected_importance, linears[number], tokens) for number in known]
-            for number, count in zip(known, rise.split_over_model(scores, total), strict=True):
+            for number, count in zip(known, curvature.split_over_model(scores, total), strict=True):
                 zeros[number] = count
         return zeros
 
 
 def _protected_importance(linear: NonzeroLinear, batch_tokens: float) -> Tensor:
-    return rise.protected(linear.importance(batch_tokens))
+    return curvature.protected(linear.importance(batch_tokens))

@@ -19,6 +19,7 @@ from seft.dtypes import master_dtype
 from seft.errors import TrainError
 from seft.models.products import Product
 from seft.models.targets import Target, count_nonzeros
+from seft.prune import curvature
 from seft.repair import factored, rise, swaps
 from seft.repair.factored import Moments
 from seft.repair.positions import fields_of, named_fields
@@ -148,7 +149,7 @@ class NonzeroLinear:
 
         `batch_tokens` is `tokens` of a linear that all tokens reach. Give it if importances of linears are compared.
         """
-        return rise.importance(self.weight, self._inputs, self._corrected_outputs(batch_tokens))
+        return curvature.importance(self.weight, self._inputs, self._corrected_outputs(batch_tokens))
 
     def prune(self, zeros: int, compare: Compare, pattern: Pattern) -> int:
         """Set the least important weights to zero, so that at most `zeros` are zero. Returns how many became zero."""
@@ -172,7 +173,7 @@ class NonzeroLinear:
         started = 1 - CURVATURE_DECAY**self.plan.step  # The averages started at zero.
         outputs, inputs = self._corrected_outputs(batch_tokens) / started, self._inputs / started
         growth = swaps.estimate_growth(self.weight, self.candidates, observed, outputs, inputs)
-        losses = rise.importance(self.weight, inputs, outputs).div_(2).masked_fill_(self.weight == 0, torch.inf)
+        losses = curvature.importance(self.weight, inputs, outputs).div_(2).masked_fill_(self.weight == 0, torch.inf)
         swap = swaps.choose(self.weight, growth, losses, pattern, int(swaps.MOST * self.trained_values))
         swap.apply(self.weight)
         before = self._moments.copy()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.specs import CPU_SETTINGS
+from core.spec_parts import CPU_SETTINGS
 from seft.client import Client
 
 ROOT = Path(__file__).parents[2]

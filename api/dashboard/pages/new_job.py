@@ -18,7 +18,8 @@ from core.access.keys import Scope
 from core.datasets import datasets
 from core.errors import Flaw, ProblemError
 from core.jobs import jobs
-from core.specs import CPU_SETTINGS, JobSpec, with_defaults
+from core.spec_parts import CPU_SETTINGS
+from core.specs import JobSpec, with_defaults
 
 DATASET_CHOICES = 100
 """Maximum number of datasets in the selection, newest first."""

@@ -17,7 +17,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from seft.config import CalibrationOrder, Compare, PruneConfig, PruneMethod
+from seft.config import Allocation, CalibrationOrder, Compare, PruneConfig, PruneMethod
 from seft.data.text import tokenize, windows
 from seft.errors import Cancelled, PruneError
 from seft.evaluate import perplexity
@@ -90,7 +90,7 @@ def test_tensors_equal_in_all_windows_are_stored_once() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("method", PruneMethod)
 def test_each_block_is_pruned_on_the_outputs_of_the_pruned_ones_before_it(method: PruneMethod) -> None:
-    model, config = untrained_tiny(), PruneConfig(0.5, method)
+    model, config = untrained_tiny(), PruneConfig(0.5, method, allocation=Allocation.UNIFORM)
     expected = copy.deepcopy(model)
     for block in decoder_blocks(expected):
         targets = block_linears(block).values()
@@ -150,7 +150,7 @@ def test_pruning_more_keeps_the_zeros_of_pruning_less(method: PruneMethod) -> No
     model = untrained_tiny()
     prune_model(model, WINDOWS, PruneConfig(0.3, PruneMethod.MAGNITUDE))
     before = {name: linear.weight == 0 for name, linear in target_linears(model).items()}
-    prune_model(model, WINDOWS, PruneConfig(0.6, method))
+    prune_model(model, WINDOWS, PruneConfig(0.6, method, allocation=Allocation.UNIFORM))
     for name, linear in target_linears(model).items():
         assert (linear.weight[before[name]] == 0).all()
         assert (linear.weight == 0).float().mean() == pytest.approx(0.6, abs=0.02)
@@ -184,7 +184,7 @@ def test_the_error_for_an_input_that_is_not_finite_names_block_and_linear(method
     model = untrained_tiny()
     target_linears(model)["model.layers.1.mlp.gate_proj"].weight[0, 0] = torch.inf
     with pytest.raises(PruneError, match=r"block 1, mlp\.down_proj: inputs must be finite"):
-        prune_model(model, WINDOWS, PruneConfig(0.5, method))
+        prune_model(model, WINDOWS, PruneConfig(0.5, method, allocation=Allocation.UNIFORM))
 
 
 @pytest.mark.parametrize("method", WITH_TEXT)
@@ -227,7 +227,7 @@ def test_blocks_go_to_the_device_one_at_a_time_and_come_back() -> None:
 
     for number, block in enumerate(decoder_blocks(model)):
         vars(block)["to"] = recording(number, block.to)
-    prune_model(model, WINDOWS, PruneConfig(0.5), device="cpu:0")
+    prune_model(model, WINDOWS, PruneConfig(0.5, PruneMethod.WANDA), device="cpu:0")
     assert moves == [(number, device) for number in range(4) for device in ("cpu:0", "cpu")]
 
 
@@ -240,7 +240,7 @@ def test_progress_is_reported_for_every_block_and_a_stop_leaves_a_model_that_run
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        prune_model(model, WINDOWS, PruneConfig(0.5), stop_after_two)
+        prune_model(model, WINDOWS, PruneConfig(0.5, PruneMethod.WANDA), stop_after_two)
     assert reports == [Progress(Phase.PRUNING, done, 4) for done in range(3)]
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert torch.isfinite(model(input_ids=WINDOWS).logits).all()

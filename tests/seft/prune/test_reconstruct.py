@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seft.config import Pattern, PruneConfig, PruneMethod
+from seft.config import Allocation, Pattern, PruneConfig, PruneMethod
 from seft.errors import Cancelled
 from seft.models.targets import decoder_blocks, target_linears
 from seft.prune.loop import prune_model
@@ -19,7 +19,9 @@ from tests.seft.architectures import ARCHITECTURES, VOCABULARY
 from tests.tiny import untrained_tiny
 
 WINDOWS = torch.randint(VOCABULARY, (6, 40), generator=torch.Generator().manual_seed(0))
-CONFIG = PruneConfig(0.5, samples=6, tokens=40, reconstruct_epochs=3, reconstruct_learning_rate=2e-3)
+CONFIG = PruneConfig(
+    0.5, allocation=Allocation.UNIFORM, samples=6, tokens=40, reconstruct_epochs=3, reconstruct_learning_rate=2e-3
+)
 
 
 def reconstructed(model: Any, config: PruneConfig = CONFIG) -> tuple[Any, dict[str, Tensor], list[Report]]:

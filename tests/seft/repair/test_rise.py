@@ -1,14 +1,12 @@
-"""The rise of the sparsity: the schedule, which weights become zero, and the split over a whole model."""
-
-from collections.abc import Callable
+"""The rise of the sparsity: the schedule, and which weights become zero."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from seft.config import Compare, Pattern, PruneConfig, PruneSchedule
+from seft.prune import curvature
 from seft.prune.mask import overfull_groups
 from seft.repair import rise
 
@@ -26,13 +24,6 @@ def test_the_zeros_rise_from_start_to_end_and_never_fall(start: int, more: int) 
     assert counts == sorted(counts)
 
 
-def test_importance_is_the_square_of_the_weight_times_its_curvature_and_zeros_come_first() -> None:
-    weight = torch.tensor([[1.0, 0.0], [-2.0, 3.0]])
-    inputs, outputs = torch.tensor([1.0, 10.0]), torch.tensor([2.0, 5.0])
-    assert rise.importance(weight, inputs, outputs).tolist() == [[2.0, -1.0], [20.0, 450.0]]
-    assert weight.tolist() == [[1.0, 0.0], [-2.0, 3.0]]
-
-
 @settings(deadline=None)
 @given(
     seed=st.integers(0, 999),
@@ -45,7 +36,7 @@ def test_groups_fill_up_to_the_pattern_and_every_count_before_is_exact(
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(3, 24, generator=generator)
     weight[torch.rand(3, 24, generator=generator) < sparsity] = 0
-    score = rise.importance(weight, torch.rand(24, generator=generator), torch.rand(3, generator=generator))
+    score = curvature.importance(weight, torch.rand(24, generator=generator), torch.rand(3, generator=generator))
     end = 72 * (pattern.of - pattern.kept) // pattern.of
     present, before = weight == 0, weight == 0
     for zeros in (*range(0, end + 1, 3), weight.numel()):
@@ -56,33 +47,6 @@ def test_groups_fill_up_to_the_pattern_and_every_count_before_is_exact(
         assert not (before & ~mask).any()
         before = mask
     assert not overfull_groups(weight.masked_fill(before, 0), pattern)
-
-
-@settings(deadline=None)
-@given(
-    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4),
-    levels=st.integers(1, 40),
-    fraction=st.floats(0, 1),
-    seed=st.integers(0, 999),
-)
-def test_the_split_over_a_model_equals_sorting_all_scores(
-    sizes: list[int], levels: int, fraction: float, seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    scores = [torch.randint(levels, (size, 1), generator=generator).float() / 7 for size in sizes]
-    for score in scores:
-        score[torch.rand(score.shape, generator=generator) < 0.2] = -1
-    everything = torch.cat([score.flatten() for score in scores])
-    present = int((everything < 0).sum())
-    zeros = present + int(fraction * (len(everything) - present))
-    order = everything.argsort(stable=True)[:zeros]
-    owner = torch.cat([torch.full((size,), number) for number, size in enumerate(sizes)])[order]
-    expected = torch.bincount(owner, minlength=len(sizes)).tolist()
-
-    def reader(score: Tensor) -> Callable[[], Tensor]:
-        return lambda: score
-
-    assert rise.split_over_model([reader(score) for score in scores], zeros) == expected
 
 
 @pytest.mark.parametrize("compare", [Compare.AUTO, Compare.LAYER, Compare.ROW])

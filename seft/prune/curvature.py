@@ -1,0 +1,189 @@
+"""The importance of a weight: how much the loss of the model would rise if the weight became zero.
+
+It is W^2 times the curvature (LeCun et al. 1990, Optimal Brain Damage). The curvature is the sum over tokens of the
+squares of the output's gradient, times that of the input (Martens & Grosse 2015, section 3).
+
+The importances of different linears can be compared. [ours] With the allocation `curvature`, the least important
+weights of the dense model decide how many zeros each linear gets. The pruning method then chooses the zeros of a linear
+by its own scores, in which each row has the weight of its output gradients.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from seft.config import MOST_SPARSE
+from seft.errors import PruneError
+from seft.models.products import Handler, Inputs, Outputs, Product
+from seft.models.targets import Target
+from seft.prune.mask import smallest_overall, zeros_first
+from seft.prune.walk import Walk, Windows
+
+SMALLEST_ROW = 1e-2
+"""Lower limit of the factor of a row, relative to the root mean square of all rows."""
+
+
+class Curvature:
+    """Sums over tokens of the squares of a linear's inputs and of the gradients of its outputs, in float32."""
+
+    def __init__(self, target: Target) -> None:
+        rows, cols = target.shape
+        device = target.parameter.device
+        self._target, self._tokens = target, 0
+        self._inputs, self._outputs = torch.zeros(cols, device=device), torch.zeros(rows, device=device)
+
+    @property
+    def known(self) -> bool:
+        """False if no gradient is above zero: no token reached the expert, or nothing depends on its outputs."""
+        return bool(self._outputs.any())
+
+    @property
+    def finite(self) -> bool:
+        """True if all sums are finite."""
+        return all(bool(sums.isfinite().all()) for sums in (self._inputs, self._outputs))
+
+    def handle(self, inputs: Inputs, product: Product) -> Outputs:
+        """Compute the outputs, and observe the inputs now and the gradients of the outputs later."""
+        outputs = product(inputs)
+        self._tokens += inputs.shape[:-1].numel()
+        self._inputs += _squares(inputs).to(self._inputs.device)
+        outputs.register_hook(self._observe)  # type: ignore[no-untyped-call]
+        return outputs
+
+    def _observe(self, gradient: Outputs) -> None:
+        self._outputs += _squares(gradient).to(self._outputs.device)
+
+    def importance(self) -> Float[Tensor, "rows cols"]:
+        """Return the importance of each weight now, up to a factor that all linears share."""
+        return importance(self._target.weight, self._inputs / max(1, self._tokens), self._outputs)
+
+    def row_factors(self) -> Float[Tensor, "rows 1"] | None:
+        """Return the root of the mean square of the gradients of each output, relative to all outputs.
+
+        They are on the device on which the weight is now. None if they are not known.
+        """
+        if not self.known:
+            return None
+        factors = (self._outputs / self._outputs.mean()).sqrt().clamp(min=SMALLEST_ROW)
+        return factors[:, None].to(self._target.parameter.device)
+
+
+def measure(walk: Walk, targets: Sequence[Mapping[str, Target]], windows: Windows) -> list[dict[str, Curvature]]:
+    """Return the curvature of every target, by block and name, from the gradients of the loss on some windows.
+
+    Raises PruneError with the name of a target if a gradient is not finite.
+    """
+    found = [{name: Curvature(target) for name, target in of_block.items()} for of_block in targets]
+    handlers: list[Mapping[Target, Handler]] = [
+        {target: found[number][name].handle for name, target in of_block.items()}
+        for number, of_block in enumerate(targets)
+    ]
+    walk.backward(windows, handlers)
+    for number, of_block in enumerate(found):
+        for name, each in of_block.items():
+            if not each.finite:
+                raise PruneError(
+                    f"block {number}, {name}: gradients must be finite; some are not. Check the model's weights and"
+                    " dtype, or use the allocation uniform."
+                )
+    return found
+
+
+def allocate(curvatures: Sequence[Mapping[str, Curvature]], uniform: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the number of zeros of each target: as many as it has of the least important weights of the model.
+
+    `uniform` has the numbers by which all targets are equally sparse. The total is the same. A target whose importance
+    is not known keeps its number [ours]. No target gets more zeros than the fraction `MOST_SPARSE`.
+    """
+    counts = [list(of_block) for of_block in uniform]
+    known = [
+        (number, place, each)
+        for number, of_block in enumerate(curvatures)
+        for place, each in enumerate(of_block.values())
+        if each.known
+    ]
+    total = sum(counts[number][place] for number, place, _ in known)
+    scores = [partial(_protected_importance, each) for *_, each in known]
+    for (number, place, _), zeros in zip(known, split_over_model(scores, total), strict=True):
+        counts[number][place] = zeros
+    return counts
+
+
+def _protected_importance(curvature: Curvature) -> Float[Tensor, "rows cols"]:
+    return protected(curvature.importance())
+
+
+def importance(
+    weight: Float[Tensor, "rows cols"], inputs: Float[Tensor, "cols"], outputs: Float[Tensor, "rows"]
+) -> Float[Tensor, "rows cols"]:
+    """Return the estimated loss increase if a weight became zero, up to a factor that all weights share.
+
+    `inputs` and `outputs` are moving averages of a step's sums over tokens of the squares of each input, and of each
+    output's gradient, corrected for an expert. [ours] If they are zero, because no token reached an expert, the square
+    of the weight counts.
+    """
+    if not outputs.any():
+        inputs, outputs = torch.ones_like(inputs), torch.ones_like(outputs)
+    return zeros_first(weight.to(inputs.dtype).square().mul_(inputs).mul_(outputs[:, None]), weight)
+
+
+def protected(score: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
+    """Return the scores with infinity for the most important weights, so that no linear gets too many zeros."""
+    allowed = smallest_overall(score, int(MOST_SPARSE * score.numel())) | (score < 0)
+    return score.masked_fill(~allowed, torch.inf)
+
+
+def split_over_model(scores: Sequence[Callable[[], Float[Tensor, "rows cols"]]], zeros: int) -> list[int]:
+    """Return how many zeros each matrix gets if the `zeros` smallest scores of all matrices become zero.
+
+    `scores` has one function per matrix, because all scores together may not fit into memory. Each is called several
+    times. Present zeros have the score -1 and come first. Of equal scores those of the first matrices are chosen.
+    """
+    present = [int((score() < 0).sum()) for score in scores]
+    wanted = zeros - sum(present)
+    if wanted <= 0:
+        return present
+    # Find the score with the rank `wanted` from counts of the upper half of the bits of all scores, and then of the
+    # lower half. Scores are not negative, so their bits have the same order.
+    upper, before = _find_bin([_histogram(_bits(score()) >> 16) for score in scores], wanted)
+    lower, inside = _find_bin([_histogram(_lower_bits(score(), upper)) for score in scores], wanted - before)
+    last, ties = (upper << 16) + lower, wanted - before - inside
+    counts = []
+    for score, already in zip(scores, present, strict=True):
+        bits = _bits(score())
+        equal = min(ties, int((bits == last).sum()))
+        counts.append(already + int(((bits >= 0) & (bits < last)).sum()) + equal)
+        ties -= equal
+    return counts
+
+
+def _bits(score: Float[Tensor, "rows cols"]) -> Int[Tensor, "rows cols"]:
+    """Return the scores, rounded to float32, as whole numbers in the same order. Those of present zeros are -1."""
+    return score.float().view(torch.int32).masked_fill(score < 0, -1)
+
+
+def _lower_bits(score: Float[Tensor, "rows cols"], upper: int) -> Int[Tensor, "rows cols"]:
+    """Return the lower half of the bits of the scores whose upper half is `upper`, and -1 for the others."""
+    bits = _bits(score)
+    return (bits & 0xFFFF).masked_fill_(bits >> 16 != upper, -1)
+
+
+def _histogram(values: Int[Tensor, "rows cols"]) -> Int[Tensor, "bins"]:
+    """Count the values from 0 to 2^16 - 1. Ignores -1."""
+    return torch.bincount(values.flatten() + 1, minlength=(1 << 16) + 1)[1:]
+
+
+def _find_bin(counts: Sequence[Int[Tensor, "bins"]], wanted: int) -> tuple[int, int]:
+    """Return the bin that contains the entry with the rank `wanted`, and the number of entries in the bins before."""
+    total = torch.stack(list(counts)).sum(0)
+    ends = total.cumsum(0)
+    place = int(torch.searchsorted(ends, wanted))
+    return place, int(ends[place] - total[place])
+
+
+def _squares(values: Float[Tensor, "*batch size"]) -> Float[Tensor, "size"]:
+    """Return the sum of the squares of each entry of the last dimension."""
+    return values.detach().reshape(-1, values.shape[-1]).float().square().sum(0)
