@@ -67,7 +67,7 @@ OPTIMIZERS = {
 }
 """Other optimizers for all nonzeros."""
 MOMENTS = "moments in float32"
-ALLOCATED = {
+ALLOCATED: dict[str, Change] = {
     "equally sparse linears": {(curvature, "allocate"): lambda _, uniform: uniform},
     "equal rows": {(Curvature, "row_factors"): lambda _: None},
 }

@@ -46,7 +46,7 @@ def backward(
         gradient = _last_gradient(model, window, states.pop(), loss)
         for number in reversed(range(len(blocks))):
             block, state = blocks[number], states.pop().requires_grad_()
-            with placed(block, place, home), torch.enable_grad(), intercepted_products(handlers[number]):
+            with placed(block, place, home), _gradients(block), intercepted_products(handlers[number]):
                 output = calls[number].run(block, state, place)
                 (gradient,) = torch.autograd.grad(output, state, gradient)
             done += 1
@@ -60,10 +60,24 @@ def _last_gradient(model: Any, window: Int[Tensor, "1 tokens"], state: Hidden, l
     def replace(number: int, hidden: Hidden, _: Call) -> Hidden:
         return leaf if number == len(blocks) - 1 else hidden
 
-    with bypassed(blocks, replace), torch.enable_grad():
+    with bypassed(blocks, replace), _gradients(model):
         total = loss(window.to(model.device)).sum()
     (gradient,) = torch.autograd.grad(total, leaf)
     return gradient
+
+
+@contextmanager
+def _gradients(module: nn.Module) -> Iterator[None]:
+    """Compute gradients while the `with` block runs, but none of the parameters of `module`."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(requires_grad=False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 @contextmanager

@@ -77,7 +77,8 @@ def bypassed(blocks: nn.ModuleList, replace: Callable[[int, Hidden, Call], Hidde
         def forward_replaced(*args: Any, **kwargs: Any) -> Any:
             state, rest, named = _split(args, kwargs)
             if not sample:
-                sample.append(forward(*args, **kwargs))
+                with torch.no_grad():
+                    sample.append(forward(*args, **kwargs))
             new = replace(number, state, Call(rest, named))
             return (new, *sample[0][1:]) if isinstance(sample[0], tuple) else new
 

@@ -8,8 +8,8 @@ weights of the dense model decide how many zeros each linear gets. The pruning m
 by its own scores, in which each row has the weight of its output gradients.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial, reduce
 
 import torch
 from jaxtyping import Float, Int
@@ -148,8 +148,8 @@ def split_over_model(scores: Sequence[Callable[[], Float[Tensor, "rows cols"]]],
         return present
     # Find the score with the rank `wanted` from counts of the upper half of the bits of all scores, and then of the
     # lower half. Scores are not negative, so their bits have the same order.
-    upper, before = _find_bin([_histogram(_bits(score()) >> 16) for score in scores], wanted)
-    lower, inside = _find_bin([_histogram(_lower_bits(score(), upper)) for score in scores], wanted - before)
+    upper, before = _find_bin((_histogram(_bits(score()) >> 16) for score in scores), wanted)
+    lower, inside = _find_bin((_histogram(_lower_bits(score(), upper)) for score in scores), wanted - before)
     last, ties = (upper << 16) + lower, wanted - before - inside
     counts = []
     for score, already in zip(scores, present, strict=True):
@@ -176,9 +176,12 @@ def _histogram(values: Int[Tensor, "rows cols"]) -> Int[Tensor, "bins"]:
     return torch.bincount(values.flatten() + 1, minlength=(1 << 16) + 1)[1:]
 
 
-def _find_bin(counts: Sequence[Int[Tensor, "bins"]], wanted: int) -> tuple[int, int]:
-    """Return the bin that contains the entry with the rank `wanted`, and the number of entries in the bins before."""
-    total = torch.stack(list(counts)).sum(0)
+def _find_bin(counts: Iterable[Int[Tensor, "bins"]], wanted: int) -> tuple[int, int]:
+    """Return the bin that contains the entry with the rank `wanted`, and the number of entries in the bins before.
+
+    Only the sum of `counts` is in memory, because a model may have thousands of matrices.
+    """
+    total = reduce(Tensor.add_, counts)
     ends = total.cumsum(0)
     place = int(torch.searchsorted(ends, wanted))
     return place, int(ends[place] - total[place])
