@@ -57,12 +57,22 @@ GROUPS = Pattern(2, 4)
 CELLS: dict[str, PruneConfig | None] = {
     "dense": None,
     **{
-        f"{method} {sparsity:.0%}": PruneConfig(sparsity, method, compare=AS_PUBLISHED.get(method, Compare.AUTO))
+        f"{method} {sparsity:.0%}": PruneConfig(
+            sparsity, method, compare=AS_PUBLISHED.get(method, Compare.AUTO), allocation=Allocation.UNIFORM
+        )
         for sparsity in (0.5, 0.6, 0.7)
         for method in PruneMethod
     },
     **{f"{method} {GROUPS}": PruneConfig(0.5, method, GROUPS) for method in PruneMethod},
-    **{f"{method} 60% dsnot": PruneConfig(0.6, method, refine=Refinement.DSNOT) for method in PruneMethod},
+    **{
+        f"{method} 60% dsnot": PruneConfig(0.6, method, refine=Refinement.DSNOT, allocation=Allocation.UNIFORM)
+        for method in PruneMethod
+    },
+    **{
+        f"{method} {sparsity:.0%} curvature": PruneConfig(sparsity, method, allocation=Allocation.CURVATURE)
+        for sparsity in (0.6, 0.7)
+        for method in (PruneMethod.ALPS, PruneMethod.ADMM)
+    },
     **{
         f"wanda {sparsity:.0%} {allocation}": PruneConfig(sparsity, PruneMethod.WANDA, allocation=allocation)
         for sparsity in (0.6, 0.7)
