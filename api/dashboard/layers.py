@@ -4,17 +4,29 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pydantic import ValidationError
+
 from core.infra.storage import Storage
 from core.jobs.reports import CHANGES, Evolution
+from core.specs import read_stored
 from core.tables import Checkpoint, Json
+from seft.config import Allocation
 
 SPARSITY_FILE = "sparsity.json"
 PART_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CACHED_CHECKPOINTS = 64
 """Maximum number of checkpoints whose table is cached. A checkpoint never changes, so the cache is always valid."""
+
+
+def equally_sparse(spec: Json) -> bool:
+    """Return whether a stored request gives all layers the same sparsity. False if it is not valid any more."""
+    with suppress(ValidationError):
+        return read_stored(spec).prune_config().resolved_allocation is Allocation.UNIFORM
+    return False
 
 
 @dataclass(frozen=True, slots=True)

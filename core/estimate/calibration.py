@@ -93,7 +93,7 @@ def pruning_operations(spec: JobSpec, model: Dimensions) -> dict[str, float]:
     config, length = spec.prune_config(), prune.calibration.tokens
     tokens = _calibration_tokens(spec) if config.text_users else 0
     passes = 3 if spec.allocation is Allocation.OWL else 2
-    # Blocks run forward twice and backward once to the inputs, and so does the head.
+    # Blocks run forward twice, and backward once to the inputs. That the head runs only once is ignored.
     gradients = 3 * _forward(model, config.curvature_windows * length, length)
     operations = {"passes": passes * _run_blocks(model, tokens, length) + gradients}
     if products := PRODUCTS.get(prune.method):

@@ -46,7 +46,8 @@ class Compare(StrEnum):
 class Allocation(StrEnum):
     """How the zeros are distributed over the linears that are pruned.
 
-    `auto` is `curvature` where the other settings allow it and the method is `admm` or `alps`, and else `uniform`.
+    `auto` is `curvature` for the methods `admm` and `alps` if rows may have different numbers of zeros, which they may
+    not in an N:M pattern or with `compare: row`. Else, and with the schedule `gradual`, it is `uniform`.
     """
 
     AUTO = "auto"
@@ -85,8 +86,8 @@ DEFAULT_PRUNER = PruneMethod.ADMM
 MOST_SPARSE = 0.99
 """Largest allowed fraction of zeros in a linear."""
 CURVATURE_TOKENS = 8192
-"""Largest number of calibration tokens from which curvatures are computed, except that one window is always used."""
-_DEFAULTS = (Refinement.NONE, Allocation.AUTO, Allocation.UNIFORM)
+"""Largest number of calibration tokens from which curvatures are computed. One longer window is used too."""
+_DEFAULTS = (Refinement.NONE, Allocation.UNIFORM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,8 @@ class PruneConfig:
     allocation: Annotated[
         Allocation,
         Doc(
-            "How the zeros are distributed over the layers. auto: curvature for admm and alps without an N:M pattern,"
-            " else uniform."
+            "How the zeros are distributed over the layers. auto: curvature for admm and alps if rows may differ in"
+            " zeros, else uniform."
         ),
     ] = Allocation.AUTO
     sparsity_of: Annotated[
@@ -196,7 +197,7 @@ class PruneConfig:
         users = {
             self.method: self.method is not PruneMethod.MAGNITUDE and not self.gradual,
             Refinement.DSNOT: self.refine is Refinement.DSNOT,
-            self.allocation: self.resolved_allocation in {Allocation.OWL, Allocation.CURVATURE},
+            self.resolved_allocation: self.resolved_allocation in {Allocation.OWL, Allocation.CURVATURE},
             "reconstruction": self.reconstruct_epochs > 0,
         }
         return [str(name) for name, needs_text in users.items() if needs_text]
@@ -214,7 +215,7 @@ class PruneConfig:
     @property
     def summary(self) -> str:
         """Method and pattern, for example `wanda with dsnot (2:4)`."""
-        more = [str(each) for each in (self.refine, self.allocation) if each not in _DEFAULTS]
+        more = [str(each) for each in (self.refine, self.resolved_allocation) if each not in _DEFAULTS]
         more += ["reconstruction"] if self.reconstruct_epochs else []
         how = self.schedule if self.gradual else self.method
         return f"{' with '.join([str(how), *filter(None, [' and '.join(more)])])} ({self.pattern})"

@@ -71,13 +71,13 @@ def _gradients(module: nn.Module) -> Iterator[None]:
     """Compute gradients while the `with` block runs, but none of the parameters of `module`."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad = False
     try:
         with torch.enable_grad():
             yield
     finally:
         for parameter in trained:
-            parameter.requires_grad_()
+            parameter.requires_grad = True
 
 
 @contextmanager

@@ -19,46 +19,47 @@ from seft.config import MOST_SPARSE
 from seft.errors import PruneError
 from seft.models.products import Handler, Inputs, Outputs, Product
 from seft.models.targets import Target
-from seft.prune.mask import smallest_overall, zeros_first
+from seft.prune.mask import zeros_first
 from seft.prune.walk import Walk, Windows
 
+FEWEST_TOKENS = 64
+"""Number of tokens from which the importances in an expert are compared with those in other linears [ours]."""
 SMALLEST_ROW = 1e-2
 """Lower limit of the factor of a row, relative to the root mean square of all rows."""
 
 
 class Curvature:
-    """Sums over tokens of the squares of a linear's inputs and of the gradients of its outputs, in float32."""
+    """Sums over tokens of the squares of a linear's inputs and of the gradients of its outputs, in float32.
+
+    `weights` is the number of weights of the linear.
+    """
 
     def __init__(self, target: Target) -> None:
         rows, cols = target.shape
+        self.weights = rows * cols
         device = target.parameter.device
         self._target, self._tokens = target, 0
-        self._inputs, self._outputs = torch.zeros(cols, device=device), torch.zeros(rows, device=device)
+        self.inputs, self.outputs = torch.zeros(cols, device=device), torch.zeros(rows, device=device)
 
     @property
     def known(self) -> bool:
-        """False if no gradient is above zero: no token reached the expert, or nothing depends on its outputs."""
-        return bool(self._outputs.any())
-
-    @property
-    def finite(self) -> bool:
-        """True if all sums are finite."""
-        return all(bool(sums.isfinite().all()) for sums in (self._inputs, self._outputs))
+        """False if few tokens reached the expert, or if no loss depends on the outputs."""
+        return bool(self.outputs.any()) and (not self._target.expert or self._tokens >= FEWEST_TOKENS)
 
     def handle(self, inputs: Inputs, product: Product) -> Outputs:
         """Compute the outputs, and observe the inputs now and the gradients of the outputs later."""
         outputs = product(inputs)
         self._tokens += inputs.shape[:-1].numel()
-        self._inputs += _squares(inputs).to(self._inputs.device)
+        self.inputs += _squares(inputs).to(self.inputs.device)
         outputs.register_hook(self._observe)  # type: ignore[no-untyped-call]
         return outputs
 
     def _observe(self, gradient: Outputs) -> None:
-        self._outputs += _squares(gradient).to(self._outputs.device)
+        self.outputs += _squares(gradient).to(self.outputs.device)
 
     def importance(self) -> Float[Tensor, "rows cols"]:
         """Return the importance of each weight now, up to a factor that all linears share."""
-        return importance(self._target.weight, self._inputs / max(1, self._tokens), self._outputs)
+        return importance(self._target.weight, self.inputs / max(1, self._tokens), self.outputs)
 
     def row_factors(self) -> Float[Tensor, "rows 1"] | None:
         """Return the root of the mean square of the gradients of each output, relative to all outputs.
@@ -67,14 +68,15 @@ class Curvature:
         """
         if not self.known:
             return None
-        factors = (self._outputs / self._outputs.mean()).sqrt().clamp(min=SMALLEST_ROW)
+        factors = (self.outputs / self.outputs.mean()).sqrt().clamp(min=SMALLEST_ROW)
         return factors[:, None].to(self._target.parameter.device)
 
 
+@torch.no_grad()
 def measure(walk: Walk, targets: Sequence[Mapping[str, Target]], windows: Windows) -> list[dict[str, Curvature]]:
     """Return the curvature of every target, by block and name, from the gradients of the loss on some windows.
 
-    Raises PruneError with the name of a target if a gradient is not finite.
+    Raises PruneError with the name of a target if an input or a gradient is not finite.
     """
     found = [{name: Curvature(target) for name, target in of_block.items()} for of_block in targets]
     handlers: list[Mapping[Target, Handler]] = [
@@ -82,38 +84,55 @@ def measure(walk: Walk, targets: Sequence[Mapping[str, Target]], windows: Window
         for number, of_block in enumerate(targets)
     ]
     walk.backward(windows, handlers)
-    for number, of_block in enumerate(found):
-        for name, each in of_block.items():
-            if not each.finite:
-                raise PruneError(
-                    f"block {number}, {name}: gradients must be finite; some are not. Check the model's weights and"
-                    " dtype, or use the allocation uniform."
-                )
+    places = {f"block {number}, {name}": each for number, block in enumerate(found) for name, each in block.items()}
+    for place, each in places.items():
+        _require_finite(place, "inputs", each.inputs)
+    for place, each in reversed(places.items()):
+        _require_finite(place, "gradients", each.outputs)
     return found
 
 
-def allocate(curvatures: Sequence[Mapping[str, Curvature]], uniform: Sequence[Sequence[int]]) -> list[list[int]]:
+def _require_finite(place: str, what: str, sums: Tensor) -> None:
+    if not sums.isfinite().all():
+        raise PruneError(f"{place}: {what} must be finite; some are not. Check the model's weights and dtype.")
+
+
+def allocate(
+    curvatures: Sequence[Mapping[str, Curvature]], uniform: Sequence[Sequence[int]], alive: Callable[[], None]
+) -> list[list[int]]:
     """Return the number of zeros of each target: as many as it has of the least important weights of the model.
 
     `uniform` has the numbers by which all targets are equally sparse. The total is the same. A target whose importance
-    is not known keeps its number [ours]. No target gets more zeros than the fraction `MOST_SPARSE`.
+    is not known keeps its number [ours]. No target gets more zeros than the fraction `MOST_SPARSE`. `alive` is called
+    regularly, and may raise an exception to stop.
     """
     counts = [list(of_block) for of_block in uniform]
-    known = [
+    free = [
         (number, place, each)
         for number, of_block in enumerate(curvatures)
         for place, each in enumerate(of_block.values())
         if each.known
     ]
-    total = sum(counts[number][place] for number, place, _ in known)
-    scores = [partial(_protected_importance, each) for *_, each in known]
-    for (number, place, _), zeros in zip(known, split_over_model(scores, total), strict=True):
-        counts[number][place] = zeros
+    total = sum(counts[number][place] for number, place, _ in free)
+
+    def score(curvature: Curvature) -> Float[Tensor, "rows cols"]:
+        alive()
+        return curvature.importance()
+
+    while free:
+        zeros = split_over_model([partial(score, each) for *_, each in free], total)
+        below = []
+        for (number, place, each), count in zip(free, zeros, strict=True):
+            limit = int(MOST_SPARSE * each.weights)
+            counts[number][place] = min(count, limit)
+            if count > limit:
+                total -= limit
+            else:
+                below.append((number, place, each))
+        if len(below) == len(free):
+            break
+        free = below
     return counts
-
-
-def _protected_importance(curvature: Curvature) -> Float[Tensor, "rows cols"]:
-    return protected(curvature.importance())
 
 
 def importance(
@@ -121,19 +140,13 @@ def importance(
 ) -> Float[Tensor, "rows cols"]:
     """Return the estimated loss increase if a weight became zero, up to a factor that all weights share.
 
-    `inputs` and `outputs` are moving averages of a step's sums over tokens of the squares of each input, and of each
-    output's gradient, corrected for an expert. [ours] If they are zero, because no token reached an expert, the square
-    of the weight counts.
+    The product of `inputs` and `outputs` is the curvature: the mean over tokens of the squares of each input, and the
+    sum of those of each output's gradient, or both up to a common factor. [ours] If `outputs` is zero, because no token
+    reached an expert, the square of the weight counts.
     """
     if not outputs.any():
         inputs, outputs = torch.ones_like(inputs), torch.ones_like(outputs)
     return zeros_first(weight.to(inputs.dtype).square().mul_(inputs).mul_(outputs[:, None]), weight)
-
-
-def protected(score: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
-    """Return the scores with infinity for the most important weights, so that no linear gets too many zeros."""
-    allowed = smallest_overall(score, int(MOST_SPARSE * score.numel())) | (score < 0)
-    return score.masked_fill(~allowed, torch.inf)
 
 
 def split_over_model(scores: Sequence[Callable[[], Float[Tensor, "rows cols"]]], zeros: int) -> list[int]:

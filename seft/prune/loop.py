@@ -26,6 +26,9 @@ from seft.prune.statistics import Batch, Norms
 from seft.prune.walk import Runs, Walk, Windows
 from seft.report import Phase, Reporter, Unseen, silent
 
+GRADIENTS = 1.5
+"""Work of the gradients of a window, relative to the two passes that a window makes while blocks are pruned."""
+
 
 @torch.no_grad()
 def prune_model(
@@ -52,10 +55,13 @@ def prune_model(
     targets = [block_linears(block) for block in blocks]
     require_divisible(config.pattern, _inputs(targets))
     text = calibration if config.text_users else _token(targets, calibration)
-    allocated = Allocation.UNIFORM if zeros else config.resolved_allocation
-    passes = 1 if allocated is Allocation.UNIFORM else 2
-    walk = Walk(model, torch.device(device) if device else model.device, report, Phase.PRUNING, passes)
-    curvatures = measure(walk, targets, text[: config.curvature_windows]) if allocated is Allocation.CURVATURE else []
+    read = text[: config.curvature_windows]
+    passes = 2 if config.allocation in {Allocation.OWL, Allocation.ALPHAPRUNING} and not zeros else 1
+    gradients = math.ceil(GRADIENTS * len(blocks) * len(read) / max(1, len(text)))
+    walk = Walk(
+        model, torch.device(device) if device else model.device, report, Phase.PRUNING, passes, gradients=gradients
+    )
+    curvatures = measure(walk, targets, read) if len(read) else []
     counts = zeros or _zeros(model, targets, config, walk, text, curvatures=curvatures)
 
     def prune(number: int, runs: Runs) -> None:
@@ -110,7 +116,7 @@ def _zeros(
 ) -> list[dict[str, int]]:
     """Return the number of zeros that each target gets, one mapping per block.
 
-    `curvatures` is the result of `measure` if the allocation is `curvature`.
+    `curvatures` is the result of `measure` for the allocation `curvature`.
     """
     sizes = [[math.prod(target.shape) for target in of_block.values()] for of_block in targets]
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -123,7 +129,7 @@ def _zeros(
     measures: list[float] = []
     match config.resolved_allocation:
         case Allocation.CURVATURE:
-            counts = curvature.allocate(curvatures, counts)
+            counts = curvature.allocate(curvatures, counts, walk.report_progress) if curvatures else counts
         case Allocation.OWL:
             walk(text, lambda number, runs: measures.append(_outlier_ratio(targets[number], runs)))
             counts = allocation.allocate_by_block(sizes, total, owl.block_sparsities(measures, sparsity))

@@ -27,13 +27,17 @@ Runs = Sequence[Callable[[], Hidden]]
 class Walk:
     """Visits all blocks each time it is called, and reports progress.
 
-    `passes` is the number of calls that will be made, of the object itself and of `backward`.
+    `passes` is the number of calls that will be made. `gradients` is the work of `backward`, if that will be called, in
+    units of the visit of a block.
     """
 
-    def __init__(self, model: Any, place: torch.device, report: Reporter, phase: Phase, passes: int = 1) -> None:
+    def __init__(
+        self, model: Any, place: torch.device, report: Reporter, phase: Phase, passes: int = 1, *, gradients: int = 0
+    ) -> None:
         self._model, self._place, self._report, self._phase = model, place, report, phase
         self._blocks = decoder_blocks(model)
-        self._done, self._total = 0, passes * len(self._blocks)
+        self._done, self._gradients = 0, gradients
+        self._total = passes * len(self._blocks) + gradients
 
     def __call__(self, windows: Windows, visit: Callable[[int, Runs], None]) -> None:
         """Call `visit` for each block while it is on the device.
@@ -57,7 +61,7 @@ class Walk:
         """Compute the gradients of the loss on `windows`, as `seft.prune.backward` does, and report progress."""
         before = self._done
         for done, total in backward(self._model, self._place, windows, handlers):
-            self._done = before + done * len(self._blocks) // total
+            self._done = before + done * self._gradients // total
             self.report_progress()
 
     def report_progress(self) -> None:

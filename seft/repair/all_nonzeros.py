@@ -144,4 +144,4 @@ class AllNonzeros(OneByOne):
 
 
 def _protected_importance(linear: NonzeroLinear, batch_tokens: float) -> Tensor:
-    return curvature.protected(linear.importance(batch_tokens))
+    return rise.protected(linear.importance(batch_tokens))

@@ -94,6 +94,7 @@ def _page(
         repository=repository,
         problem=problem,
         commands={each.id: run_commands(job_id, each.files) for each in checkpoints},
+        equally_sparse=layers.equally_sparse(job.spec),
         layers=layers.sparsity_table(services.storage, checkpoints[-1]) if checkpoints else None,
         actions=available_actions(job) if visitor.may_write else [],
         refused=ACTIONS[refused].label if refused in ACTIONS else "",

@@ -16,7 +16,7 @@ from seft.config import Allocation, Compare, Pattern, PruneConfig, PruneMethod
 from seft.errors import PruneError
 from seft.models.products import intercepted_products
 from seft.models.targets import Target, block_linears, decoder_blocks, target_linears
-from seft.prune import curvature
+from seft.prune import backward, curvature
 from seft.prune.curvature import Curvature, measure
 from seft.prune.loop import prune_model
 from seft.prune.mask import Rule
@@ -105,7 +105,7 @@ def test_an_expert_without_tokens_keeps_its_number_of_zeros_and_has_no_factors()
     assert unreached
     assert all(targets[number].expert and found[number].row_factors() is None for number in unreached)
     uniform = [math.prod(target.shape) // 2 for target in targets]
-    counts = curvature.allocate([{str(number): each for number, each in enumerate(found)}], [uniform])[0]
+    counts = curvature.allocate([{str(number): each for number, each in enumerate(found)}], [uniform], lambda: None)[0]
     assert sum(counts) == sum(uniform)
     assert counts != uniform
     assert all(counts[number] == uniform[number] for number in unreached)
@@ -149,6 +149,24 @@ def test_factors_change_nothing_within_rows_and_groups() -> None:
         assert torch.equal(rule.choose(score), weighted.choose(score))
 
 
+def test_given_numbers_of_zeros_keep_the_factors_of_the_rows() -> None:
+    model, again = untrained_tiny(), untrained_tiny()
+    prune_model(model, WINDOWS, CURVATURE)
+    blocks = [block_linears(block) for block in decoder_blocks(model)]
+    zeros = [{name: int((target.weight == 0).sum()) for name, target in block.items()} for block in blocks]
+    prune_model(again, WINDOWS, CURVATURE, zeros=zeros)
+    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("windows", "known"), [(1, False), (6, True)])
+def test_few_tokens_in_an_expert_do_not_decide_its_zeros(windows: int, known: bool) -> None:
+    model = ARCHITECTURES["mixtral"].model()
+    found = curvatures(model, WINDOWS[:windows])
+    targets = target_linears(model).values()
+    assert any(each.known for each, target in zip(found, targets, strict=True) if target.expert) is known
+    assert all(each.known for each, target in zip(found, targets, strict=True) if not target.expert)
+
+
 @pytest.mark.parametrize("method", CORRECTED)
 def test_zeros_of_the_model_stay_and_count(method: PruneMethod) -> None:
     model = untrained_tiny()
@@ -160,11 +178,17 @@ def test_zeros_of_the_model_stay_and_count(method: PruneMethod) -> None:
     assert sum(int(zeros.sum()) for zeros in after) == sum(int(0.6 * zeros.numel()) for zeros in after)
 
 
-def test_a_gradient_that_is_not_finite_is_an_error_with_the_name_of_the_linear() -> None:
+@pytest.mark.parametrize("what", ["inputs", "gradients"])
+def test_what_is_not_finite_is_an_error_with_the_name_of_the_linear(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = untrained_tiny()
-    target_linears(model)["model.layers.1.mlp.gate_proj"].weight[0, 0] = torch.inf
+    if what == "inputs":
+        target_linears(model)["model.layers.1.mlp.gate_proj"].weight[0, 0] = torch.inf
+    else:
+        infinite = backward._last_gradient
+        monkeypatch.setattr(backward, "_last_gradient", lambda *given: infinite(*given) * torch.inf)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(PruneError, match=r"block 0, self_attn\.q_proj: gradients must be finite"):
+    place = r"block 1, mlp\.down_proj: inputs" if what == "inputs" else r"block 3, mlp\.down_proj: gradients"
+    with pytest.raises(PruneError, match=f"{place} must be finite"):
         prune_model(model, WINDOWS, CURVATURE)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
