@@ -175,8 +175,7 @@ def _pruning(model: Dimensions, spec: JobSpec) -> int:
     """Return the bytes that pruning needs in addition to the weights.
 
     These are the hidden states of all calibration sequences. They are in memory twice while a block computes the next
-    ones, or once together with the statistics of a block. Before, curvatures
-    need a backward pass over one sequence at a time.
+    ones, or once together with the statistics of a block. Before, curvatures need a backward pass over one sequence.
     """
     if not spec.prune_config().text_users:
         return max(_mask_selection(matrix) for matrix in _all(model))

@@ -360,8 +360,7 @@ def test_a_retained_dataset_is_recorded_and_the_model_stays_better_on_it(
     assert facts.repair
     assert (facts.repair.retain, facts.teacher) == (Retain.DATASET, facts.base)
     assert (facts.dataset_sha256, facts.retained_sha256) == (sha256(few), sha256(other))
-    card = (tmp_path / "kept" / "README.md").read_text()
-    assert "90% of each batch was a second dataset" in card
+    assert "90% of each batch was a second dataset" in (card := (tmp_path / "kept" / "README.md").read_text())
     assert f"| retained dataset sha256 | {sha256(other)} |" in card
     assert run("repair", pruned, *training, "--out", tmp_path / "forgot") == 0
     kept, forgot = (perplexity(capsys, tmp_path / model, other) for model in ("kept", "forgot"))
