@@ -8,10 +8,12 @@ import pytest
 from sqlalchemy import func, insert, literal, select
 from sqlalchemy.orm import Session, sessionmaker
 
+from api.dashboard.layers import equally_sparse
 from api.dashboard.pages.job import POINTS, RUNS
 from core.jobs import attempts, reports
 from core.jobs.attempts import Attempt
 from core.jobs.reports import CHANGES
+from core.spec_parts import EXAMPLE_DATASET
 from core.tables import JobMetric
 from tests.api.conftest import Json
 from tests.api.dashboard.conftest import ROOT, Browser, visible
@@ -143,3 +145,12 @@ def test_routes_for_programs_refuse_unknown_parameters_and_pages_ignore_them(bro
         response = browser.get(f"{ROOT}/jobs/{job_id}/{path}?unknown=1")
         assert (response.status_code, "There is no query parameter unknown." in response.text) == (422, True)
     browser.show(f"/jobs/{job_id}?unknown=1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, False), ({"allocation": "uniform"}, True), ({"sparsity": 0.5, "pattern": "2:4"}, True), ({"old": 1}, False)],
+)
+def test_only_equally_sparse_layers_have_a_target_of_their_own(changes: Json, expected: bool) -> None:
+    spec = {"model": "a/b", "dataset": EXAMPLE_DATASET, "sparsity": 0.6, **changes}
+    assert equally_sparse(spec) is expected
