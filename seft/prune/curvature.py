@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seft.config import MOST_SPARSE
-from seft.errors import PruneError
+from seft.config import MOST_SPARSE, Allocation
+from seft.errors import ConfigError, PruneError
 from seft.models.products import Handler, Inputs, Outputs, Product
-from seft.models.targets import Target
+from seft.models.targets import SPLIT, Target
 from seft.prune.mask import zeros_first
 from seft.prune.walk import Walk, Windows
 
@@ -76,8 +76,12 @@ class Curvature:
 def measure(walk: Walk, targets: Sequence[Mapping[str, Target]], windows: Windows) -> list[dict[str, Curvature]]:
     """Return the curvature of every target, by block and name, from the gradients of the loss on some windows.
 
-    Raises PruneError with the name of a target if an input or a gradient is not finite.
+    Raises PruneError with the name of a target if an input or a gradient is not finite. Raises ConfigError if the model
+    is split over processes, because the others take no part in a backward pass.
     """
+    if any(target.module in SPLIT for of_block in targets for target in of_block.values()):
+        way_out = "Use uniform, or a model that is not split."
+        raise ConfigError("allocation", "must be uniform if the model is split", str(Allocation.CURVATURE), way_out)
     found = [{name: Curvature(target) for name, target in of_block.items()} for of_block in targets]
     handlers: list[Mapping[Target, Handler]] = [
         {target: found[number][name].handle for name, target in of_block.items()}

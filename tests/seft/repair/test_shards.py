@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from seft.checkpoint.export import round_weights
 from seft.checkpoint.pack import load_pruned, save_pruned
 from seft.config import Allocation, Pattern, PruneConfig, PruneMethod, PruneSchedule, RepairMethod, Variant
+from seft.errors import ConfigError
 from seft.evaluate import perplexity
-from seft.models.targets import target_linears
+from seft.models.targets import SPLIT, target_linears
 from seft.prune.found import find_zeros
 from seft.prune.loop import prune_model
 from seft.repair import Repair
@@ -34,13 +35,13 @@ GRADUAL: dict[str, Any] = {
 }
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "seft-2-4": ({"sparsity": 0.5, "pattern": Pattern(2, 4), "method": PruneMethod.SPARSEGPT}, {}),
-    "seft-published": ({"method": PruneMethod.ADMM}, {"variant": Variant.PUBLISHED}),
+    "seft-published": ({"method": PruneMethod.ADMM, "allocation": Allocation.UNIFORM}, {"variant": Variant.PUBLISHED}),
     "seft-experts": ({"allocation": Allocation.OWL}, {}),
     "fixed-mask-transposed": (
         {"method": PruneMethod.MAGNITUDE},
         {"method": RepairMethod.FIXED_MASK, "norms_and_biases": True},
     ),
-    "all": ({"method": PruneMethod.ALPS}, {"density": "all"}),
+    "all": ({"method": PruneMethod.ALPS, "allocation": Allocation.UNIFORM}, {"density": "all"}),
     "all-recomputed": ({}, {**AT_ONCE, "activation_checkpointing": True}),
     "all-experts": ({}, AT_ONCE),
     "all-gradual": (GRADUAL, AT_ONCE),
@@ -60,6 +61,9 @@ def start(name: str) -> Any:
 def prune(model: Any, config: PruneConfig, folder: Path) -> dict[str, float]:
     """Prune a model, save it, evaluate it, and load it again, as the first process of a job does. Returns scores."""
     scores = {"dense": perplexity(model, TEXT)}
+    if any(target.module in SPLIT for target in target_linears(model).values()):
+        with pytest.raises(ConfigError, match="allocation must be uniform if the model is split"):
+            prune_model(model, TEXT, PruneConfig(0.6, allocation=Allocation.CURVATURE))
     if not config.gradual:
         prune_model(model, TEXT, config)
     round_weights(model)
