@@ -22,13 +22,6 @@ class Count:
     weights: int
     rows: int
 
-    def matches(self, sparsity: float) -> bool:
-        """Return True if the tensor has the requested sparsity.
-
-        Less than one zero may be missing. Training may set a few more to exactly zero, less than one a row.
-        """
-        return -self.rows < sparsity * self.weights - self.zeros < 1
-
 
 def count_zeros(path: Path) -> dict[str, Count]:
     """Count the zeros of every tensor in a safetensors file. The values 0 and -0 of bfloat16 both count as zeros."""
@@ -70,6 +63,11 @@ class CheckpointStats:
         counts = [self.tensors[name] for name in names]
         return sum(count.zeros for count in counts) / sum(count.weights for count in counts)
 
-    def mismatches(self, sparsity: float) -> list[str]:
-        """Return the names of pruned tensors that do not have this sparsity."""
-        return [name for name in self.linears if not self.tensors[name].matches(sparsity)]
+    def has(self, sparsity: float) -> bool:
+        """Return whether the pruned tensors together have the requested sparsity.
+
+        Less than one zero per tensor may be missing. Training may set a few more to exactly zero, less than one a row.
+        """
+        counts = [self.tensors[name] for name in self.linears]
+        missing = sparsity * sum(count.weights for count in counts) - sum(count.zeros for count in counts)
+        return -sum(count.rows for count in counts) < missing < len(counts)
