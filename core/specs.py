@@ -102,7 +102,8 @@ class JobSpec(Spec):
     allocation: Allocation = Field(
         default=Allocation.AUTO,
         description="`uniform`: all pruned layers are equally sparse. Otherwise layers differ, with the same total."
-        " `auto`: `curvature` for `admm` and `alps` if rows may differ in zeros and `sharded` is false, or `uniform`.",
+        " `auto`: `curvature` for `admm` and `alps` if rows may differ in zeros and `sharded` is false,"
+        " else `uniform`.",
     )
     prune: PruneSpec = Field(default_factory=PruneSpec, description="How the model is pruned.")
     repair: RepairSpec = Field(
