@@ -68,7 +68,7 @@ OPTIMIZERS = {
 """Other optimizers for all nonzeros."""
 MOMENTS = "moments in float32"
 ALLOCATED: dict[str, Change] = {
-    "equally sparse linears": {(curvature, "allocate"): lambda _, uniform: uniform},
+    "equally sparse linears": {(curvature, "allocate"): lambda _, uniform, __: uniform},
     "equal rows": {(Curvature, "row_factors"): lambda _: None},
 }
 """Parts of the allocation by curvature that are left out."""

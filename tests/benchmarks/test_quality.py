@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import cells, quality
 from benchmarks.cells import Bench, Cell
-from benchmarks.changes import OPTIMIZERS
+from benchmarks.changes import ALLOCATED, OPTIMIZERS
 from benchmarks.optimizers import Factored, RoundedToNearest, WithMasters
 from benchmarks.plots import plot, plot_recovery
 from benchmarks.quality import Results, rounds
@@ -43,6 +43,13 @@ def test_the_same_experiment_gives_the_same_figures(bench: Bench) -> None:
     assert first["curve"][-1]["step"] == TRAINING.steps
     for name in cells.JUDGED:
         assert first[name] == second[name]
+
+
+def test_each_part_of_the_allocation_by_curvature_can_be_left_out(bench: Bench) -> None:
+    prune = PruneConfig(0.5, PruneMethod.ADMM, samples=4, tokens=16)
+    figures = {change: bench.run(Cell(prune, change=change), change) for change in ("", *ALLOCATED)}
+    assert all(each["zeros"] == pytest.approx(0.5, abs=1e-3) for each in figures.values())
+    assert len({each["wikitext2"] for each in figures.values()}) == 3
 
 
 @pytest.mark.parametrize("change", ["", *OPTIMIZERS])
