@@ -29,14 +29,10 @@ SMALLEST_ROW = 1e-2
 
 
 class Curvature:
-    """Sums over tokens of the squares of a linear's inputs and of the gradients of its outputs, in float32.
-
-    `weights` is the number of weights of the linear.
-    """
+    """Sums over tokens of the squares of a linear's inputs and of the gradients of its outputs, in float32."""
 
     def __init__(self, target: Target) -> None:
         rows, cols = target.shape
-        self.weights = rows * cols
         device = target.parameter.device
         self._target, self._tokens = target, 0
         self.inputs, self.outputs = torch.zeros(cols, device=device), torch.zeros(rows, device=device)
@@ -104,11 +100,12 @@ def _require_finite(place: str, what: str, sums: Tensor) -> None:
 def allocate(
     curvatures: Sequence[Mapping[str, Curvature]], uniform: Sequence[Sequence[int]], alive: Callable[[], None]
 ) -> list[list[int]]:
-    """Return the number of zeros of each target: as many as it has of the least important weights of the model.
+    """Return the number of zeros of each target.
 
-    `uniform` has the numbers by which all targets are equally sparse. The total is the same. A target whose importance
-    is not known keeps its number [ours]. No target gets more zeros than the fraction `MOST_SPARSE`. `alive` is called
-    regularly, and may raise an exception to stop.
+    The least important weights of the whole model are chosen, and each target gets a zero for each of its chosen
+    weights. `uniform` has the numbers by which all targets are equally sparse. The total is the same. A target whose
+    importance is not known keeps its number [ours]. No target gets more zeros than the fraction `MOST_SPARSE`. `alive`
+    is called regularly, and may raise an exception to stop.
     """
     counts = [list(of_block) for of_block in uniform]
     free = [
@@ -123,19 +120,9 @@ def allocate(
         alive()
         return curvature.importance()
 
-    while free:
-        zeros = split_over_model([partial(score, each) for *_, each in free], total)
-        below = []
-        for (number, place, each), count in zip(free, zeros, strict=True):
-            limit = int(MOST_SPARSE * each.weights)
-            counts[number][place] = min(count, limit)
-            if count > limit:
-                total -= limit
-            else:
-                below.append((number, place, each))
-        if len(below) == len(free):
-            break
-        free = below
+    zeros = split_below_limit([partial(score, each) for *_, each in free], total)
+    for (number, place, _), count in zip(free, zeros, strict=True):
+        counts[number][place] = count
     return counts
 
 
@@ -151,6 +138,28 @@ def importance(
     if not outputs.any():
         inputs, outputs = torch.ones_like(inputs), torch.ones_like(outputs)
     return zeros_first(weight.to(inputs.dtype).square().mul_(inputs).mul_(outputs[:, None]), weight)
+
+
+def split_below_limit(scores: Sequence[Callable[[], Float[Tensor, "rows cols"]]], zeros: int) -> list[int]:
+    """Return the same as `split_over_model`, except that no matrix gets more zeros than the fraction `MOST_SPARSE`.
+
+    A matrix that has more zeros keeps them. The zeros above the limit go to the other matrices.
+    """
+    limits = [_limit(score()) for score in scores]
+    free = list(range(len(scores)))
+    while free:
+        found = dict(zip(free, split_over_model([scores[place] for place in free], zeros), strict=True))
+        full = [place for place, count in found.items() if count > limits[place]]
+        if not full:
+            return [found.get(place, limit) for place, limit in enumerate(limits)]
+        zeros -= sum(limits[place] for place in full)
+        free = [place for place in free if place not in full]
+    return limits
+
+
+def _limit(score: Float[Tensor, "rows cols"]) -> int:
+    """Return the largest number of zeros of a matrix. Present zeros have a negative score, and stay."""
+    return max(int(MOST_SPARSE * score.numel()), int((score < 0).sum()))
 
 
 def split_over_model(scores: Sequence[Callable[[], Float[Tensor, "rows cols"]]], zeros: int) -> list[int]:

@@ -129,7 +129,7 @@ def _zeros(
     measures: list[float] = []
     match config.resolved_allocation:
         case Allocation.CURVATURE:
-            counts = curvature.allocate(curvatures, counts, walk.report_progress) if curvatures else counts
+            counts = curvature.allocate(curvatures, counts, walk.report_progress)
         case Allocation.OWL:
             walk(text, lambda number, runs: measures.append(_outlier_ratio(targets[number], runs)))
             counts = allocation.allocate_by_block(sizes, total, owl.block_sparsities(measures, sparsity))

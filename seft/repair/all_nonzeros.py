@@ -137,11 +137,7 @@ class AllNonzeros(OneByOne):
             others = sum(zeros) - sum(zeros[number] for number in known)
             total = rise.zeros_at(sum(starts), sum(ends), progress) - others
             tokens = self._batch_tokens()
-            scores = [partial(_protected_importance, linears[number], tokens) for number in known]
-            for number, count in zip(known, curvature.split_over_model(scores, total), strict=True):
+            scores = [partial(linears[number].importance, tokens) for number in known]
+            for number, count in zip(known, curvature.split_below_limit(scores, total), strict=True):
                 zeros[number] = count
         return zeros
-
-
-def _protected_importance(linear: NonzeroLinear, batch_tokens: float) -> Tensor:
-    return rise.protected(linear.importance(batch_tokens))

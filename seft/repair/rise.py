@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from seft.config import MOST_SPARSE, UNSTRUCTURED, Compare, Pattern, PruneConfig
+from seft.config import UNSTRUCTURED, Compare, Pattern, PruneConfig
 from seft.prune.mask import Rule, cubic_rise, smallest_in_groups, smallest_overall
 
 
@@ -44,12 +44,6 @@ def choose(
         allowed = smallest_in_groups(score, pattern) | (score < 0)
         return smallest_overall(score.masked_fill(~allowed, torch.inf), min(zeros, int(allowed.sum())))
     return Rule(zeros, compare).choose(score)
-
-
-def protected(score: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
-    """Return the scores with infinity for the most important weights, so that no linear gets too many zeros."""
-    allowed = smallest_overall(score, int(MOST_SPARSE * score.numel())) | (score < 0)
-    return score.masked_fill(~allowed, torch.inf)
 
 
 def least_important(
