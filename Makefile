@@ -70,7 +70,7 @@ bundle: ## save images, files and models for an offline machine to seft-bundle.t
 load: ## load such a file, after checking its checksums
 	@deploy/bundle.sh load $(or $(FILE),seft-bundle.tar)
 
-check: lint leaks types imports test ## run everything that must pass before a change is merged
+check: lint leaks types imports test ## run what CI runs, and look for keys and tokens in tracked files
 
 format: $(READY) ## format code and documents
 	@$(BIN)/ruff format --quiet .

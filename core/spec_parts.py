@@ -55,7 +55,8 @@ class PruneSpec(Spec):
 
     method: PruneMethod = Field(
         default=DEFAULT_PRUNER,
-        description="How the importance of a weight is scored. The least important weights become zero.",
+        description="Method of pruning. It chooses which weights become zero. `sparsegpt`, `alps` and `admm` also"
+        " correct the remaining weights.",
     )
     compare: Compare = Field(
         default=Compare.AUTO,
@@ -153,7 +154,8 @@ class RepairSpec(Spec):
         default=0.2,
         ge=0.0,
         le=1.0,
-        description="Fraction of the trained weights that the first topology update exchanges.",
+        description="Fraction of the trained weights that a topology update exchanges. It falls from this value to 0 at"
+        " the last step. The first update exchanges all of them.",
     )
     drop_decay: DropDecay = Field(
         default=DropDecay.LINEAR, description="How `drop_rate` decreases to 0 at the last step."

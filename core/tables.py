@@ -1,4 +1,7 @@
-"""The tables of the database. The database sets times, `core.ids` makes ids. A test compares the migrations."""
+"""The tables of the database. The database sets times, `core.ids` makes ids.
+
+A test checks that the migrations create these tables.
+"""
 
 from datetime import datetime
 from typing import NamedTuple

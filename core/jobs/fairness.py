@@ -1,8 +1,8 @@
 """The order of the queue, and the limits per tenant and per API key.
 
-Fairness between tenants comes first: the tenant with the fewest running jobs per weight is served, and among equal ones
-the tenant whose turn it is (`core.turns`). Priority and age order the jobs of one tenant. This module also says why a
-job does not run.
+Fairness between tenants comes first: the tenant with the fewest running jobs per weight is served. Ties are resolved by
+the turn of each tenant (`core.turns`). Priority and age order the jobs of one tenant. This module also says why a job
+does not run.
 """
 
 from collections.abc import Mapping, Sequence

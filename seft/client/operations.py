@@ -196,7 +196,7 @@ class Operations(Administration):
 
     @operation
     def pause(self, job_id: str) -> Steps[Job]:
-        """Pause a job. A running job first saves its state, and is `pausing` until then. Idempotent."""
+        """Pause a job. A running job first saves its state, and its field `pausing` is true until then. Idempotent."""
         return (yield from self._act(job_id, "pause"))
 
     @operation

@@ -13,7 +13,7 @@ from seft.errors import ConfigError
 
 
 class PruneMethod(StrEnum):
-    """Pruning method: how the importance of a weight is computed."""
+    """Pruning method: it chooses which weights become zero, and may correct the others."""
 
     MAGNITUDE = "magnitude"
     WANDA = "wanda"
@@ -102,7 +102,10 @@ class PruneConfig:
         float,
         Doc("Fraction of weights set to zero. May be left out with an N:M pattern. 0 keeps the zeros of the model."),
     ]
-    method: Annotated[PruneMethod, Doc("Criterion that ranks the weights by importance.")] = DEFAULT_PRUNER
+    method: Annotated[
+        PruneMethod,
+        Doc("Method that chooses the weights that become zero. sparsegpt, alps and admm also correct the others."),
+    ] = DEFAULT_PRUNER
     pattern: Annotated[Pattern, Doc("unstructured, or N:M, for example 2:4: at most N nonzeros in every M inputs.")] = (
         UNSTRUCTURED
     )

@@ -141,7 +141,9 @@ class RepairConfig:
     schedule: Annotated[RateSchedule, Doc("Learning rate schedule after the warm-up.")] = RateSchedule.LINEAR
     warmup_steps: Annotated[int, Doc("Steps in which the learning rate rises to its peak.")] = 0
     update_interval: Annotated[int, Doc("Steps between two updates of the active set.")] = 60
-    drop_rate: Annotated[float, Doc("Largest fraction of the active set that one update replaces.")] = 0.2
+    drop_rate: Annotated[
+        float, Doc("Fraction of the active set that an update replaces. The first update replaces all of it.")
+    ] = 0.2
     drop_decay: Annotated[DropDecay, Doc("How the drop rate falls to zero at the last step.")] = DropDecay.LINEAR
     settle: Annotated[
         float, Doc("Fraction of the steps, at the end, without updates of the active set and without swaps.")
@@ -184,7 +186,7 @@ class RepairConfig:
     ] = Retain.NONE
     retain_share: Annotated[float, Doc("Fraction of each batch that is retained text, unless retain is none.")] = 0.5
     retain_tokens: Annotated[
-        int, Doc("Number of tokens of retained text, at most. Each token is used several times.")
+        int, Doc("Largest number of tokens of retained text. If training reads more, it reads the text again.")
     ] = 65536
     evaluate_interval: Annotated[
         int, Doc("Steps between evaluations on held-out text. Training returns the best state. 0 is off.")

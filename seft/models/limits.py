@@ -1,7 +1,7 @@
 """Limits on the files of a model. A server reads files of strangers, so each limit holds before memory is used.
 
 A file above a limit is rejected as malformed. A model of about 45,000 tensors or more, or of 37,000 in one file, is
-refused. Such is a mixture with hundreds of experts in each block that stores every expert as a tensor.
+refused. An example is a mixture with hundreds of experts in each block that stores each expert as a tensor.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Loads the compiled kernels and chooses their level of instructions.
 
 The extension is a plain shared library with C functions (`kernels.cpp`), built when the package is installed if a C++
-compiler is there. ctypes calls it, which releases the lock of the interpreter. Without it, torch computes the same: it
-multiplies with expanded matrices, and samples products and computes Gram matrices more slowly.
+compiler is there. ctypes calls it and releases the GIL. Without it, torch computes the same: it multiplies with
+expanded matrices, and samples products and computes Gram matrices more slowly.
 """
 
 import ctypes

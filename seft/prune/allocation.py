@@ -1,9 +1,10 @@
 """Decides how many zeros each target (a linear layer that is pruned) gets.
 
 Sparsity is the same everywhere, or higher in blocks that tolerate it better. The total number of zeros is the same for
-every allocation. As in the papers of OWL and AlphaPruning, sparsity is set per block; all targets of a block have the
-same. The counts are whole numbers: the proportions are scaled to the total of the uniform allocation, and the last few
-zeros go to the targets whose counts were rounded down most.
+every allocation. As in their papers, `owl` and `alphapruning` set the sparsity per block; all targets of a block have
+the same. `curvature` (`seft.prune.curvature`) sets it per target. The counts are whole numbers: the proportions are
+scaled to the total of the uniform allocation, and the last few zeros go to the targets whose counts were rounded down
+most.
 """
 
 from collections.abc import Sequence

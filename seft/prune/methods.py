@@ -1,4 +1,4 @@
-"""The pruning methods by name, and a function that creates a pruner. A new method needs one file and one line here."""
+"""The pruning methods by name, and a function that creates a pruner."""
 
 from jaxtyping import Float
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The repair methods by name. A new method needs one file and one line here."""
+"""The repair methods by name."""
 
 from seft.config import RepairMethod
 from seft.repair.all_nonzeros import AllNonzeros

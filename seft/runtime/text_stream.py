@@ -1,4 +1,4 @@
-"""Decodes tokens one after the other into the text that all of them have together."""
+"""Decodes tokens one after the other. The pieces together are the text of all tokens decoded at once."""
 
 import re
 from typing import Any

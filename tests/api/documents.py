@@ -219,7 +219,10 @@ def _commands(command: Any, name: str) -> Iterator[tuple[str, str]]:
     inner = getattr(command, "commands", {})
     if not inner:
         words = " ".join(
-            param.metavar or param.name.upper() for param in command.params if param.param_type_name == "argument"
+            word if param.required else f"[{word}]"
+            for param in command.params
+            if param.param_type_name == "argument"
+            for word in (param.metavar or param.name.upper(),)
         )
         yield f"`{f'{name} {words}'.strip()}`", command.help.splitlines()[0]
     for each in inner.values():
