@@ -22,13 +22,13 @@ RUN --mount=type=cache,target=/root/.cache/pip touch README.md && python -m venv
     && pip install --no-deps --no-build-isolation .
 
 FROM service AS cuda
-RUN --mount=type=cache,target=/root/.cache/pip deploy/install.sh /opt/venv --extra service --extra telemetry --extra tasks
+RUN --mount=type=cache,target=/root/.cache/pip deploy/install.sh /opt/venv --extra service --extra telemetry --extra torch
 
 # PIP_EXTRA_INDEX_URL is the address of PyTorch's index of CPU builds. Without it the CUDA build is installed, which
 # also runs on CPUs and is several gigabytes larger.
 FROM service AS cpu
 ARG PIP_EXTRA_INDEX_URL
-RUN --mount=type=cache,target=/root/.cache/pip deploy/install.sh /opt/venv --extra service --extra telemetry --extra tasks
+RUN --mount=type=cache,target=/root/.cache/pip deploy/install.sh /opt/venv --extra service --extra telemetry --extra torch
 
 FROM base AS api
 COPY --from=service /opt/venv /opt/venv

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,17 @@ def test_only_published_services_and_those_with_connections_to_other_machines_ar
             assert open_networks & set(service["networks"]), f"Docker publishes no port of {name}"
     for name in ("postgres", "valkey", "prometheus"):
         assert not open_networks & set(SERVICES[name]["networks"])
+
+
+def test_the_api_takes_the_address_of_a_client_only_from_the_proxy() -> None:
+    def by_default(text: str) -> str:
+        return re.sub(r"\${SEFT_EDGE:-([\d.]+)}", r"\1", text)
+
+    proxy = SERVICES["proxy"]["networks"]["edge"]["ipv4_address"]
+    assert SERVICES["api"]["environment"]["FORWARDED_ALLOW_IPS"] == proxy
+    (addresses,) = COMPOSE["networks"]["edge"]["ipam"]["config"]
+    assert ip_address(by_default(proxy)) in ip_network(by_default(addresses["subnet"]))
+    assert ip_address(by_default(proxy)) not in ip_network(by_default(addresses["ip_range"])), "Docker may choose it"
 
 
 @pytest.mark.parametrize("name", SERVICES)
