@@ -1,17 +1,22 @@
-"""The connection of a request: the network that it comes from, and work that ends when the client leaves."""
+"""The connection of a request: the network that it comes from, its form, and work that ends when the client leaves."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TypeVar
 
 import anyio
 from anyio import CancelScope
 from fastapi import Request
+from starlette.datastructures import FormData
 from starlette.requests import ClientDisconnect
 
 from api.limits import LimitError
+from core.errors import Code, Flaw, ProblemError
 
 Result = TypeVar("Result")
+UNKNOWN = "unknown"
+"""The network of all clients whose address is no IP address."""
 
 
 def network_of(request: Request) -> str:
@@ -23,10 +28,23 @@ def network_of(request: Request) -> str:
     try:
         address = ip_address(host)
     except ValueError:
-        return host
+        return UNKNOWN
     if isinstance(address, IPv6Address):
         return str(address.ipv4_mapped or ip_network((address, 64), strict=False))
     return host
+
+
+@asynccontextmanager
+async def read_form(request: Request, *, max_fields: int) -> AsyncIterator[FormData]:
+    """Read a form with at most one file. Raises INVALID_REQUEST if the charset of its header does not exist."""
+    async with AsyncExitStack() as stack:
+        try:
+            form = await stack.enter_async_context(request.form(max_files=1, max_fields=max_fields))
+        except UnicodeError:  # starlette handles only a name that it can look up
+            header = request.headers["content-type"]
+            flaw = Flaw("Content-Type", "must have no charset but utf-8", header[:80], "Leave the charset out.")
+            raise ProblemError(Code.INVALID_REQUEST, "The charset of the form is unknown.", (flaw,)) from None
+        yield form
 
 
 async def while_connected(request: Request, work: Callable[[], Awaitable[Result]]) -> Result:

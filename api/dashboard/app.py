@@ -3,6 +3,7 @@
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -18,6 +19,7 @@ from api.deps import Services
 from api.errors import RETRY_AFTER, SERVERS_DOWN, TABLE, abandoned
 from api.limits import LimitError
 from core.errors import Code, ProblemError
+from core.request_fields import broken_rule
 
 POLICY = "; ".join(
     (
@@ -52,6 +54,7 @@ def make_dashboard(services: Services) -> ASGIApp:
     app.add_exception_handler(SignInNeededError, _redirect_to_sign_in)
     app.add_exception_handler(ProblemError, _problem_page)
     app.add_exception_handler(HTTPException, _framework_error_page)
+    app.add_exception_handler(RequestValidationError, _invalid_request_page)
     app.add_exception_handler(ClientDisconnect, abandoned)
     app.add_exception_handler(Exception, _internal_error_page)
     for error in SERVERS_DOWN:
@@ -123,6 +126,12 @@ async def _framework_error_page(request: Request, error: Exception) -> Response:
     code = FRAMEWORK_CODES.get(error.status_code, Code.INVALID_REQUEST)
     detail = "This page does not exist." if code is Code.NOT_FOUND else str(error.detail)
     return _error_page(request, code, detail)
+
+
+async def _invalid_request_page(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    detail = "; ".join(f"{entry['loc'][-1]}: {broken_rule(entry)}" for entry in error.errors())
+    return _error_page(request, Code.INVALID_REQUEST, detail)
 
 
 async def _internal_error_page(request: Request, _: Exception) -> Response:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Form, Request, Response
 from api.connections import network_of
 from api.dashboard.render import ROOT, go, page
 from api.dashboard.visitors import COOKIE, SubmittedByAnyScope, require_same_origin
-from api.deps import CurrentServices
+from api.deps import CurrentServices, make_caller
 from core.access import sign_ins
 
 router = APIRouter()
@@ -24,13 +24,18 @@ def show_form(request: Request, back: str = "") -> Response:
 def sign_in(
     request: Request, services: CurrentServices, key: Annotated[str, Form()] = "", back: Annotated[str, Form()] = ""
 ) -> Response:
-    """Start a session for this browser. If the browser already has a session, that session is ended first."""
+    """Start a session for this browser. If the browser already has a session, that session is ended first.
+
+    Raises RATE_LIMITED if the key has made too many requests, or the network has sent too many unknown keys.
+    """
     network, secret = network_of(request), key.strip()
     services.unknown_callers.require_below_limit(network, secret)
     with services.sessions.begin() as session:
         visit = sign_ins.begin(session, secret)
-        if visit and (old_token := request.cookies.get(COOKIE)):
-            sign_ins.end(session, old_token)
+        if visit:
+            make_caller(request, services, visit.key)  # counts against the key's rate limit
+            if old_token := request.cookies.get(COOKIE):
+                sign_ins.end(session, old_token)
     services.unknown_callers.record(network, secret, valid=visit is not None)
     if visit is None:
         return page(request, None, "sign_in.html", status=422, back=back, rejected=True)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 from starlette.datastructures import FormData
 
-from api.connections import network_of
+from api.connections import network_of, read_form
 from api.deps import READ_METHODS, CurrentServices, make_caller, require_scope, scope_for
 from core.access import sign_ins
 from core.access.audit import Caller
@@ -142,7 +142,7 @@ async def submitted_upload(request: Request, services: CurrentServices, visitor:
 
 @asynccontextmanager
 async def _form(request: Request, visitor: Visitor) -> AsyncIterator[FormData]:
-    async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
+    async with read_form(request, max_fields=MAX_FIELDS) as form:
         if form.get("csrf") != visitor.csrf:
             raise ProblemError(
                 Code.FORBIDDEN, "This form belongs to another sign-in. Reload the page and send the form again."

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.datastructures import UploadFile
 
-from api.connections import while_connected
+from api.connections import read_form, while_connected
 from api.deps import Auth, CurrentServices, Limit, RequireContentType, Services
 from api.errors import BODY, responses
 from api.schemas.datasets import DatasetPage, DatasetView, PreviewView
@@ -79,7 +79,7 @@ async def create_dataset(
 
 async def _receive(services: Services, caller: Caller, request: Request, skip_percentage: float) -> DatasetView:
     """Read the form of an upload and store its file."""
-    async with request.form(max_files=1, max_fields=1) as form:
+    async with read_form(request, max_fields=1) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             flaw = Flaw("file", "must be a part of the form", "missing", "Send the file as the form's part `file`.")

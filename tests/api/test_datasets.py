@@ -133,6 +133,17 @@ def test_a_form_without_the_file_is_refused(client: TestClient) -> None:
     problem(client.post("/datasets", content=b"--b\r\nnonsense", headers=torn), 422, "invalid_request")
 
 
+PART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\na\r\n--x--\r\n'
+"""A form with one file."""
+
+
+def test_a_form_with_an_unknown_charset_is_refused(client: TestClient) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=x; charset=undefined"}
+    response = client.post("/datasets", content=PART, headers=headers)
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["param"] == "Content-Type"
+
+
 def test_uploads_leave_threads_to_other_requests_and_turns_to_other_tenants(
     app: FastAPI, client: TestClient, new_client: NewClient
 ) -> None:

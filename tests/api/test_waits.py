@@ -176,7 +176,8 @@ def test_a_key_that_was_revoked_is_limited_like_an_unknown_key(monkeypatch: pyte
         ("2001:db8:1:2:aaaa::1", "2001:db8:1:2::/64"),
         ("2001:db8:1:2:bbbb::9", "2001:db8:1:2::/64"),
         ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("testclient", "testclient"),
+        ("testclient", "unknown"),
+        ("x" * 60_000, "unknown"),
     ],
 )
 def test_an_ipv6_network_counts_as_one_address(host: str, network: str) -> None:

@@ -113,6 +113,17 @@ def test_an_error_of_a_sent_form_stays_until_its_field_changes_and_a_closed_part
     expect(windows).to_have_attribute("aria-invalid", "true")
 
 
+def test_an_upload_that_is_refused_shows_why(user: User, tmp_path: Path) -> None:
+    page = user.go("/datasets")
+    (tmp_path / "texts.jsonl").write_bytes(hollow.TEXTS)
+    page.set_input_files("#file", tmp_path / "texts.jsonl")
+    page.locator('form[hx-post] [name="csrf"]').evaluate("input => { input.value = 'x' }")
+    page.get_by_role("button", name="Upload").click()
+    expect(page.locator("#main")).to_contain_text("This form belongs to another sign-in.")
+    expect(page.get_by_text("Connection lost")).to_be_hidden()
+    user.console_errors.clear()  # the refused request
+
+
 def test_the_time_that_is_left_is_on_the_pages_of_a_running_job(user: User) -> None:
     page, site = user.page, user.site
     job_id = site.add_job(suffix="timed")

@@ -74,8 +74,10 @@
   document.addEventListener("htmx:timeout", () => setConnectionLost(true));
   document.addEventListener("htmx:responseError", (event) => setConnectionLost(event.detail.xhr.status >= 500));
   document.addEventListener("htmx:beforeSwap", (event) => {
-    const { xhr, elt } = event.detail;
+    const { xhr, elt, requestConfig } = event.detail;
     if (xhr.status < 400) setConnectionLost(false);
+    // An error page replaces the form.
+    else if (requestConfig.elt.matches("form[hx-post]")) Object.assign(event.detail, { shouldSwap: true, isError: false });
     if (!elt.hasAttribute("data-poll")) return;
     const etag = xhr.getResponseHeader("ETag");
     const same = etag && etags.get(elt) === etag;
@@ -102,7 +104,7 @@
     try {
       await navigator.clipboard.writeText(source.textContent);
     } catch {
-      // Without HTTPS the clipboard API is missing. Select the text and use the old command.
+      // Without HTTPS, browsers have no clipboard API.
       getSelection().selectAllChildren(source);
       document.execCommand("copy");
     }
@@ -141,7 +143,7 @@
     if (event.persisted) for (const button of document.querySelectorAll("[data-once] button")) button.disabled = false;
   });
 
-  // On a small screen the navigation is a menu; on a large screen it is always open.
+  // On a small screen the navigation is a menu. Else it is open.
   const narrow = matchMedia("(max-width: 860px)");
   const toggleNavigation = () => { for (const menu of document.querySelectorAll("[data-nav-menu]")) menu.open = !narrow.matches; };
   narrow.addEventListener("change", toggleNavigation);

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Administrator, Submitted, Visitor
 from api.deps import CurrentServices, Services
+from api.errors import TABLE
 from api.flaws import flaws_of_model
 from api.schemas.keys import AuditView, KeyRequest, KeyView, TenantScope
 from api.usecases import keys as usecases
@@ -21,9 +22,9 @@ router = APIRouter(prefix="/keys")
 
 
 @router.get("")
-def list_keys(request: Request, services: CurrentServices, visitor: Administrator) -> Response:
-    """Show the keys and the audit log."""
-    return _page(request, services, visitor)
+def list_keys(request: Request, services: CurrentServices, visitor: Administrator, after: str = "") -> Response:
+    """Show the keys, newest first, and the audit log. `after` is the id of a key; the page starts after it."""
+    return _page(request, services, visitor, after=after)
 
 
 @router.post("")
@@ -48,15 +49,22 @@ def revoke_key(
     try:
         usecases.revoke(services, visitor.caller, key_id)
     except ProblemError as error:
-        return _page(request, services, visitor, problem=error.message, status=409)
+        return _page(request, services, visitor, problem=error.message, status=int(TABLE[error.code][0]))
     return go("/keys")
 
 
 def _page(
-    request: Request, services: Services, visitor: Visitor, *, secret: str = "", problem: str = "", status: int = 200
+    request: Request,
+    services: Services,
+    visitor: Visitor,
+    *,
+    after: str = "",
+    secret: str = "",
+    problem: str = "",
+    status: int = 200,
 ) -> Response:
     with services.sessions.begin() as session:
-        rows, _ = keys.page(session, visitor.caller.tenant, after=None, limit=LIMIT)
+        rows, more = keys.page(session, visitor.caller.tenant, after=after or None, limit=LIMIT)
         changes, _ = audit.page(session, visitor.caller.tenant, before=None, limit=AUDIT_LIMIT)
     return page(
         request,
@@ -64,6 +72,7 @@ def _page(
         "keys.html",
         status=status,
         keys=[KeyView.of(row) for row in rows],
+        more=more,
         changes=[AuditView.of(row) for row in changes],
         scopes=get_args(TenantScope),
         secret=secret,

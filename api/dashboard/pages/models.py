@@ -8,6 +8,7 @@ from api.dashboard import formatting
 from api.dashboard.render import page
 from api.dashboard.visitors import Signed
 from api.deps import CurrentServices, Services
+from api.errors import TABLE
 from api.schemas.jobs import JobView
 from api.usecases import models as usecases
 from core.errors import ProblemError
@@ -33,22 +34,24 @@ def list_models(
 ) -> Response:
     """Show the list of models. If `model` is given, also show the details of that model."""
     query = {"model": model.strip(), "revision": revision.strip()}
-    found, flaws = None, {}
+    found, flaws, problem, status = None, {}, "", 200
     if query["model"]:
         try:
             found = usecases.get(services, visitor.caller, query["model"], query["revision"] or None)
         except ProblemError as error:
-            flaws = {flaw.param: flaw for flaw in error.flaws}
+            flaws = {flaw.param: flaw for flaw in error.flaws if flaw.param in query}
+            problem, status = ("", 422) if flaws else (error.message, int(TABLE[error.code][0]))
     listed = usecases.page(services, visitor.caller, after=after or None, limit=LIMIT)
     shown = [each.id for each in (*listed.data, *([found] if found else []))]
     return page(
         request,
         visitor,
         "models.html",
-        status=422 if flaws else 200,
+        status=status,
         query=query,
         found=found,
         flaws=flaws,
+        problem=problem,
         models=listed.data,
         skipped=listed.skipped,
         next=listed.next,

@@ -12,6 +12,7 @@ from api.dashboard.formatting import count
 from core import workers
 from core.access.keys import Scope
 from core.capability import CPU, Capability
+from core.errors import Code, ProblemError
 from tests.api.conftest import Json
 from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser, visible
 from tests.api.dashboard.test_new_job import fields_of
@@ -106,6 +107,16 @@ def test_error_is_shown_at_its_field(browser: Browser, root: Path, query: str, f
     assert expected in visible(error[1])
     assert re.search(rf'<input id="{field}"[^>]* aria-invalid="true" aria-describedby="{field}-error"', response.text)
     assert len(rows_of(response.text)) == 1
+
+
+def test_error_that_belongs_to_no_field_is_shown(browser: Browser, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ProblemError(Code.UNAVAILABLE, "The disk of the models does not answer.")
+
+    monkeypatch.setattr("api.usecases.models.get", fail)
+    response = browser.get(f"{ROOT}/models?model=tiny")
+    assert response.status_code == 503
+    assert "The disk of the models does not answer." in visible(response.text)
 
 
 def test_model_fields_suggest_available_models(browser: Browser, root: Path, result: str, dataset: str) -> None:

@@ -22,6 +22,7 @@ from core.jobs.attempts import Attempt, Fault
 from core.tables import Worker
 from tests.api.conftest import Json, NewClient
 from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser, visible
+from tests.api.test_datasets import PART
 from tests.core.conftest import GPU
 from tests.hollow import TEXTS
 
@@ -340,6 +341,36 @@ def test_key_is_shown_once_and_recorded_in_the_audit_log(browser: Browser, app: 
     assert browser.submit(f"/keys/{key_path[1]}/revoke").status_code == 303
     assert TestClient(app).get("/jobs", headers={"Authorization": f"Bearer {secret[0]}"}).status_code == 401
     assert browser.submit("/keys", {"name": "", "scope": "read"}).status_code == 422
+
+
+def test_every_key_can_be_reached_and_revoked(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.dashboard.pages.keys.LIMIT", 2)
+    for name in ("first", "second", "third"):
+        browser.submit("/keys", {"name": name, "scope": "read"})
+    names, path = list[str](), "/keys"
+    while path:
+        page = browser.show(path)
+        names += re.findall(r'<b class="clip">([^<]+)</b>', page)
+        older = re.search(r'href="/dashboard(/keys\?after=[^"]+)"', page)
+        path = older[1] if older else ""
+    assert names[:3] == ["third", "second", "first"]
+    assert set(names[3:]) == {"a browser", "test"}
+    response = browser.submit("/keys/key_1/revoke")
+    assert response.status_code == 404
+
+
+def test_request_with_an_invalid_parameter_is_answered_with_an_error_page(browser: Browser) -> None:
+    response = browser.get(f"{ROOT}/jobs/new?cpu=maybe")
+    assert response.status_code == 422
+    assert response.headers["content-type"].startswith("text/html")
+    assert "cpu: " in visible(response.text)
+
+
+def test_form_with_an_unknown_charset_is_rejected(browser: Browser) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=x; charset=undefined"}
+    response = browser.post(f"{ROOT}/datasets", content=PART, headers=headers)
+    assert response.status_code == 422
+    assert "charset" in visible(response.text)
 
 
 def test_invalid_dataset_is_rejected_with_an_error_per_line(browser: Browser, csrf: Callable[[], str]) -> None:

@@ -202,3 +202,19 @@ def test_browser_requests_count_toward_the_rate_limit_of_the_key(
     response = browser.get("/dashboard/")
     assert response.status_code == 429
     assert int(response.headers["retry-after"]) > 60
+
+
+def test_sign_ins_count_toward_the_rate_limit_of_the_key(
+    browser: Browser, secret: Callable[..., str], settings: Settings, sessions: Sessions
+) -> None:
+    key = secret()
+    with sessions.begin() as session:
+        (newest,) = session.scalars(select(ApiKey.id).order_by(ApiKey.id.desc()).limit(1))
+        before = session.scalar(select(func.count()).select_from(SignIn))
+    slow = Limiter(settings.model_copy(update={"rate_limit": 0.01}))
+    slow.take(newest)
+    slow.close()
+    response = browser.post("/dashboard/sign-in", data={"key": key})
+    assert response.status_code == 429
+    with sessions.begin() as session:
+        assert session.scalar(select(func.count()).select_from(SignIn)) == before
