@@ -6,6 +6,7 @@ accuracies: by the log-probability of a choice, and by its log-probability per b
 choices.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,13 +59,13 @@ class Accuracy:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Return the questions of a JSONL file.
+    """Return the questions of a JSONL file. A byte order mark at its start is ignored.
 
     Raises RecordError if a line is not a valid question, FileError if the questions are not one per line, and DataError
     if the file has no question.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_bytes().removeprefix(BOM_UTF8).splitlines()
     except OSError as error:
         raise DataError(
             f"the file of questions must be readable; {path} is not: {error.strerror}. Check the path."

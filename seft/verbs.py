@@ -4,6 +4,7 @@ They read the files, check the arguments before any weight is loaded, and run `s
 command line in `seft.cli` does.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from seft.data.packing import Packed, pack
 from seft.data.text import encode, evaluation_windows, named
 from seft.devices import choose_device, choose_dtype
 from seft.distill import require_same_shape
-from seft.errors import ConfigError, SourceError
+from seft.errors import ConfigError, EvaluateError, SourceError
 from seft.evaluate import perplexity
 from seft.fit import require_fit, require_teacher_fit
 from seft.models.dimensions import Dimensions, context_length, read_dimensions
@@ -202,12 +203,17 @@ def evaluate(
     place: Place = HOST,
     report: Reporter = silent,
 ) -> Score:
-    """Return the perplexity of a model over the first windows of a text, or over all if there are too few."""
+    """Return the perplexity of a model over the first windows of a text, or over all if there are too few.
+
+    Raises EvaluateError if the perplexity is not finite.
+    """
     source = _fitting(find(reference, revision=revision), config)
     texts = records.read(data)
     loaded = _load(source, place, report)
     windows = evaluation_windows(encode(texts, loaded.tokenizer), config.tokens, config.windows)
-    return Score(perplexity(loaded.model, windows, report), len(windows), config.tokens)
+    score = perplexity(loaded.model, windows, report)
+    _require_finite("perplexity", score)
+    return Score(score, len(windows), config.tokens)
 
 
 def evaluate_choices(
@@ -229,10 +235,16 @@ def run_task(
     place: Place = HOST,
     report: Reporter = silent,
 ) -> dict[str, float]:
-    """Return the metrics of a task of lm-evaluation-harness, or of a task that a YAML file in `folder` defines."""
+    """Return the metrics of a task of lm-evaluation-harness, or of a task that a YAML file in `folder` defines.
+
+    Raises EvaluateError if a metric is not finite.
+    """
     tasks = harness.find_task(task, folder)
     loaded = _load(find(reference, revision=revision), place, report)
-    return harness.run_task(loaded.model, loaded.tokenizer, task, tasks)
+    metrics = harness.run_task(loaded.model, loaded.tokenizer, task, tasks)
+    for name, score in metrics.items():
+        _require_finite(f"{name} of {task}", score)
+    return metrics
 
 
 def export(folder: Path, format_: OutputFormat, out: Path, *, report: Reporter = silent) -> int:
@@ -253,6 +265,13 @@ def export(folder: Path, format_: OutputFormat, out: Path, *, report: Reporter =
         verify_file(folder, unfinished, format_)
     report(Progress(Phase.EXPORTING, 2, 2))
     return out.stat().st_size
+
+
+def _require_finite(name: str, score: float) -> None:
+    if not math.isfinite(score):
+        raise EvaluateError(
+            f"{name} must be finite; it is {score}. Prune the model less, or use another model or text."
+        )
 
 
 def _fitting(source: ModelSource, *settings: PruneConfig | RepairConfig | EvaluateConfig) -> ModelSource:

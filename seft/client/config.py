@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn, Self
+
+import httpx2
 
 from seft.client.errors import SetupError
 
@@ -23,15 +26,20 @@ class Address:
         """Return the given address and key.
 
         What is None comes from SEFT_URL and SEFT_API_KEY, or else from the saved file. The key in the file is only used
-        with the address in the file. Raises SetupError if the address or the key is missing.
+        with the address in the file. An empty variable counts as not set. Raises SetupError if the address or the key
+        is missing or invalid.
         """
-        url = url or os.environ.get("SEFT_URL")
-        api_key = api_key or os.environ.get("SEFT_API_KEY")
-        saved = {} if url and api_key else _saved()
-        url = require_http(url or saved.get("url") or _missing("SEFT_URL"))
-        if not api_key and saved and saved.get("url") != url:
+        if url is None:
+            url = os.environ.get("SEFT_URL") or None
+        if api_key is None:
+            api_key = os.environ.get("SEFT_API_KEY") or None
+        saved = _saved() if url is None or api_key is None else {}
+        url = require_http(saved.get("url") or _missing("SEFT_URL") if url is None else url)
+        if api_key is not None:
+            return cls(url, require_key(api_key))
+        if saved and saved.get("url") != url:
             raise SetupError(f"SEFT_API_KEY is not set, and the key in {config_file()} is not for {url}. {WAY_OUT}")
-        return cls(url, api_key or saved.get("api_key") or _missing("SEFT_API_KEY"))
+        return cls(url, require_key(saved.get("api_key") or _missing("SEFT_API_KEY")))
 
     def save(self) -> Path:
         """Write address and key to the file of `seft login`, readable only by its owner. Returns its path."""
@@ -51,10 +59,32 @@ def config_file() -> Path:
 
 
 def require_http(url: str) -> str:
-    """Return the address without a trailing slash. Raises SetupError if it does not begin with http:// or https://."""
+    """Return the address without a trailing slash. Raises SetupError if it is not a URL with http:// or https://."""
     if not url.startswith(("http://", "https://")):
         raise SetupError(f"The address of the service (SEFT_URL) must begin with http:// or https://; it is {url!r}.")
+    try:
+        httpx2.URL(url).raw_host.decode().encode("idna")  # finds a name that cannot be looked up, such as a..b
+    except (httpx2.InvalidURL, UnicodeError) as error:
+        raise SetupError(
+            f"The address of the service (SEFT_URL) must be a valid URL; it is {url!r}: {str(error).rstrip('.')}."
+            " Write it as https://seft.example.com or http://127.0.0.1:8000."
+        ) from error
     return url.rstrip("/")
+
+
+def require_key(api_key: str) -> str:
+    """Return the key. Raises SetupError if it is empty, or has a character that an HTTP header cannot have.
+
+    The error does not show the key, because it is a secret.
+    """
+    if not api_key:
+        raise SetupError("The API key must not be empty. Check the variable or the file that you take it from.")
+    if wrong := re.search(r"[^!-~]", api_key):
+        raise SetupError(
+            "The API key (SEFT_API_KEY) must only have visible ASCII characters;"
+            f" character {wrong.start() + 1} is {wrong[0]!r}. Copy the key again."
+        )
+    return api_key
 
 
 def _missing(name: str) -> NoReturn:

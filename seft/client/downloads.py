@@ -61,7 +61,7 @@ def require_no_other(folder: Path, name: str, files: Sequence[File]) -> None:
     A download of the same checkpoint may add files, for example those of another format.
     """
     found, listed = folder / MANIFEST, {file["sha256"] for file in files if file["name"] == MANIFEST}
-    if found.is_file() and _sha256(found) not in listed:
+    if found.is_file() and sha256_of(found) not in listed:
         raise ClientError(
             f"{folder} must be empty or contain files of {name}; its {MANIFEST} is not the one of {name}."
             " Give another folder, so that the files of two checkpoints are not mixed."
@@ -102,7 +102,9 @@ class _Target:
 
     def is_complete(self) -> bool:
         """Return whether the finished file is already in the folder."""
-        self.done = self.path.is_file() and self.path.stat().st_size == self.size and _sha256(self.path) == self.sha256
+        self.done = (
+            self.path.is_file() and self.path.stat().st_size == self.size and sha256_of(self.path) == self.sha256
+        )
         return self.done
 
     def prepare(self) -> None:
@@ -124,7 +126,7 @@ class _Target:
 
     def finish(self) -> None:
         """Give the file its final name. If its SHA-256 is wrong, delete it and raise IntegrityError."""
-        if (actual := _sha256(self.partial)) != self.sha256:
+        if (actual := sha256_of(self.partial)) != self.sha256:
             self.drop()
             raise IntegrityError(
                 f"{self.name} must have the SHA-256 {self.sha256}; it is {actual}. It was deleted. Download again."
@@ -238,6 +240,7 @@ def _require_disk_space(folder: Path, missing: Sequence[_Part]) -> None:
         raise OSError(errno.ENOSPC, f"the download needs {needed:,} more bytes and {free:,} are free", str(folder))
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -59,7 +59,9 @@ class ApiProblem(ClientError):  # noqa: N818 (RFC 9457's word)
             body = {}
         if not isinstance(body, dict):
             body = {}
-        flaws = tuple(Flaw(*(str(flaw.get(name, "")) for name in Flaw.__slots__)) for flaw in body.get("errors", []))
+        errors = body.get("errors")
+        found = [each for each in errors if isinstance(each, dict)] if isinstance(errors, list) else []
+        flaws = tuple(Flaw(*(str(flaw.get(name, "")) for name in Flaw.__slots__)) for flaw in found)
         unknown = f"HTTP {reply.status} from {reply.url}, which is not an answer of the service. Check the address."
         code, message = body.get("code", "unknown"), body.get("detail") or unknown
         return cls(reply.status, code, message, flaws, body.get("request_id"), title=body.get("title", ""))

@@ -1,6 +1,7 @@
 """Code that all commands of `seft` share: exit codes, connections, and output for programs and for people."""
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,19 @@ HASTY = (0.5, 1.0, 2.0)
 PATIENT = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 PIPE_COLUMNS = 200
 """Width of a table, in characters, if the output is not a terminal."""
+
+
+def finite(value: float | None) -> float | None:
+    """Return the number of an option. Raises BadParameter if it is NaN or infinite, which JSON does not have."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"must be a finite number; it is {value}. Write it as a number, such as 0.6.")
+    return value
+
+
+Sparsity = Annotated[
+    float | None,
+    typer.Option(help="Fraction of zeros, such as 0.6. An N:M pattern implies it.", callback=finite),
+]
 
 
 class Exit(IntEnum):
@@ -121,11 +135,13 @@ def show_rows(
         typer.echo(json.dumps(list(answers)))
         return
     from rich.table import Column, Table
+    from rich.text import Text
 
     first, *others = head
     table = Table(Column(first, no_wrap=True, min_width=30), *others, box=None, pad_edge=False, show_header=any(head))
     for row in rows:
-        table.add_row(*row)
+        # Text, because rich would read the brackets in a name as markup.
+        table.add_row(*map(Text, row))
     console().print(table)
 
 
@@ -145,9 +161,11 @@ def bytes_bar(words: str) -> Iterator["Progress | None"]:
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn(words), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    # A name of a file may have braces and brackets, so it is neither a format nor markup.
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console(stderr=True)) as bar:
-        bar.add_task("", total=None)
+        bar.add_task(words, total=None)
         yield bar
 
 
@@ -166,7 +184,7 @@ def confirm(question: str, *, yes: bool) -> None:
 def assigned(settings: Sequence[str] | None, file: Path | None = None) -> Json:
     """Return the spec in a JSON file, changed by options such as `--set repair.steps=100`.
 
-    A value that is not JSON is text.
+    A value that is not JSON is text, also NaN and Infinity.
     """
     spec = _read_spec(file) if file else {}
     for setting in settings or []:
@@ -179,8 +197,8 @@ def assigned(settings: Sequence[str] | None, file: Path | None = None) -> Json:
                 rule = f"{parent} must be set either to a value or to its fields; it is set to both."
                 raise typer.BadParameter(rule, param_hint="--set")
         try:
-            value: Any = json.loads(text)
-        except json.JSONDecodeError:
+            value = _read_json(text)
+        except ValueError:
             value = [text] if path in LISTS else text
         inner[name] = value
     return spec
@@ -188,7 +206,7 @@ def assigned(settings: Sequence[str] | None, file: Path | None = None) -> Json:
 
 def _read_spec(file: Path) -> Json:
     try:
-        spec = json.loads(file.read_bytes())
+        spec = _read_json(file.read_bytes())
     except OSError as error:
         raise typer.BadParameter(f"{file} cannot be read: {error.strerror}.", param_hint="--file") from None
     except ValueError as error:
@@ -197,6 +215,16 @@ def _read_spec(file: Path) -> Json:
         rule = f'{file} must contain one JSON object, such as {{"repair": {{"steps": 14}}}}.'
         raise typer.BadParameter(rule, param_hint="--file")
     return spec
+
+
+def _read_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text. Raises ValueError also for NaN and infinity, which JSON does not have."""
+    value = json.loads(text)
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError("a number must be finite, not NaN or infinite") from None
+    return value
 
 
 def split(pair: str, option: str, example: str) -> tuple[str, str]:

@@ -3,13 +3,12 @@
 An interrupted upload is resumed: parts that the storage already has are not sent again.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import cast
 
-from seft.client.downloads import Meter
+from seft.client.downloads import Meter, sha256_of
 from seft.client.errors import ApiProblem, ClientError, Flaw
 from seft.client.responses import Dataset, Import, ImportPart, Json
 from seft.client.retries import tried
@@ -34,7 +33,7 @@ def send(
     `call` sends a request to the service. `skip` contains the percentage of invalid records that may be left out.
     """
     size = path.stat().st_size
-    body = {"name": path.name, "bytes": size, "resume_key": (yield Work(lambda: _sha256(path))), **skip}
+    body = {"name": path.name, "bytes": size, "resume_key": (yield Work(lambda: sha256_of(path))), **skip}
     started = cast("Import", (yield from call(Request("POST", "/imports", json=body))))
     address, parts, part_bytes = f"/imports/{started['id']}", started["parts"] or 0, started["part_bytes"] or 0
     session = _Session(path, f"{address}/parts", call, pauses, Meter(progress, size))
@@ -53,11 +52,6 @@ def imported(import_id: str, call: Call) -> Steps[Dataset]:
         if dataset_id := current["dataset_id"]:
             return cast("Dataset", (yield from call(Request("GET", f"/datasets/{dataset_id}"))))
         yield Pause(QUIET_SECONDS)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Session:

@@ -72,6 +72,8 @@ def test_questions_are_read_and_an_invalid_one_is_reported_with_its_line(tmp_pat
     path = tmp_path / "questions.jsonl"
     path.write_text(f"{json.dumps(GOOD)}\n{json.dumps({**GOOD, 'id': 7})}\n")
     assert read_questions(path) == [Question(**GOOD)] * 2  # type: ignore[arg-type]
+    path.write_text(f"{json.dumps(GOOD)}\n", encoding="utf-8-sig")
+    assert read_questions(path) == [Question(**GOOD)]  # type: ignore[arg-type]
     for broken, rule in (
         ({**GOOD, "answer": 2}, "answer must be from 0 to 1"),
         ({**GOOD, "answer": "0"}, "answer: Input should be a valid integer"),

@@ -1,14 +1,21 @@
-"""The commands reject what does not fit a model before they read its weights, and lower default lengths to fit it."""
+"""The commands reject what does not fit a model before they read its weights, and lower default lengths to fit it.
 
+A score that is not finite is an error.
+"""
+
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from seft import stages, verbs
 from seft.checkpoint.facts import Record
 from seft.cli import main
 from tests.hollow import write_hollow
+from tests.tiny import tiny_tokenizer, untrained_tiny
 
 CONTEXT = 256
 
@@ -91,3 +98,24 @@ def test_a_default_length_is_lowered_to_the_context(
     monkeypatch.setattr(stages, "publish", publish)
     command = ["prune", tmp_path / "short", "--sparsity", "0.5", "--method", "magnitude", "--out", tmp_path / "out"]
     assert main([*map(str, command), *given]) == 130
+
+
+def test_a_score_that_is_not_finite_is_an_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = untrained_tiny(), tmp_path / "broken"
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(1e6)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    text.write_text('{"text": "a loss that is too large"}\n')
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), "--data", str(text), "--tokens", "8", "--json"]) == 2
+    message = "perplexity must be finite; it is inf. Prune the model less, or use another model or text."
+    assert json.loads(capsys.readouterr().out) == {"error": {"code": "evaluate_failed", "message": message}}
+
+    monkeypatch.setattr("seft.harness.find_task", lambda *_: None)
+    monkeypatch.setattr("seft.harness.run_task", lambda *_: {"acc,none": 0.5, "f1,none": math.nan})
+    assert "f1,none of our_own must be finite; it is nan." in error_line(
+        capsys, "evaluate", folder, "--task", "our_own"
+    )

@@ -9,10 +9,25 @@ import typer
 
 from seft.client.errors import Flaw
 from seft.client.responses import Dataset, Json, PreviewedRecord
-from seft.client.shell import AsJson, Exit, Yes, advance, bytes_bar, confirm, connected, reporting, show, show_rows
+from seft.client.shell import (
+    AsJson,
+    Exit,
+    Yes,
+    advance,
+    bytes_bar,
+    confirm,
+    connected,
+    finite,
+    reporting,
+    show,
+    show_rows,
+)
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False)]
-Skip = Annotated[float, typer.Option(min=0, max=100, help="Percentage of invalid lines to skip instead of rejecting.")]
+Skip = Annotated[
+    float,
+    typer.Option(min=0, max=100, help="Percentage of invalid lines to skip instead of rejecting.", callback=finite),
+]
 
 app = typer.Typer(help="Upload, list and check datasets.", no_args_is_help=True, rich_markup_mode=None)
 

@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from typing import Annotated
 
 import typer
 
 from seft.client.responses import Estimate, Fit
-from seft.client.shell import AsJson, Model, Set, Settings, assigned, connected, show_rows
+from seft.client.shell import AsJson, Model, Set, Settings, Sparsity, assigned, connected, show_rows
 from seft.report import about
 
 GIGABYTE = 1e9
@@ -20,9 +19,7 @@ BASES = {
 
 def estimate(
     model: Model,
-    sparsity: Annotated[
-        float | None, typer.Option(help="Fraction of zeros, such as 0.6. An N:M pattern implies it.")
-    ] = None,
+    sparsity: Sparsity = None,
     file: Settings = None,
     settings: Set = None,
     as_json: AsJson = False,

@@ -14,6 +14,7 @@ from seft.client.shell import (
     Model,
     Set,
     Settings,
+    Sparsity,
     Yes,
     advance,
     assigned,
@@ -33,9 +34,7 @@ app = typer.Typer(help="Create and manage repair jobs.", no_args_is_help=True, r
 def create(
     model: Model,
     dataset: Annotated[str, typer.Option(help="Id of an uploaded dataset, or a file to upload.")],
-    sparsity: Annotated[
-        float | None, typer.Option(help="Fraction of zeros, such as 0.6. An N:M pattern implies it.")
-    ] = None,
+    sparsity: Sparsity = None,
     *,
     retain_dataset: Annotated[
         str | None,

@@ -7,7 +7,7 @@ import pytest
 
 from seft.client import Client
 from seft.client.config import Address, config_file
-from seft.client.errors import ClientError
+from seft.client.errors import ClientError, SetupError
 
 SAVED = Address("https://seft.example", "seft_saved")
 
@@ -56,6 +56,29 @@ def test_an_error_says_what_is_missing_or_wrong_and_the_way_out(home: Path) -> N
         Address.resolve("http://127.0.0.1:1")
     with pytest.raises(ClientError, match="must begin with http"):
         Address.resolve("localhost:8000", "seft_x")
+    for wrong in ("http://localhost:80x", "http://[::1", "http://a..b"):
+        with pytest.raises(SetupError, match="must be a valid URL") as caught:
+            Address.resolve(wrong, "seft_x")
+        assert repr(wrong) in str(caught.value)
     SAVED.save().write_text("{")
     with pytest.raises(ClientError, match="Run `seft login` again"):
         Address.resolve()
+
+
+def test_an_empty_argument_is_not_replaced_but_an_empty_variable_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    SAVED.save()
+    with pytest.raises(SetupError, match="The API key must not be empty"):
+        Address.resolve(SAVED.url, "")
+    with pytest.raises(SetupError, match=r"must begin with http.* it is ''"):
+        Address.resolve("", "seft_x")
+    for name in ("SEFT_URL", "SEFT_API_KEY"):
+        monkeypatch.setenv(name, "")
+    assert Address.resolve() == SAVED
+
+
+@pytest.mark.parametrize("end", ["ü", " ", "\n"])
+def test_a_key_that_no_header_can_have_is_rejected_and_not_shown(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    monkeypatch.setenv("SEFT_API_KEY", f"seft_secret{end}")
+    with pytest.raises(SetupError, match=r"\(SEFT_API_KEY\) must only have visible ASCII .* character 12 is") as caught:
+        Client("http://127.0.0.1:1")
+    assert "secret" not in str(caught.value)

@@ -57,6 +57,14 @@ def test_a_rejection_names_each_flaw(script: Script, client: Client) -> None:
     assert len(script.requests) == 1
 
 
+@pytest.mark.parametrize("errors", [None, "x", {"a": "b"}, ["x", None], 7])
+def test_a_rejection_by_another_server_may_have_other_errors(script: Script, client: Client, errors: object) -> None:
+    script.will_answer({"errors": errors}, status=404)
+    with pytest.raises(ApiProblem, match=r"unknown: HTTP 404 .* not an answer of the service") as caught:
+        client.job("job_1")
+    assert caught.value.flaws == ()
+
+
 def test_a_call_is_retried_while_an_equal_call_is_in_flight(script: Script, client: Client) -> None:
     script.will_answer({"code": "idempotency_in_flight"}, status=409, Retry_After="0")
     script.will_answer({"id": "job_1"}, status=202)

@@ -1,5 +1,6 @@
 """The command line without a service."""
 
+import io
 import json
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from typer.testing import CliRunner
 
 from core.specs import JobSpec
 from seft import __version__
+from seft.client import shell
 from seft.client.cli import app
 from seft.client.commands.library import VERBS
+from seft.client.config import Address
 from seft.client.errors import ApiProblem, Flaw
 from seft.client.shell import LISTS, Exit, assigned
 from tests.seft.client.servers import Script
@@ -53,6 +56,37 @@ def test_an_invalid_setting_is_rejected() -> None:
         assigned(["repair=1", "repair.steps=100"])
 
 
+def test_a_number_that_json_does_not_have_is_text_or_is_rejected(tmp_path: Path) -> None:
+    settings = ["repair.rise=NaN", "prune.seed=1e999", "suffix=Infinity"]
+    assert assigned(settings) == {"repair": {"rise": "NaN"}, "prune": {"seed": "1e999"}, "suffix": "Infinity"}
+    (tmp_path / "spec.json").write_text('{"sparsity": NaN}')
+    with pytest.raises(BadParameter, match=r"spec\.json must contain JSON: a number must be finite"):
+        assigned(None, tmp_path / "spec.json")
+    (data := tmp_path / "data.jsonl").write_text(GOOD)
+    for words in (
+        ("jobs", "create", "--model", "m", "--dataset", "file_1", "--sparsity", "nan"),
+        ("estimate", "--model", "m", "--sparsity", "inf"),
+        ("datasets", "check", str(data), "--skip", "nan"),
+    ):
+        code, _, stderr = run(*words, url="http://127.0.0.1:1", key="k")
+        assert (code, f"must be a finite number; it is {words[-1]}." in " ".join(stderr.split())) == (Exit.USAGE, True)
+
+
+def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["old[/x].jsonl", "train[v2].jsonl", ":smile:.jsonl"]
+    shell.show_rows((), as_json=False, head=("name",), rows=[[name] for name in names])
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == ["name", *names]
+
+
+def test_a_bar_shows_the_name_of_the_file_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with shell.bytes_bar("data{v1}[x].jsonl") as bar:
+        shell.advance(bar, 1, 2)
+    assert "data{v1}[x].jsonl" in terminal.getvalue()
+
+
 def test_the_version_is_shown_without_a_command() -> None:
     assert run("--version") == (Exit.DONE, f"seft {__version__}\n", "")
 
@@ -71,6 +105,18 @@ def test_a_missing_address_is_one_clear_line() -> None:
 def test_login_from_a_pipe_needs_an_address() -> None:
     message = "The address of the service is missing. Run `seft login --url ADDRESS`, or set SEFT_URL.\n"
     assert run("login") == (Exit.USAGE, "", message)
+
+
+def test_login_with_an_empty_key_tests_no_other_key_and_saves_nothing(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {"XDG_CONFIG_HOME": str(tmp_path), "SEFT_URL": "", "SEFT_API_KEY": "seft_env"}
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    saved = (path := Address(script.url, "seft_saved").save()).read_text()
+    result = CliRunner().invoke(app, ["login", "--url", script.url], input="\n", env=environment)
+    message = "The API key must not be empty. Check the variable or the file that you take it from.\n"
+    assert (result.exit_code, result.stderr) == (Exit.USAGE, message)
+    assert (path.read_text(), script.requests) == (saved, [])
 
 
 @pytest.mark.parametrize(
