@@ -233,11 +233,16 @@ class _Rerun:
 
     def _encode(self, tokenizer: Any) -> tuple[list[Encoded], list[Encoded]]:
         """Return the tokenized records to train on, and those to evaluate on."""
+        training, judged = self._split()
+        return encode(training, tokenizer), encode(judged, tokenizer)
+
+    def _split(self) -> tuple[list[records.Record], list[records.Record]]:
+        """Return the records to train on, and those to evaluate on."""
         dataset, held_out = self.texts.get("dataset"), self.texts.get("held_out")
         training, judged = dataset.records if dataset else [], held_out.records if held_out else None
         if self.is_job:
-            training, judged = split_dataset(training, judged, self.facts.held_out_share, self.facts.prune.seed)
-        return encode(training, tokenizer), encode(judged or [], tokenizer)
+            return split_dataset(training, judged, self.facts.held_out_share, self.facts.prune.seed)
+        return training, judged or []
 
     def _retain(self, loaded: Loaded, config: RepairConfig) -> Packed | None:
         """Return the text to retain, with what the dense model on its device predicts for it."""
@@ -247,7 +252,10 @@ class _Rerun:
         if self.teacher is not self.source or machine.dtype != self.machine.dtype:
             dense = self._load_teacher(machine)
         text = self.texts.get("retained")
-        return stages.retained_on(machine.device, dense, config, text.records if text else None, self.report)
+        kept = text.records if text else None
+        if kept is not None and self.is_job:
+            kept = records.exclude(kept, self._split()[1])
+        return stages.retained_on(machine.device, dense, config, kept, self.report)
 
     def _prune(self, loaded: Loaded, training: list[Encoded]) -> Facts:
         facts, machine = self.facts, self.machine

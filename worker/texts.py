@@ -70,7 +70,8 @@ def read_texts(
     judged = encode(held_out, tokenizer, lambda done: alive(len(training) + done))
     retained = None
     if task.resume is None and repair and repair.retain is Retain.DATASET:
-        kept = records.read(folder / RETAIN_DATA, "the dataset to retain")
+        with named("text to retain", "repair.retain_dataset"):
+            kept = records.exclude(records.read(folder / RETAIN_DATA, "the dataset to retain"), held_out)
         retained = stages.windows_to_retain(encode(kept, tokenizer, lambda done: alive(len(found) + done)), repair)
     with split_described(encoded, judged) if share else nullcontext():
         with named("training text", "dataset", "prune.calibration.tokens"):

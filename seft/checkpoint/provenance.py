@@ -66,7 +66,7 @@ def hash_model(path: Path) -> dict[str, str]:
 def _hash(path: Path) -> str:
     """Return the SHA-256 of a file. The hub's cache names a large file by its SHA-256, so it is not read again."""
     target = path.resolve()
-    cached = path.parents[1].name == "snapshots" and target.parent.name == "blobs"
+    cached = path.absolute().parent.parent.name == "snapshots" and target.parent.name == "blobs"
     return target.name if cached and _SHA256.fullmatch(target.name) else sha256(path)
 
 

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
-
 from seft.data.records import Chat, Message, Role
 from seft.errors import ConfigError
 
@@ -60,7 +58,12 @@ class _Template:
             raise ConfigError("tokenizer", "must have a chat template for records with `messages`", kind, way_out)
         self._tokenizer = tokenizer
         self._about = f"for {place} it" if place else "it"
-        self._text: str = tokenizer.get_chat_template()
+        try:
+            self._text: str = tokenizer.get_chat_template()
+        except ValueError as error:
+            way_out = "Give the tokenizer one template, or write the records as prompt and completion."
+            names = ", ".join(tokenizer.chat_template)
+            raise ConfigError("chat_template", "must have one that is the default", names, way_out) from error
         self.marks = _MARKS.search(self._text) is not None
         if "strftime_now" in self._text:
             self._text = _TODAY + self._text
@@ -120,7 +123,7 @@ class _Template:
         try:
             dicts = [asdict(message) for message in messages]
             return self._tokenizer.apply_chat_template(dicts, chat_template=self._text, **options)
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # the template is a program of the model's author
             roles = ", ".join(message.role for message in messages)
             way_out = "Remove such conversations, or write the records as prompt and completion."
             rule = f"must render every conversation without an error ({error})"

@@ -11,7 +11,15 @@ TIED = "tie_word_embeddings"
 """Key of a config. If it is true, the head has the weights of the embedding, and a file may contain them twice."""
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "expert_count")
 """Keys of a config, one of which has the number of experts in a block."""
-ROUTERS = ("gate.weight", "router.weight", "gate_inp.weight", "gate_inp_shexp.weight")
+ROUTERS = (
+    "gate.weight",
+    "gate.wg.weight",
+    "router.weight",
+    "router.layer.weight",
+    "router.proj.weight",
+    "gate_inp.weight",
+    "gate_inp_shexp.weight",
+)
 """Endings of the names of tensors that route tokens to experts. These tensors are not pruned."""
 
 

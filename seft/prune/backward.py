@@ -5,6 +5,7 @@ kept. Then the blocks run again in reverse order, each with its gradients, so th
 memory (Chen et al. 2016, arXiv 1604.06174).
 """
 
+from collections import UserDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from seft.config import Allocation
+from seft.errors import ConfigError
 from seft.loss import TokenLoss
 from seft.models.blocks import Hidden
 from seft.models.products import Handler, intercepted_products
@@ -37,6 +40,7 @@ def backward(
     for window in windows[:, None]:
         yield done, total
         (state,), (calls,) = capture(model, blocks, window)
+        _require_separate(calls)
         states = [state]
         for block, call in zip(blocks, calls, strict=True):
             with placed(block, place, home):
@@ -51,6 +55,13 @@ def backward(
                 (gradient,) = torch.autograd.grad(output, state, gradient)
             done += 1
             yield done, total
+
+
+def _require_separate(calls: Sequence[Call]) -> None:
+    """Raise ConfigError if a block gets something that other blocks change, because it would have no gradients."""
+    if any(isinstance(value, UserDict) for call in calls for value in (*call.args, *call.kwargs.values())):
+        rule = "must be uniform if blocks use keys and values of other blocks"
+        raise ConfigError("allocation", rule, str(Allocation.CURVATURE), "Use uniform.")
 
 
 def _last_gradient(model: Any, window: Int[Tensor, "1 tokens"], state: Hidden, loss: TokenLoss) -> Hidden:

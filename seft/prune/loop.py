@@ -6,6 +6,7 @@ Statistics are float32 and are kept for one block at a time. The pruners decide 
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -131,7 +132,7 @@ def _zeros(
         case Allocation.CURVATURE:
             counts = curvature.allocate(curvatures, counts, walk.report_progress)
         case Allocation.OWL:
-            walk(text, lambda number, runs: measures.append(_outlier_ratio(targets[number], runs)))
+            walk(text, lambda number, runs: measures.append(_outlier_ratio(number, targets[number], runs)))
             counts = allocation.allocate_by_block(sizes, total, owl.block_sparsities(measures, sparsity))
         case Allocation.ALPHAPRUNING:
             walk(text[:0], lambda number, _: measures.append(_exponent(targets[number])))
@@ -139,10 +140,24 @@ def _zeros(
     return [dict(zip(of_block, of_counts, strict=True)) for of_block, of_counts in zip(targets, counts, strict=True)]
 
 
-def _outlier_ratio(targets: Mapping[str, Target], runs: Runs) -> float:
+def _outlier_ratio(number: int, targets: Mapping[str, Target], runs: Runs) -> float:
     norms = {name: Norms(target.weight) for name, target in targets.items()}
     reached = _observe(targets, norms, runs)
-    return owl.outlier_ratio([(targets[name].weight, norms[name].norms()) for name in reached])
+    return owl.outlier_ratio([(targets[name].weight, _norms(number, name, norms[name])) for name in reached])
+
+
+def _norms(number: int, name: str, norms: Norms) -> Float[Tensor, " cols"]:
+    with _named(number, name):
+        return norms.norms()
+
+
+@contextmanager
+def _named(number: int, name: str) -> Iterator[None]:
+    """Name the block and the linear in a PruneError."""
+    try:
+        yield
+    except PruneError as error:
+        raise PruneError(f"block {number}, {name}: {error}") from error
 
 
 def _exponent(targets: Mapping[str, Target]) -> float:
@@ -174,10 +189,8 @@ def _prune_block(
         pruner = pruners.pop(name)
         if name in unseen:
             pruner = _by_magnitude(target.weight, zeros[name], config)
-        try:
+        with _named(number, name):
             target.weight.copy_(pruner.prune())
-        except PruneError as error:
-            raise PruneError(f"block {number}, {name}: {error}") from error
     return len(unseen)
 
 

@@ -63,7 +63,7 @@ class TextModel:
         """
         stored = integer_kind(reference)
         values = values or (Values.INT8 if stored == "int8" else Values.BFLOAT16)
-        # float32 holds int8 values with their scales well enough to give the same integers again.
+        # float32 holds int8 values with their scales well enough to give the integers of an nn.Linear again.
         exact = stored == "int8" and values is Values.INT8
         loaded = load_whole(reference, dtype=torch.float32 if exact else dtype)
         model: Any = accelerate(loaded.model.to(device), values)

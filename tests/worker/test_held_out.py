@@ -55,3 +55,21 @@ def test_a_dataset_whose_records_are_all_evaluated_on_is_rejected(
 ) -> None:
     with pytest.raises(DataError, match="must have a record that is not in the evaluation dataset"):
         Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:9], held_out=tiny_texts[:20], **ON_DATASET).run()
+
+
+def test_a_record_that_is_evaluated_on_is_not_retained(
+    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+) -> None:
+    judged, kept = tiny_texts[40:60], tiny_texts[60:90]
+    repair = SPEC["repair"] | {"retain": "dataset", "retain_dataset": "file_" + "1" * 26}
+
+    def run(name: str, retained: list[str]) -> Run:
+        more = {**ON_DATASET, "repair": repair}
+        return Run(
+            tmp_path / name, tiny_folder.parent, tiny_texts[:40], held_out=judged, retained=retained, **more
+        ).run()
+
+    own = run("own", [text for text in kept if text not in judged])
+    assert run("overlapping", [*judged, *kept]).manifest() == own.manifest()
+    with pytest.raises(DataError, match="text to retain: a dataset must have a record that is not in the evaluation"):
+        run("all", judged)

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seft.checkpoint.facts import Record
 from seft.config import Pattern
+from seft.errors import ConfigError
 from tests.seft.prune.test_found import prune_to
 from tests.worker.test_pipeline import SPEC, Run, _restore_torch_settings  # noqa: F401
-from worker.protocol import RESULT, Finished
+from worker.protocol import RESULT, Finished, Measured
 
 KEEP: dict[str, Any] = {"sparsity": 0.0, "prune": {}}
 
@@ -67,3 +68,13 @@ def test_a_job_that_moves_zeros_keeps_the_pattern_also_if_it_is_resumed(
     killed = run_of(tmp_path / "killed", models, tiny_texts).run_until(3)
     resumed = run_of(tmp_path / "resumed", models, tiny_texts).resume_from(killed, 3).run()
     assert resumed.manifest() == whole.manifest()
+
+
+@pytest.mark.parametrize("method", ["seft", "lora_reprune"])
+def test_a_dense_model_is_rejected_before_it_is_trained(
+    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], method: str
+) -> None:
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40], **KEEP, repair=SPEC["repair"] | {"method": method})
+    with pytest.raises(ConfigError, match="must be above 0 for a model with less than 1% zeros"):
+        run.run()
+    assert not run.of_type(Measured)

@@ -229,12 +229,17 @@ def _parts_of_file(
         yield part(tensor.begin, tensor.end, chunk.values_of(tensor.dtype), key, tensor)
 
 
+def _refuse(error: OSError) -> None:
+    """Raise an error that os.walk would ignore, so that no file is left out."""
+    raise error
+
+
 def _files(folder: Path) -> list[Path]:
     """Return the files of a folder, sorted by name. Links to files are read, and other things are refused."""
     if not folder.is_dir():
         raise ConfigError("folder", "must be a folder with a model", str(folder), "Check the path.")
     files: list[Path] = []
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder, onerror=_refuse):
         odd = [Path(root, name) for name in folders if Path(root, name).is_symlink()]
         odd += [Path(root, name) for name in names if not Path(root, name).is_file()]
         if odd:

@@ -73,3 +73,9 @@ def test_the_name_of_a_gguf_file_does_not_matter_and_its_bytes_do() -> None:
     require_same_files(base, {"renamed.gguf": "1"}, "--model")
     with pytest.raises(ReproduceError, match=r"another SHA-256 than recorded: a\.gguf\..*--model"):
         require_same_files(base, {"renamed.gguf": "2"}, "--model")
+
+
+def test_a_model_of_the_current_folder_is_hashed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model)
+    assert hash_model(Path()) == hash_model(model)
+    assert hash_model(Path("config.json")) == {"config.json": sha256(model / "config.json")}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from seft.data.chat import tokenize_chat
+from seft.data.chat import question_opening, tokenize_chat
 from seft.data.records import Chat, Message, Parser, Role
 from seft.errors import ConfigError
 from tests.tiny import tiny_tokenizer
@@ -181,6 +181,7 @@ def test_a_template_that_uses_the_date_always_gets_the_same_one() -> None:
         ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "must render the content of assistant message 1"),
         (CHATML.replace("message['content']", "message['content'] | upper"), "must render the content of assistant"),
         ("{{ messages[-1]['content'] }}" + CHATML, "must render the beginning"),
+        ("{{ 1 / 0 }}", "division by zero"),
         (MARKED.replace("== 'assistant'", "== 'nobody'"), "must render the assistant's messages"),
     ],
 )
@@ -203,3 +204,12 @@ def test_a_conversation_that_a_template_cannot_render_is_named_by_file_and_line(
     assert isinstance(parsed, Chat)
     with pytest.raises(ConfigError, match=f"for line 17 of chats.jsonl {seen}"):
         tokenize_chat(parsed, tokenizer_with(template))
+
+
+def test_several_templates_without_a_default_are_rejected_and_open_no_question() -> None:
+    tokenizer = tokenizer_with(CHATML)
+    tokenizer.chat_template = {"tools": CHATML, "rag": CHATML}
+    with pytest.raises(ConfigError, match="must have one that is the default; it is 'tools, rag'"):
+        tokenize_chat(CONVERSATION, tokenizer)
+    assert question_opening(tokenizer) is None
+    assert question_opening(tokenizer_with("{{ 1 / 0 }}")) is None

@@ -2,10 +2,12 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM, GraniteMoeConfig, HunYuanMoEV1Config, JetMoeConfig
 
 from core.estimate.footprint import memory_by_phase
 from core.specs import JobSpec
@@ -185,3 +187,38 @@ def test_a_block_without_linear_layers_can_be_estimated(tmp_path: Path) -> None:
     for method in PruneMethod:
         prune = {"method": method}
         assert memory_by_phase(dimensions, JobSpec.model_validate({**MINIMAL, "prune": prune}))
+
+
+def routed(config: Any, **more: int) -> Any:
+    return AutoModelForCausalLM.from_config(
+        config(
+            vocab_size=32,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            **more,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: routed(GraniteMoeConfig, num_local_experts=4),
+        lambda: routed(HunYuanMoEV1Config, num_experts=4, moe_topk=1, head_dim=8),
+        lambda: routed(JetMoeConfig, num_local_experts=4, kv_channels=8),
+    ],
+    ids=["granite", "hunyuan", "jet"],
+)
+def test_no_router_is_a_target_in_a_file_or_in_a_model(make: Callable[[], Any], tmp_path: Path) -> None:
+    from seft.models.targets import target_linears
+
+    model = make()
+    model.save_pretrained(tmp_path)
+    source = ModelSource(
+        "mixture", Kind.FOLDER, tmp_path, None, json.loads((tmp_path / "config.json").read_bytes()), None
+    )
+    counted = sum(target.weight.numel() for target in target_linears(model).values())
+    assert read_dimensions(source, shapes(source)).targets == counted

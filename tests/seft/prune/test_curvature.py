@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 from seft.config import Allocation, Compare, Pattern, PruneConfig, PruneMethod
-from seft.errors import PruneError
+from seft.errors import ConfigError, PruneError
 from seft.models.products import intercepted_products
 from seft.models.targets import Target, block_linears, decoder_blocks, target_linears
 from seft.prune import backward, curvature
@@ -27,7 +28,7 @@ from seft.report import Phase, Progress, Report, Reporter, silent
 from tests.seft.accelerator import DEVICE, Accelerator
 from tests.seft.architectures import ARCHITECTURES
 from tests.seft.prune.test_loop import WINDOWS
-from tests.tiny import untrained_tiny
+from tests.tiny import VOCABULARY, untrained_tiny
 
 CURVATURE = PruneConfig(0.6, allocation=Allocation.CURVATURE)
 CORRECTED = (PruneMethod.SPARSEGPT, PruneMethod.ALPS, PruneMethod.ADMM)
@@ -311,3 +312,24 @@ def is_zero(score: Tensor) -> Tensor:
 
 def reader(score: Tensor) -> Callable[[], Tensor]:
     return lambda: score
+
+
+def test_blocks_that_share_keys_and_values_are_refused() -> None:
+    config = Gemma4TextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        global_head_dim=8,
+        num_kv_shared_layers=2,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCABULARY,
+        sliding_window=16,
+    )
+    model = Gemma4ForCausalLM(config).eval()
+    with pytest.raises(ConfigError, match="must be uniform if blocks use keys and values of other blocks"):
+        curvatures(model)
