@@ -50,6 +50,8 @@ class Taker:
             answer = self._taken(step)
         except httpx2.TransportError as error:
             walk.fail(_unreachable(error))
+        except (httpx2.InvalidURL, UnicodeEncodeError) as error:
+            walk.fail(ClientError(f"The request cannot be sent: {error}. Check the ids and the idempotency key."))
         except ClientError as error:
             walk.fail(error)
         else:
@@ -139,6 +141,8 @@ class AsyncTaker:
             answer = await self._taken(step)
         except httpx2.TransportError as error:
             walk.fail(_unreachable(error))
+        except (httpx2.InvalidURL, UnicodeEncodeError) as error:
+            walk.fail(ClientError(f"The request cannot be sent: {error}. Check the ids and the idempotency key."))
         except ClientError as error:
             walk.fail(error)
         else:

@@ -70,10 +70,11 @@ def login(
     from seft.client.http import Client
 
     with reporting(as_json):
-        url = url or os.environ.get("SEFT_URL")
-        if not url and sys.stdin.isatty():
+        if url is None:
+            url = os.environ.get("SEFT_URL") or None
+        if url is None and sys.stdin.isatty():
             url = typer.prompt("Address of the service, such as https://seft.example.com", err=True)
-        if not url:
+        if url is None:
             raise SetupError("The address of the service is missing. Run `seft login --url ADDRESS`, or set SEFT_URL.")
         address = Address(require_http(url), ask_secret("API key"))
         with Client(address.url, address.api_key) as service:

@@ -3,12 +3,14 @@
 import filecmp
 import io
 import json
+import os
 import struct
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -238,3 +240,18 @@ def test_expand_needs_an_empty_folder_and_space(tmp_path: Path, monkeypatch: pyt
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"none\.seft"):
         LocalFile(tmp_path / "none.seft")
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model" / "inner").mkdir(parents=True)
+    (tmp_path / "model" / "config.json").write_text("{}")
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("inner"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="inner"):
+        pack(tmp_path / "model", tmp_path / "model.seft")

@@ -65,6 +65,13 @@ def test_a_rejection_by_another_server_may_have_other_errors(script: Script, cli
     assert caught.value.flaws == ()
 
 
+def test_a_request_that_http_cannot_carry_is_reported(script: Script, client: Client) -> None:
+    for call in (lambda: client.job("\x01"), lambda: client.create_job(SPEC, idempotency_key="ü")):
+        with pytest.raises(ClientError, match="The request cannot be sent"):
+            call()
+    assert script.requests == []
+
+
 def test_a_call_is_retried_while_an_equal_call_is_in_flight(script: Script, client: Client) -> None:
     script.will_answer({"code": "idempotency_in_flight"}, status=409, Retry_After="0")
     script.will_answer({"id": "job_1"}, status=202)

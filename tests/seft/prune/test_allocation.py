@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seft.checkpoint import sparsity
 from seft.config import Allocation, Compare, PruneConfig, PruneMethod, SparsityOf
-from seft.errors import ConfigError
+from seft.errors import ConfigError, PruneError
 from seft.models.targets import block_linears, decoder_blocks, target_linears
 from seft.prune import alphapruning, owl
 from seft.prune.allocation import apportion
@@ -189,3 +189,11 @@ def test_progress_includes_the_pass_for_the_allocation() -> None:
     reports: list[Report] = []
     prune_model(untrained_tiny(), WINDOWS, PruneConfig(0.5, allocation=Allocation.OWL), reports.append)
     assert [report.done for report in reports if isinstance(report, Progress)] == list(range(9))
+
+
+@pytest.mark.parametrize("allocation", [Allocation.UNIFORM, Allocation.OWL])
+def test_inputs_that_are_zero_are_an_error_with_the_name_of_the_linear(allocation: Allocation) -> None:
+    model = untrained_tiny()
+    model.get_submodule("model.layers.1.input_layernorm").weight.data.zero_()
+    with pytest.raises(PruneError, match=r"block 1, self_attn\.q_proj: inputs must not be all zero"):
+        prune_model(model, WINDOWS, PruneConfig(0.5, PruneMethod.WANDA, allocation=allocation))
