@@ -9,8 +9,8 @@ from multiprocessing.process import BaseProcess
 from fastapi import FastAPI
 
 from api.app import make_app
-from api.courier import Courier
 from api.importer import Importer, TenantsInWork
+from api.webhook_sender import WebhookSender
 from core.infra import logging, tracing
 from core.settings import Settings, read
 
@@ -29,7 +29,7 @@ def make_process_app() -> FastAPI:
     if supervisor := parent_process():
         threading.Thread(target=_end_with, args=(supervisor,), name="parent-death", daemon=True).start()
     app = make_app(settings)
-    Courier(app.state.services.sessions, settings.webhook_networks).start()
+    WebhookSender(app.state.services.sessions, settings.webhook_networks).start()
     in_work = TenantsInWork()
     for _ in range(IMPORTERS):
         Importer(app.state.services, in_work).start()

@@ -23,8 +23,7 @@ from torch import Tensor
 from benchmarks.changes import applied
 from benchmarks.questions import read_questions
 from benchmarks.turns import peak_bytes
-from seft.checkpoint.pack import load_pruned, save_pruned
-from seft.choices import accuracy
+from seft.checkpoint.pruned_state import load_pruned, save_pruned
 from seft.config import CalibrationOrder, PruneConfig, RepairConfig, Retain
 from seft.data.packing import cut_windows
 from seft.data.records import Record
@@ -33,6 +32,7 @@ from seft.evaluate import mean_loss
 from seft.models.load import load
 from seft.models.source import find
 from seft.models.targets import target_linears
+from seft.multiple_choice import accuracy
 from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.report import Evolved, Step
@@ -56,8 +56,8 @@ CODE = (
     "models",
     "prune",
     "repair",
-    "checkpoint/pack.py",
-    "choices.py",
+    "checkpoint/pruned_state.py",
+    "multiple_choice.py",
     "distill.py",
     "evaluate.py",
     "loss.py",

@@ -15,7 +15,7 @@ from seft.config import Variant
 from seft.dtypes import master_dtype
 from seft.prune import curvature
 from seft.prune.curvature import Curvature
-from seft.repair import active, all_nonzeros, evolve, fixed_mask, linear, optimizer, schedule
+from seft.repair import active, all_nonzeros, fixed_mask, linear, optimizer, schedule, topology
 from seft.repair.positions import entries
 from seft.repair.published import PublishedWindow
 from seft.repair.window import Window
@@ -33,7 +33,7 @@ def applied(name: str) -> Iterator[None]:
         yield
 
 
-def _at_nonzeros(*arguments: Any, **named: Any) -> evolve.Choice:
+def _at_nonzeros(*arguments: Any, **named: Any) -> topology.Choice:
     weight, kept, dropped, growth, removal = arguments
     return CHOOSE(weight, kept, dropped, growth[entries(weight, growth.indices) != 0], removal, **named)
 
@@ -57,7 +57,7 @@ class _PublishedRemoval(PublishedWindow):
         Window._list(self, gradient, rows, taken)
 
 
-CHOOSE = evolve.choose
+CHOOSE = topology.choose
 OPTIMIZERS = {
     "rounded to the nearest number": RoundedToNearest,
     "float32 copies of the weights": WithMasters,
@@ -74,7 +74,7 @@ ALLOCATED: dict[str, Change] = {
 """Parts of the allocation by curvature that are left out."""
 LATER = dict.fromkeys(Variant, 5)
 CHANGES: dict[str, Change] = {
-    "growth at nonzeros only": {(evolve, "choose"): _at_nonzeros},
+    "growth at nonzeros only": {(topology, "choose"): _at_nonzeros},
     "no limit for zeros": {(linear, "MOST_ZEROS"): 1.0},
     MOMENTS: {(active, "moment_dtype"): master_dtype},
     "grown entries start with empty moments": {(optimizer, "seed_moments"): lambda *_: None},

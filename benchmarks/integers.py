@@ -20,7 +20,7 @@ import torch
 import seft
 from benchmarks.cells import JUDGED, Bench
 from seft.checkpoint.formats import verify_format, write_format
-from seft.checkpoint.pack import load_pruned
+from seft.checkpoint.pruned_state import load_pruned
 from seft.config import OutputFormat
 from seft.evaluate import mean_loss
 from seft.float32_products import use_float32_products

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from seft.choices import Question
+from seft.multiple_choice import Question
 
 
 def read_questions(path: Path, count: int) -> list[Question]:

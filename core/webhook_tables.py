@@ -51,5 +51,5 @@ class WebhookDelivery(Base):
     log: Mapped[list[Json]] = mapped_column(JSONB, server_default=text("'[]'"))
     """One entry per finished try: [{"at", "status", "text"}]."""
     due_at: Mapped[datetime | None]
-    """Time from which a courier thread can claim the row. None if the delivery has finished or waits for `enable`."""
+    """Time from which a sender thread can claim the row. None if the delivery has finished or waits for `enable`."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -1,7 +1,7 @@
 """Webhooks: URLs of a tenant that receive the events of its jobs, and the deliveries of messages to them.
 
-A delivery is a row that is written in the transaction of its event. A courier thread claims the row for
-`CLAIM_SECONDS`, sends the message and records the result. If the courier dies before that, another courier sends the
+A delivery is a row that is written in the transaction of its event. A sender thread claims the row for
+`CLAIM_SECONDS`, sends the message and records the result. If the sender dies before that, another sender sends the
 message again. So a message can arrive twice, with the same id.
 """
 
@@ -54,7 +54,7 @@ DISABLED_AFTER = timedelta(days=3)
 OLD_SECRET_VALIDITY = timedelta(hours=24)
 """Time for which the previous secret also signs messages after the secret was replaced."""
 CLAIM_SECONDS = 60
-"""Seconds after which another courier can repeat a try that has no result yet."""
+"""Seconds after which another sender can repeat a try that has no result yet."""
 
 
 class DeliveryState(StrEnum):
@@ -268,7 +268,7 @@ def record_result(session: Session, pending: PendingDelivery, result: DeliveryRe
     """Record the result of a try. The delivery has then succeeded, is due again, or has failed.
 
     A webhook whose deliveries keep failing is disabled. Nothing is recorded if the webhook was deleted, or if another
-    courier has claimed the delivery in the meantime.
+    sender has claimed the delivery in the meantime.
     """
     webhook = session.scalar(select(Webhook).where(Webhook.id == pending.webhook_id).with_for_update(key_share=True))
     query = select(WebhookDelivery).where(WebhookDelivery.id == pending.id, WebhookDelivery.tries == pending.number)
@@ -344,7 +344,7 @@ def _full() -> Select[str]:
 
 
 def _disable(session: Session, webhook: Webhook, now: datetime) -> None:
-    """Disable a webhook. Its pending deliveries are no longer due, so that couriers do not read them."""
+    """Disable a webhook. Its pending deliveries are no longer due, so that senders do not read them."""
     webhook.disabled_at = webhook.disabled_at or now
     _set_due(session, None, WebhookDelivery.webhook_id == webhook.id, WebhookDelivery.due_at.is_not(None))
 

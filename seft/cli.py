@@ -1,8 +1,8 @@
 """The commands that use the library on this machine: `seft prune`, `repair`, `compress`, `evaluate` and others.
 
 They need no service. Results go to stdout as text, or as one JSON object with `--json`. Progress goes to stderr. An
-error ends with an exit code of `seft.endings` and one line that says what must hold, what was given, and how to fix it.
-`seft reproduce` ends with 1 if the bits differ. Torch is imported only when a command needs it.
+error ends with an exit code of `seft.exit_codes` and one line that says what must hold, what was given, and how to fix
+it. `seft reproduce` ends with 1 if the bits differ. Torch is imported only when a command needs it.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from seft import file_commands as files
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, default_batch, default_steps
 from seft.console import describe_checkpoint, progress_reporter
 from seft.data.records import require_file
-from seft.endings import report_error, stoppable, write_json
 from seft.errors import SeftError
+from seft.exit_codes import report_error, stoppable, write_json
 from seft.options import Config, add_options, read_options
 from seft.report import Phase, Progress, Reporter
 from seft.runtime import commands as runtime

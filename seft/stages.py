@@ -28,7 +28,7 @@ from seft.errors import DataError
 from seft.evaluate import mean_loss
 from seft.models.gguf_tokenizer import tokenizer_rules
 from seft.models.load import Loaded
-from seft.prune.found import find_zeros, found_config
+from seft.prune.detect_zeros import find_zeros, found_config
 from seft.prune.loop import prune_model
 from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair

@@ -21,7 +21,6 @@ from seft.checkpoint.formats import require_place, write_format
 from seft.checkpoint.outputs import new_file, new_folder, require_empty
 from seft.checkpoint.provenance import describe_model, this_machine
 from seft.checkpoint.verify import verify_file
-from seft.choices import Accuracy, accuracy, read_questions
 from seft.config import EvaluateConfig, OutputFormat, PruneConfig, RepairConfig, require_repair_of
 from seft.data import records
 from seft.data.packing import Packed, pack
@@ -35,8 +34,9 @@ from seft.models.dimensions import Dimensions, context_length, read_dimensions
 from seft.models.load import Loaded, load
 from seft.models.shapes import shapes
 from seft.models.source import ModelSource, find
+from seft.multiple_choice import Accuracy, accuracy, read_questions
 from seft.objective import require_teacher
-from seft.prune.found import LEAST
+from seft.prune.detect_zeros import LEAST
 from seft.repair.best import require_held_out
 from seft.report import Phase, Progress, Reporter, silent
 from seft.texts import (

@@ -19,8 +19,8 @@ from seft import stages
 from seft.checkpoint.export import round_weights
 from seft.checkpoint.facts import Conditions, Facts, versions
 from seft.checkpoint.formats import Store
-from seft.checkpoint.pack import load_pruned, save_pruned
 from seft.checkpoint.provenance import describe_model, this_machine
+from seft.checkpoint.pruned_state import load_pruned, save_pruned
 from seft.config import RepairConfig
 from seft.data.packing import Packed
 from seft.devices import configure_torch, trim_memory
@@ -28,7 +28,7 @@ from seft.errors import Cancelled, ConfigError, EvaluateError
 from seft.evaluate import perplexity
 from seft.models.load import Loaded, load, load_tokenizer
 from seft.models.source import ModelSource
-from seft.prune.found import LEAST
+from seft.prune.detect_zeros import LEAST
 from seft.repair import Repair
 from seft.repair.shards import Shards
 from seft.repair.state import outdated

@@ -1,4 +1,4 @@
-"""Performs the steps of client operations: `Taker` blocks, `AsyncTaker` awaits.
+"""Performs the steps of client operations: `Driver` blocks, `AsyncDriver` awaits.
 
 An operation is a generator of steps (`seft.client.steps`). The drivers do its I/O and make no decisions.
 """
@@ -27,7 +27,7 @@ class _Stopped(Exception):  # noqa: N818 (no error)
     """Raised to end a parallel operation after another one has failed."""
 
 
-class Taker:
+class Driver:
     """Performs the steps of one operation, blocking, and keeps its open reply."""
 
     def __init__(self, service: httpx2.Client, links: httpx2.Client, stopped: threading.Event | None = None) -> None:
@@ -47,7 +47,7 @@ class Taker:
         if self.stopped and self.stopped.is_set():
             raise _Stopped
         try:
-            answer = self._taken(step)
+            answer = self._perform(step)
         except httpx2.TransportError as error:
             walk.fail(_unreachable(error))
         except (httpx2.InvalidURL, UnicodeEncodeError) as error:
@@ -57,7 +57,7 @@ class Taker:
         else:
             walk.answer(answer)
 
-    def _taken(self, step: Step) -> Any:
+    def _perform(self, step: Step) -> Any:
         match step:
             case Send(request):
                 with _content(request) as content:
@@ -91,8 +91,8 @@ class Taker:
 
         def run(steps: Steps[None]) -> None:
             try:
-                with Taker(self.service, self.links, stopped) as take:
-                    take.all(steps)
+                with Driver(self.service, self.links, stopped) as driver:
+                    driver.all(steps)
             except BaseException:
                 # This thread may start the next part before the main thread sees the failure.
                 stopped.set()
@@ -120,7 +120,7 @@ class Taker:
         self.opened.close()
 
 
-class AsyncTaker:
+class AsyncDriver:
     """Performs the steps of one operation, awaiting, and keeps its open reply."""
 
     def __init__(self, service: httpx2.AsyncClient, links: httpx2.AsyncClient) -> None:
@@ -138,7 +138,7 @@ class AsyncTaker:
     async def one(self, walk: Walk[Any], step: Step) -> None:
         """Perform one step, and pass its result or its error to the operation."""
         try:
-            answer = await self._taken(step)
+            answer = await self._perform(step)
         except httpx2.TransportError as error:
             walk.fail(_unreachable(error))
         except (httpx2.InvalidURL, UnicodeEncodeError) as error:
@@ -148,7 +148,7 @@ class AsyncTaker:
         else:
             walk.answer(answer)
 
-    async def _taken(self, step: Step) -> Any:
+    async def _perform(self, step: Step) -> Any:
         match step:
             case Send(request):
                 with _content(request) as content:
@@ -181,9 +181,9 @@ class AsyncTaker:
         limit, errors = anyio.Semaphore(at_once), list[ClientError | OSError]()
 
         async def run(steps: Steps[None]) -> None:
-            async with limit, AsyncTaker(self.service, self.links) as take:
+            async with limit, AsyncDriver(self.service, self.links) as driver:
                 try:
-                    await take.all(steps)
+                    await driver.all(steps)
                 except (ClientError, OSError) as error:
                     errors.append(error)
                     group.cancel_scope.cancel()

@@ -11,7 +11,7 @@ import httpx2
 from typing_extensions import override
 
 from seft.client.config import Address
-from seft.client.drivers import AsyncTaker, Taker
+from seft.client.drivers import AsyncDriver, Driver
 from seft.client.operations import Operations
 from seft.client.retries import PAUSES
 from seft.client.steps import Awaiting, Blocking, Flow, Row, Steps, Walk
@@ -36,19 +36,19 @@ class Client(Operations, Blocking):
 
     @override
     def run(self, steps: Steps[T]) -> T:
-        with Taker(self._service, self._links) as take:
-            return take.all(steps)
+        with Driver(self._service, self._links) as driver:
+            return driver.all(steps)
 
     @override
     def rows(self, flow: Flow[T]) -> Iterator[T]:
         walk = Walk(flow)
-        with Taker(self._service, self._links) as take:
+        with Driver(self._service, self._links) as driver:
             while (step := walk.step()) is not None:
                 if isinstance(step, Row):
                     yield step.value
                     walk.answer(None)
                 else:
-                    take.one(walk, step)
+                    driver.one(walk, step)
 
     def close(self) -> None:
         """Close the connections."""
@@ -76,19 +76,19 @@ class AsyncClient(Operations, Awaiting):
 
     @override
     async def run(self, steps: Steps[T]) -> T:
-        async with AsyncTaker(self._service, self._links) as take:
-            return await take.all(steps)
+        async with AsyncDriver(self._service, self._links) as driver:
+            return await driver.all(steps)
 
     @override
     async def rows(self, flow: Flow[T]) -> AsyncIterator[T]:
         walk = Walk(flow)
-        async with AsyncTaker(self._service, self._links) as take:
+        async with AsyncDriver(self._service, self._links) as driver:
             while (step := walk.step()) is not None:
                 if isinstance(step, Row):
                     yield step.value
                     walk.answer(None)
                 else:
-                    await take.one(walk, step)
+                    await driver.one(walk, step)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -1,6 +1,6 @@
 """Train few weights of each linear, drawn once and spread evenly over its nonzeros. Zeros stay zero.
 
-This is SEFT without topology events, as a baseline. `seft.repair.evolving` adds the events.
+This is SEFT without topology events, as a baseline. `seft.repair.seft_method` adds the events.
 """
 
 import warnings

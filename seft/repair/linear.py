@@ -15,7 +15,7 @@ from seft.config import UNSTRUCTURED, Pattern
 from seft.models.products import Product
 from seft.models.targets import Target, count_nonzeros
 from seft.prune.mask import require_pattern
-from seft.repair import evolve, optimizer
+from seft.repair import optimizer, topology
 from seft.repair.active import Active, sample_nonzeros
 from seft.repair.positions import BasePositions, entries, fields_of, named_fields, put
 from seft.repair.processes import sum_over_processes
@@ -125,14 +125,14 @@ class RepairedLinear:
         if window is None or not window.observed:
             return Change(0, 0, 0, 0)
         growth, sample = window.clipped(self.active.indices)
-        growth = evolve.limit_zeros(growth, self.weight, self.most_zeros)
+        growth = topology.limit_zeros(growth, self.weight, self.most_zeros)
         # The maximum, because an expert may have had few tokens until now. All other linears have their largest
         # gradients at the start.
         self.typical = self.typical.maximum(optimizer.typical_gradient(sample, steps, pieces))
-        kept, dropped = evolve.drop(self.active, min(count, len(growth)))
+        kept, dropped = topology.drop(self.active, min(count, len(growth)))
         dropped.restore(self.weight)
         removal = window.removal(kept.indices)
-        choice = evolve.choose(self.weight, kept, dropped, growth, removal, budget=self.budget, pattern=self.pattern)
+        choice = topology.choose(self.weight, kept, dropped, growth, removal, budget=self.budget, pattern=self.pattern)
         grown = Active.start(self.weight, choice.grown.indices)
         optimizer.seed_moments(grown, choice.grown, steps, pieces)
         spared = dropped[torch.isin(dropped.indices, choice.spared)]

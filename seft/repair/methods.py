@@ -2,13 +2,13 @@
 
 from seft.config import RepairMethod
 from seft.repair.all_nonzeros import AllNonzeros
-from seft.repair.evolving import SEFT
 from seft.repair.fixed_mask import FixedMask
 from seft.repair.lora_reprune import LoraReprune
 from seft.repair.masked_full import MaskedFull
 from seft.repair.masked_lora import MaskedLora
 from seft.repair.method import Method, Work
 from seft.repair.norms_and_biases import WithNormsAndBiases
+from seft.repair.seft_method import SEFT
 from seft.repair.spp import SPP
 
 METHODS: dict[RepairMethod, type[Method]] = {

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from seft.checkpoint.pack import pack_bits, unpack_bits
+from seft.checkpoint.pruned_state import pack_bits, unpack_bits
 from seft.config import Compare, Pattern
 from seft.dtypes import master_dtype
 from seft.errors import TrainError

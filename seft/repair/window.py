@@ -3,7 +3,7 @@
 A gradient window has a list of candidates for growth, of fixed size, with their gradients summed in float32. It also
 has the mean squares of inputs and output gradients, which give the sensitivity of the other weights. Each backward pass
 computes the gradient of the weight matrix for one chunk of rows at a time, finds candidates in it, and frees it. The
-decisions of an event are in `seft.repair.evolve`.
+decisions of an event are in `seft.repair.topology`.
 
 [ours] Growth is random: positions are drawn without replacement, in proportion to |gradient|. Each position has one
 exponential random number, the same in all micro-batches of a gradient window. The positions with the largest |gradient|

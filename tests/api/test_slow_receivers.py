@@ -7,14 +7,14 @@ from sqlalchemy import func, update
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
-from api import courier
+from api import webhook_sender
 from api.usecases import webhooks as usecases
 from core import webhooks
 from core.jobs.attempts import Attempt
 from core.webhook_tables import Webhook
 from tests.api.conftest import NewClient, problem
 from tests.api.receivers import DRIPS, Receiver, dripping
-from tests.api.test_courier import call, deliveries, finish, hooked, known, receiver, rounds
+from tests.api.test_webhook_sender import call, deliveries, finish, hooked, known, receiver, rounds
 from tests.waiting import wait_for
 
 __all__ = ["receiver"]  # a fixture
@@ -24,7 +24,7 @@ Sessions = sessionmaker[Session]
 
 @pytest.mark.parametrize("what", DRIPS)
 def test_a_receiver_that_drips_is_cut_off(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(courier, "CALL_SECONDS", 0.5)
+    monkeypatch.setattr(webhook_sender, "CALL_SECONDS", 0.5)
     scheme, head = DRIPS[what]
     with dripping(head, drips=what != "nothing") as receiver:
         result = call(f"{scheme}://127.0.0.1:{receiver.port}/")
@@ -33,7 +33,7 @@ def test_a_receiver_that_drips_is_cut_off(what: str, monkeypatch: pytest.MonkeyP
 
 
 def test_a_name_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(courier, "CALL_SECONDS", 0.5)
+    monkeypatch.setattr(webhook_sender, "CALL_SECONDS", 0.5)
     answered = threading.Event()
 
     def hang(_: str) -> list[str]:
@@ -56,29 +56,29 @@ def test_slow_receivers_of_one_tenant_do_not_delay_another_tenant(
     sessions: Sessions,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(courier, "CALL_SECONDS", 3600.0)
+    monkeypatch.setattr(webhook_sender, "CALL_SECONDS", 3600.0)
     theirs = new_client("theirs")
     with dripping(b"HTTP/1.1 200 OK\r\nX-Long: ") as slow:
-        for _ in range(2 * courier.TENANT_CALLS):
+        for _ in range(2 * webhook_sender.TENANT_CALLS):
             hook = hooked(theirs, f"http://receiver.example:{slow.port}/")
             theirs.post(f"/webhooks/{hook['id']}/test")
         thread = threading.Thread(target=rounds, args=[sessions])
         thread.start()
-        wait_for(lambda: len(slow.threads) - 1 == courier.TENANT_CALLS)
+        wait_for(lambda: len(slow.threads) - 1 == webhook_sender.TENANT_CALLS)
         ours = hooked(client, receiver.url)
         for _ in range(2):
             client.post(f"/webhooks/{ours['id']}/test")
         wait_for(lambda: len(receiver.got) == 2)
-        assert len(slow.threads) - 1 == courier.TENANT_CALLS
+        assert len(slow.threads) - 1 == webhook_sender.TENANT_CALLS
     thread.join()
 
 
 def test_slow_receivers_of_eight_tenants_leave_places_for_a_ninth(
     sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(courier, "CALLS", 16)
-    monkeypatch.setattr(courier, "TENANT_CALLS", 2)
-    monkeypatch.setattr(courier, "RESERVED_CALLS", 4)
+    monkeypatch.setattr(webhook_sender, "CALLS", 16)
+    monkeypatch.setattr(webhook_sender, "TENANT_CALLS", 2)
+    monkeypatch.setattr(webhook_sender, "RESERVED_CALLS", 4)
 
     def add(tenant: str, count: int) -> None:
         with sessions.begin() as session:
@@ -91,7 +91,7 @@ def test_slow_receivers_of_eight_tenants_leave_places_for_a_ninth(
         running.extend(claimed)
         return [delivery.tenant for delivery in claimed]
 
-    thread, running = courier.Courier(sessions, []), list[webhooks.PendingDelivery]()
+    thread, running = webhook_sender.WebhookSender(sessions, []), list[webhooks.PendingDelivery]()
     slow = [f"slow-{number}" for number in range(8)]
     for tenant in slow:
         add(tenant, 3)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from seft.checkpoint import sparsity
 from seft.checkpoint.export import export
 from seft.checkpoint.facts import Base, Facts
-from seft.checkpoint.pack import load_pruned, save_pruned
+from seft.checkpoint.pruned_state import load_pruned, save_pruned
 from seft.checkpoint.verify import check
 from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneMethod, PruneSchedule, RepairConfig, RepairMethod
 from seft.loss import TokenLoss

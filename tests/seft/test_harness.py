@@ -1,14 +1,14 @@
-"""Tasks of lm-evaluation-harness from local files give the same accuracy as `seft.choices`."""
+"""Tasks of lm-evaluation-harness from local files give the same accuracy as `seft.multiple_choice`."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from seft.choices import Question, accuracy
 from seft.cli import main
 from seft.errors import ConfigError, EvaluateError
 from seft.harness import find_task, run_task
+from seft.multiple_choice import Question, accuracy
 from tests.tiny import tiny_texts, tiny_tokenizer, untrained_tiny
 
 TASK = """

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from seft.checkpoint.facts import Record
 from seft.config import Pattern
 from seft.errors import ConfigError
-from tests.seft.prune.test_found import prune_to
+from tests.seft.prune.test_detect_zeros import prune_to
 from tests.worker.test_pipeline import SPEC, Run, _restore_torch_settings  # noqa: F401
 from worker.protocol import RESULT, Finished, Measured
 

@@ -1,6 +1,7 @@
 """Both clients, with a small HTTP server that each test scripts."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import assert_type
 
@@ -66,7 +67,11 @@ def test_a_rejection_by_another_server_may_have_other_errors(script: Script, cli
 
 
 def test_a_request_that_http_cannot_carry_is_reported(script: Script, client: Client) -> None:
-    for call in (lambda: client.job("\x01"), lambda: client.create_job(SPEC, idempotency_key="ü")):
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: client.job("\x01"),
+        lambda: client.create_job(SPEC, idempotency_key="ü"),
+    )
+    for call in calls:
         with pytest.raises(ClientError, match="The request cannot be sent"):
             call()
     assert script.requests == []

@@ -10,12 +10,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from seft.checkpoint.export import round_weights
-from seft.checkpoint.pack import load_pruned, save_pruned
+from seft.checkpoint.pruned_state import load_pruned, save_pruned
 from seft.config import Allocation, Pattern, PruneConfig, PruneMethod, PruneSchedule, RepairMethod, Variant
 from seft.errors import ConfigError
 from seft.evaluate import perplexity
 from seft.models.targets import SPLIT, target_linears
-from seft.prune.found import find_zeros
+from seft.prune.detect_zeros import find_zeros
 from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.repair.processes import broadcast, broadcast_weights

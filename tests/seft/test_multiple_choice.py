@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from seft.choices import Question, _likelihoods, _tokens, accuracy, read_questions
 from seft.errors import DataError, EvaluateError, FileError, RecordError
 from seft.loss import TokenLoss
+from seft.multiple_choice import Question, _likelihoods, _tokens, accuracy, read_questions
 from tests.tiny import beginning_tokenizer, tiny_tokenizer, untrained_tiny
 
 

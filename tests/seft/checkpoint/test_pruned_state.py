@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seft.checkpoint.pack import load_pruned, pack_bits, save_pruned, unpack_bits
+from seft.checkpoint.pruned_state import load_pruned, pack_bits, save_pruned, unpack_bits
 from seft.errors import StateError
 from seft.models.targets import target_linears
 from tests.tiny import untrained_tiny

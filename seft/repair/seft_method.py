@@ -2,7 +2,7 @@
 
 An event can also choose zeros of the pruned model. Other weights become zero then, so the number of nonzeros does not
 increase. Method: Xiao et al., "Leave it to the Specialist", arXiv 2505.24037. The decisions of an event are in
-`seft.repair.evolve`.
+`seft.repair.topology`.
 """
 
 from collections.abc import Sequence

@@ -16,8 +16,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
-from api import courier
-from api.courier import Courier
+from api import webhook_sender
+from api.webhook_sender import WebhookSender
 from core import webhooks
 from core.addresses import Network, Resolver, resolve
 from core.jobs import attempts
@@ -43,8 +43,8 @@ def known(host: str) -> list[str]:
 
 
 def rounds(sessions: Sessions, allowed: Sequence[Network] = LOOPBACK) -> int:
-    """Let a courier work until nothing is due. Return how many deliveries it made."""
-    thread, deliveries = Courier(sessions, allowed, known), 0
+    """Let a sender work until nothing is due. Return how many deliveries it made."""
+    thread, deliveries = WebhookSender(sessions, allowed, known), 0
     while count := thread.poll():
         deliveries += count
     return deliveries
@@ -53,7 +53,7 @@ def rounds(sessions: Sessions, allowed: Sequence[Network] = LOOPBACK) -> int:
 def call(url: str, resolver: Resolver = resolve) -> DeliveryResult:
     """Send one message."""
     delivery = webhooks.PendingDelivery("msg_1", "hook_1", "ours", 1, url, "{}", ("whsec_AAAA",))
-    return anyio.run(courier.call, delivery, LOOPBACK, resolver)
+    return anyio.run(webhook_sender.call, delivery, LOOPBACK, resolver)
 
 
 def hooked(client: TestClient, url: str, events: list[str] | None = None) -> Json:
@@ -154,7 +154,7 @@ def test_a_failed_delivery_is_retried_for_days_and_then_fails(
     assert client.get(f"/webhooks/{hook['id']}").json()["failing_since"] is None
 
 
-def test_a_courier_that_dies_only_delays_a_delivery(receiver: Receiver, client: TestClient, sessions: Sessions) -> None:
+def test_a_sender_that_dies_only_delays_a_delivery(receiver: Receiver, client: TestClient, sessions: Sessions) -> None:
     hook = hooked(client, receiver.url)
     client.post(f"/webhooks/{hook['id']}/test")
     with sessions.begin() as session:
@@ -174,7 +174,7 @@ def test_an_unexpected_error_of_a_call_is_recorded_as_a_failed_try(
     async def fail(*_: object) -> DeliveryResult:
         raise RuntimeError("password=x")
 
-    monkeypatch.setattr(courier, "call", fail)
+    monkeypatch.setattr(webhook_sender, "call", fail)
     hook = hooked(client, "https://example.com/")
     client.post(f"/webhooks/{hook['id']}/test")
     assert rounds(sessions) == 1
@@ -185,7 +185,7 @@ def test_an_unexpected_error_of_a_call_is_recorded_as_a_failed_try(
 def test_an_error_of_the_database_does_not_cancel_the_deliveries_that_run(
     receiver: Receiver, client: TestClient, sessions: Sessions
 ) -> None:
-    class Disconnected(Courier):
+    class Disconnected(WebhookSender):
         def _claim(self, running: Sequence[webhooks.PendingDelivery]) -> list[webhooks.PendingDelivery]:
             if running:
                 raise OperationalError("SELECT 1", {}, Exception("the connection was lost"))
@@ -197,7 +197,7 @@ def test_an_error_of_the_database_does_not_cancel_the_deliveries_that_run(
     assert [each["state"] for each in deliveries(client, hook)] == ["succeeded"]
 
 
-def test_couriers_share_the_work(receiver: Receiver, client: TestClient, sessions: Sessions) -> None:
+def test_senders_share_the_work(receiver: Receiver, client: TestClient, sessions: Sessions) -> None:
     for _ in range(10):
         client.post(f"/webhooks/{hooked(client, receiver.url)['id']}/test")
     with ThreadPoolExecutor(3) as pool:

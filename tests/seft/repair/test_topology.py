@@ -7,7 +7,7 @@ from torch import Tensor
 
 from seft.config import Pattern
 from seft.repair.active import Active
-from seft.repair.evolve import choose, drop
+from seft.repair.topology import choose, drop
 from seft.repair.window import Candidates
 
 

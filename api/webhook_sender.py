@@ -48,13 +48,13 @@ SHOWN_BYTES = 1024
 log = structlog.get_logger(__name__)
 
 
-class Courier(Poller):
+class WebhookSender(Poller):
     """The background thread that sends due deliveries."""
 
     def __init__(
         self, sessions: sessionmaker[Session], allowed: Sequence[Network], resolver: Resolver = resolve
     ) -> None:
-        super().__init__("courier")
+        super().__init__("webhook_sender")
         self.sessions, self.allowed, self.resolver = sessions, allowed, resolver
 
     @override

@@ -10,7 +10,7 @@ from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneMethod, Refinem
 from seft.errors import ConfigError
 from seft.models.load import Loaded
 from seft.models.targets import target_linears
-from seft.prune.found import find_zeros, found_config
+from seft.prune.detect_zeros import find_zeros, found_config
 from seft.prune.mask import smallest_in_groups, smallest_overall
 from seft.report import Found
 from tests.seft.architectures import ARCHITECTURES
