@@ -11,8 +11,11 @@ from sqlalchemy import make_url
 from core.infra.database import url
 from core.settings import DatabaseSettings
 
-GRANT_LOCK = 0x5EF72
-"""Key of an advisory lock, because Postgres fails if two processes grant rights on a table at the same moment."""
+GRANT_LOCK = 0x5EF75
+"""Key of an advisory lock, because Postgres fails if two processes grant rights on a table at the same moment.
+
+The number must differ from those of all other advisory locks.
+"""
 POWERS = ("rolsuper", "rolcreaterole", "rolcreatedb", "rolreplication", "rolbypassrls")
 GRANTS = (
     "GRANT CONNECT ON DATABASE {database} TO {role}",

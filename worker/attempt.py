@@ -361,7 +361,6 @@ class Supervisor:
             message=f"{error} {memory.advice(spec, phase, self.attempt.micro_batch)}",
             micro_batch=memory.smaller_micro_batch(spec, phase, by_kernel=error.by_kernel),
             larger=of_device and workers.has_larger(session, has, self.settings.sweep_seconds, spec.devices),
-            max_failures=self.settings.max_failures,
         )
 
     def _pause_for_space(self, reason: Reason, message: str, needed: int | None) -> None:

@@ -7,30 +7,38 @@ This program fetches the model from the hub. Then it gives up everything that tr
 programs (`core.infra.sandbox`). SIGTERM ends this program at once, because there is nothing to save.
 """
 
+import errno
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from core.infra import sandbox
 from core.models import hub_cache
+from core.models.hub_cache import CacheFullError
 from core.states import Phase
 from seft.models.source import Kind, fetch, find
-from worker import environment
+from worker import disk_space, environment
 from worker.hub import retry_hub
 from worker.parent_death import exit_with_parent
 from worker.protocol import Progressed, Task
 from worker.reporting import errors_sent, sender
+
+REPORT_SECONDS = 60.0
+"""Seconds between two reports that a download makes progress. The worker ends a process that is silent for long."""
 
 
 def main(folder: Path, pipe: int, parent: int, store: int) -> None:
     """Fetch the model of the job whose files are in the folder, and execute the training in the sandbox."""
     exit_with_parent(parent)
     send, task = sender(pipe), Task.read(folder)
+    loading = Progressed(phase=Phase.LOADING, progress=0.0, step=task.resume or 0)
     # Loading torch takes seconds; users see the phase meanwhile.
-    send(Progressed(phase=Phase.LOADING, progress=0.0, step=task.resume or 0))
-    with errors_sent(send), _fetched(task) as fetched:
+    send(loading)
+    with errors_sent(send), ExitStack() as held:
+        fetched = fetch_model(task, held, lambda: send(loading))
         task.model_copy(update={"downloaded": fetched or task.downloaded}).write(folder)
         # The files of a commit in the cache are links to files in the folder of the model.
         model = [fetched.parents[1]] if fetched else task.model_roots
@@ -42,21 +50,51 @@ def main(folder: Path, pipe: int, parent: int, store: int) -> None:
         os.execve(sys.executable, command, environment.of_training(os.environ, folder.resolve()))  # noqa: S606
 
 
-@contextmanager
-def _fetched(task: Task) -> Iterator[Path | None]:
-    """Yield the folder of the model in the hub's cache, or None if the model is not one of the hub.
+def fetch_model(task: Task, held: ExitStack, report: Callable[[], None]) -> Path | None:
+    """Return the folder of the model in the hub's cache, or None if the model is not one of the hub.
 
-    The lock that protects the model in the cache stays until the process ends, also if it executes another program.
+    The lock that protects the model in the cache is put into `held`. It stays until the process ends, also if it
+    executes another program. `report` is called regularly while the download makes progress. Raises CacheFullError if
+    the disk of the cache is full.
     """
     if task.downloaded is not None:
-        yield None
-        return
+        return None
     source = retry_hub(lambda: find(task.spec.model, roots=task.model_roots, revision=task.spec.revision))
-    with hub_cache.using(source, task.hub_cache_bytes) as lock:
+    try:
+        lock = held.enter_context(hub_cache.using(source, task.hub_cache_bytes))
         if lock is not None:
             os.set_inheritable(lock, True)
-        path = retry_hub(lambda: fetch(source))
-        yield path if source.kind is Kind.HUB else None
+        with _growth_reported(hub_cache.folder_of(source), report):
+            path = retry_hub(lambda: fetch(source))
+    except OSError as error:
+        if error.errno != errno.ENOSPC or isinstance(error, CacheFullError):
+            raise
+        raise CacheFullError(f"The download of {source.reference} failed: {error}.") from error
+    return path if source.kind is Kind.HUB else None
+
+
+@contextmanager
+def _growth_reported(folder: Path, report: Callable[[], None]) -> Iterator[None]:
+    """During the `with` block, call `report` in another thread every `REPORT_SECONDS` if the folder's size has changed.
+
+    The thread has ended when the block ends. So its messages are not mixed with later ones.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        reported = 0
+        while not ended.wait(REPORT_SECONDS):
+            if (size := disk_space.size(folder)) != reported:
+                reported = size
+                report()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 if __name__ == "__main__":

@@ -58,19 +58,14 @@ class Lifecycle:
     """
 
     def __init__(self) -> None:
-        self.states = [State.FETCHING]
-        """All states that the attempt has had, the current one last."""
+        self.state = State.FETCHING
+        """The current state. Change it with `move`."""
         self.release_by = inf
         """Time at which the job is released, even if its last state is not stored by then."""
         self.stacks_by = inf
         """Time at which the attempt fails because its process hangs. Until then the process can write its stacks."""
         self.hang = ""
         """What the hanging process did not do in time. Empty if the process does not hang."""
-
-    @property
-    def state(self) -> State:
-        """The current state."""
-        return self.states[-1]
 
     @property
     def ended(self) -> bool:
@@ -96,7 +91,7 @@ class Lifecycle:
         """Change to another state. Raises ValueError if `TRANSITIONS` does not allow it."""
         if to not in TRANSITIONS[self.state]:
             raise ValueError(f"an attempt cannot move from {self.state} to {to}")
-        self.states.append(to)
+        self.state = to
 
     def request_stop(self, *, draining: bool) -> bool:
         """Set the deadline `release_by`, or make it earlier. Returns True on the first call."""

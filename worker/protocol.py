@@ -183,7 +183,10 @@ class Stopped(_Part):
 
 
 class NoDiskSpace(_Part):
-    """Message: the process exits because the disk is full. `needed` are the bytes it had to write, None if unknown."""
+    """Message: the process exits because a disk is full.
+
+    `needed` are the bytes that it had to write to the job's folder: None if unknown, and 0 if the hub cache is full.
+    """
 
     type: Literal["no_room"] = "no_room"
     message: Text

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from core.models.hub_cache import CacheFullError
 from core.states import OUT_OF_MEMORY
 from seft.errors import (
     Cancelled,
@@ -52,4 +53,6 @@ def errors_sent(send: Callable[[Message], None]) -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        send(NoDiskSpace(message=str(error), needed=getattr(error, "needed", None)))
+        # The cache may be on another disk than the job's folder, so it says nothing about the space for the folder.
+        needed = 0 if isinstance(error, CacheFullError) else getattr(error, "needed", None)
+        send(NoDiskSpace(message=str(error), needed=needed))

@@ -2,7 +2,8 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import structlog
 from botocore.exceptions import BotoCoreError, ClientError
@@ -45,17 +46,15 @@ class Sweep(threading.Thread):
     def run(self) -> None:
         """Run the steps in two loops that do not end."""
         database = (self.send_heartbeat, self.calibrate, self.requeue_lost, self.notify_waiting)
-        storage = (self.resume_waiting_for_space, self.clean_up, self.expire)
+        storage = (self.clear_scratch, self.resume_waiting_for_space, self.clean_up, self.expire)
         threading.Thread(target=self._repeat, args=(storage,), name="cleanup", daemon=True).start()
         self._repeat(database)
 
     def run_once(self, steps: Iterable[Callable[[], None]]) -> None:
         """Run steps of the sweep, one after the other. If a step fails, the others still run."""
         for step in steps:
-            try:
+            with _errors_logged(step.__name__):
                 step()
-            except Exception as error:
-                log.warning("sweep.failed", step=step.__name__, error=str(error))
 
     def _repeat(self, steps: Sequence[Callable[[], None]]) -> None:
         structlog.contextvars.bind_contextvars(worker=self.worker)
@@ -129,9 +128,13 @@ class Sweep(threading.Thread):
                 break
 
     def clean_up(self) -> None:
-        """Delete files that ended jobs have left in object storage and in the scratch folder."""
+        """Delete files that ended jobs have left in object storage."""
         for job_id, attempt in cleanup.ended_with_states(self.sessions, BATCH):
-            cleanup.delete_leftovers(self.sessions, self.storage, job_id, attempt)
+            with _errors_logged("clean_up", job=job_id):
+                cleanup.delete_leftovers(self.sessions, self.storage, job_id, attempt)
+
+    def clear_scratch(self) -> None:
+        """Delete files that ended jobs have left in the scratch folder."""
         cleanup.clear_scratch(self.sessions, self.settings.scratch)
 
     def expire(self) -> None:
@@ -142,6 +145,10 @@ class Sweep(threading.Thread):
         with self.sessions.begin() as session:
             if not retention.claim_chore(session, "tidy", self.settings.tidy_seconds):
                 return
+        self.run_once((self.expire_rows, self.expire_uploads, self.delete_unreferenced))
+
+    def expire_rows(self) -> None:
+        """Delete expired checkpoints, datasets, deliveries and imports. Their objects then have no row."""
         with self.sessions.begin() as session:
             expired = retention.expire_checkpoints(session)
             expired += retention.expire_datasets(session, self.settings.dataset_days)
@@ -149,11 +156,9 @@ class Sweep(threading.Thread):
         for delete_old in (webhooks.delete_old, imports.delete_old):
             with self.sessions.begin() as session:
                 delete_old(session)
-        self._expire_uploads()
-        removed = cleanup.delete_unreferenced(self.sessions, self.storage)
-        log.info("storage.tidied", expired=expired, removed=removed)
+        log.info("storage.expired", expired=expired)
 
-    def _expire_uploads(self) -> None:
+    def expire_uploads(self) -> None:
         """Delete the parts of late uploads, and then mark the uploads as failed.
 
         In this order, a failure between the two steps leaves an upload that the next run finds again.
@@ -161,9 +166,15 @@ class Sweep(threading.Thread):
         with self.sessions.begin() as session:
             late = imports.late_uploads(session)
         for import_id, upload in late:
-            self.storage.abort_upload(imports.key(import_id), upload)
-            with self.sessions.begin() as session:
-                imports.expire(session, import_id)
+            with _errors_logged("expire_uploads", upload=import_id):
+                self.storage.abort_upload(imports.key(import_id), upload)
+                with self.sessions.begin() as session:
+                    imports.expire(session, import_id)
+
+    def delete_unreferenced(self) -> None:
+        """Delete objects without a row."""
+        removed = cleanup.delete_unreferenced(self.sessions, self.storage)
+        log.info("storage.tidied", removed=removed)
 
     def _storage_accepts_writes(self) -> bool:
         """Return whether the object storage accepts a small object. S3 does not report how much space is free."""
@@ -173,3 +184,12 @@ class Sweep(threading.Thread):
         except (BotoCoreError, ClientError):
             return False
         return True
+
+
+@contextmanager
+def _errors_logged(step: str, **item: str) -> Iterator[None]:
+    """Log an error of the `with` block, so that the sweep continues with what follows."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("sweep.failed", step=step, error=str(error), **item)

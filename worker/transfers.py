@@ -1,7 +1,7 @@
 """Transfer files between the disk and object storage in a separate thread, so that no heartbeat waits for them.
 
 A transfer is retried while the object storage is unreachable. If the storage rejects the request, the transfer fails
-at once.
+at once. Rejected credentials count as unreachable: the operator may be changing them.
 """
 
 import contextvars
@@ -26,7 +26,8 @@ RETRY_SECONDS = 600.0
 """Seconds for which a transfer is retried while object storage is unreachable."""
 LONGEST_PAUSE = 10.0
 """Maximum seconds between two tries."""
-REJECTIONS = frozenset({400, 401, 403, 413, 416})
+REJECTIONS = frozenset({400, 413, 416})
+"""HTTP statuses of requests that the storage rejects in every try."""
 UPLOADERS = 2
 """Threads that send the parts of one object. Up to twice as many parts wait or are sent, and one is being filled."""
 FULL_STATUS, FULL_CODES = 507, frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"})

@@ -16,7 +16,7 @@ from core.states import Phase
 from worker.protocol import Message, Progressed, Reading
 
 SILENT_SECONDS = 3600.0
-"""Seconds without any message after which a process counts as hanging. Downloads of large models take longest."""
+"""Seconds without any message after which a process counts as hanging. A download is reported while it grows."""
 STEP_SECONDS = 600.0
 """Seconds without progress in training that never count as hanging."""
 STEP_MEDIANS = 10

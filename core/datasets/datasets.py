@@ -27,6 +27,8 @@ NAME_CHARACTERS = 255
 FORMATS = re.compile(r"(\.(jsonl|ndjson|json|parquet))?(\.(gz|zst))?$", re.IGNORECASE)
 """Endings of the names of files that can be uploaded."""
 NOT_DELETED = Dataset.deleted_at.is_(None)
+STORAGE_SECONDS = 600
+"""Seconds that a transaction may wait for the storage. One request to it ends earlier, with all its retries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +172,13 @@ def delete_object(session: Session, storage: Storage, key: str, before: datetime
 
 
 def _lock_object(session: Session, key: str) -> None:
-    """Lock an object until the transaction ends. Others can then not delete it or add a row for it."""
-    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key, 0))))
+    """Lock an object until the transaction ends. Others can then not delete it or add a row for it.
+
+    The transaction may wait for the storage for `STORAGE_SECONDS`. Otherwise the database would end it and release the
+    lock while the storage may still delete the object.
+    """
+    wait = func.set_config("idle_in_transaction_session_timeout", f"{STORAGE_SECONDS}s", True)
+    session.execute(select(wait, func.pg_advisory_xact_lock(func.hashtextextended(key, 0))))
 
 
 def clean_name(name: str) -> str:

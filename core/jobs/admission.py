@@ -45,7 +45,7 @@ def admit(
     current commit, so that a later change of the branch does not change the job. A job with `auto_start: false`
     stores an estimate of its cost. Raises ProblemError if the dataset, the model, the repository to push to or the
     idempotency key is rejected, if the settings do not fit the model, if a limit of the tenant is reached, or if the
-    schedule is `gradual` and no live worker has the memory for it.
+    schedule is `gradual` and no live worker with enough devices has the memory for it.
     """
     _require_run_time(spec, settings.job_seconds_of(caller.tenant))
     body = spec.fingerprint()
@@ -72,7 +72,7 @@ def admit(
         fairness.require_storage_quota(session, caller.tenant, settings.tenant_bytes)
         estimated = None if spec.auto_start and not gradual else estimate(session, dimensions, pinned, settings)
         if gradual and estimated:
-            _require_memory(estimated)
+            _require_memory(estimated, spec.devices)
         job, new = jobs.create(
             session,
             caller.tenant,
@@ -121,6 +121,7 @@ def _fit_output(spec: JobSpec, model: Dimensions, source: ModelSource) -> None:
 def _fit_repair(spec: JobSpec, model: Dimensions) -> None:
     if repair := spec.repair_config():
         require_repair_of(spec.prune_config(), repair)
+        repair.require_processes(spec.devices)  # shorter sequences change their number in a batch
         require_fit(model, repair)
 
 
@@ -132,14 +133,15 @@ def _require_run_time(spec: JobSpec, limit: int) -> None:
         raise ProblemError(Code.INVALID_REQUEST, f"max_seconds {rule}. {way_out}", (flaw,))
 
 
-def _require_memory(estimated: Json) -> None:
-    """Raise ProblemError if live workers exist and the job fits into the memory of none of them.
+def _require_memory(estimated: Json, devices: int) -> None:
+    """Raise ProblemError if live workers have enough devices, and the job fits into the memory of none of them.
 
     With the schedule `gradual` the model trains while it is still dense, so a job that does not fit would fail late.
     """
-    if estimated["fits"] is not False:
+    able = [worker for worker in estimated["workers"] if worker["devices"] >= devices]
+    if not able or any(worker["fits"] for worker in able):
         return
-    closest = max(estimated["workers"], key=lambda worker: worker["memory_bytes"] / worker["needed_bytes"])
+    closest = max(able, key=lambda worker: worker["memory_bytes"] / worker["needed_bytes"])
     need, have = (f"{closest[name] / 1e9:.1f} GB" for name in ("needed_bytes", "memory_bytes"))
     rule = (
         "must not be gradual, because the model does not fit while it is dense:"

@@ -205,15 +205,13 @@ def add_event(session: Session, attempt: Attempt, type: str, data: dict[str, Any
 def record_evolution(session: Session, attempt: Attempt, data: Json) -> None:
     """Write the event `topology.evolved` of the step `data["step"]`, unless that event exists already.
 
-    An attempt that resumes from a saved state repeats some steps. The events of these steps already exist.
+    An attempt that resumes from a saved state repeats some steps. The events of these steps already exist. Steps only
+    rise, so the newest event tells whether one exists.
     """
     _write(session, attempt)
-    existing = select(JobEvent.id).where(
-        JobEvent.job_id == attempt.job_id,
-        JobEvent.type == TOPOLOGY_EVOLVED,
-        JobEvent.data["step"].as_integer() == data["step"],
-    )
-    if session.scalar(existing.limit(1)) is None:
+    events = select(JobEvent).where(JobEvent.job_id == attempt.job_id, JobEvent.type == TOPOLOGY_EVOLVED)
+    newest = events.with_only_columns(JobEvent.data["step"].as_integer()).order_by(JobEvent.id.desc()).limit(1)
+    if (step := session.scalar(newest)) is None or step < data["step"]:
         record_event(session, attempt.job_id, attempt.number, TOPOLOGY_EVOLVED, data)
 
 
@@ -304,7 +302,7 @@ def fail(
 
 
 def fail_out_of_memory(
-    session: Session, attempt: Attempt, *, message: str, micro_batch: int | None, larger: bool, max_failures: int
+    session: Session, attempt: Attempt, *, message: str, micro_batch: int | None, larger: bool
 ) -> bool:
     """End an attempt that ran out of memory. Return True if the job is retried, and False if it has failed.
 
@@ -322,13 +320,7 @@ def fail_out_of_memory(
         _requeue(session, attempt, Transition.RETRIED, {"error": error, "needs": needs}, **values)
     else:
         return fail(
-            session,
-            attempt,
-            fault=Fault.USER,
-            code=OUT_OF_MEMORY,
-            message=message,
-            retry=False,
-            max_failures=max_failures,
+            session, attempt, fault=Fault.USER, code=OUT_OF_MEMORY, message=message, retry=False, max_failures=0
         )
     return True
 

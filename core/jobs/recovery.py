@@ -9,7 +9,7 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from core.capability import UNLIMITED, Capability, can_run
+from core.capability import Capability, can_run
 from core.jobs.attempts import Fault
 from core.jobs.transitions import STATUS_EVENT_PREFIX, requeue, transition
 from core.states import Reason, Status, Transition
@@ -44,7 +44,7 @@ def requeue_lost(session: Session, max_failures: int) -> list[str]:
     return [job.id for job in session.scalars(expired).all() if _requeue_or_fail(session, job, max_failures)]
 
 
-def waiting_for_space(session: Session, reason: Reason, capability: Capability = UNLIMITED) -> Sequence[str]:
+def waiting_for_space(session: Session, reason: Reason, capability: Capability) -> Sequence[str]:
     """Lock the jobs that are paused for `reason` and can run on a worker with this capability. Return their ids.
 
     Jobs that were paused several times lately are left out until they have waited, see `FIRST_WAIT`.

@@ -12,12 +12,15 @@ from sqlalchemy.orm import Session
 from core.jobs.transitions import record_event
 from core.settings import Settings
 from core.specs import JobSpec
+from core.states import Status
 from core.tables import AuditEntry, Checkpoint, Chore, Dataset, Job, Push
 
 EXPIRED = "checkpoint.expired"
 """Type of the event that a checkpoint has expired."""
 BATCH = 1000
 """Maximum number of rows that one call expires."""
+UNFINISHED = tuple(status for status in Status if not status.final)
+"""Statuses of the jobs in the index `jobs_not_ended`."""
 AUDIT_KEY_ID = "retention"
 """Value of `AuditEntry.key_id` if a dataset has expired, because no API key deleted it."""
 
@@ -47,7 +50,7 @@ def expire_checkpoints(session: Session) -> list[str]:
 
     Each deletion writes an event of the checkpoint's job.
     """
-    in_use = exists().where(Job.spec["model"].astext == Checkpoint.job_id, Job.finished_at.is_(None))
+    in_use = exists().where(Job.spec["model"].astext == Checkpoint.job_id, Job.status.in_(UNFINISHED))
     pushing = exists().where(Push.checkpoint_id == Checkpoint.id, Push.due_at.is_not(None))
     unused = (Checkpoint.expires_at < func.now(), ~in_use, ~pushing)
     first = select(Checkpoint.id).where(*unused).order_by(Checkpoint.expires_at).limit(BATCH)

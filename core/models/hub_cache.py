@@ -27,13 +27,16 @@ SPARE_BYTES = 1 << 30
 
 
 class CacheFullError(OSError):
-    """The disk has too little space for the `needed` bytes of a model, even without the models that no job uses."""
+    """The disk of the cache has too little space for a model, even without the models that no job uses."""
 
-    def __init__(self, reference: str, needed: int, free: int) -> None:
-        way_out = "Free space on the disk of the hub cache: the job continues as soon as there is enough."
-        message = f"The download of {reference} needs {needed} bytes, and {SPARE_BYTES} must stay free;"
-        super().__init__(errno.ENOSPC, f"{message} only {free} are free. {way_out}")
-        self.needed = needed + SPARE_BYTES
+    def __init__(self, problem: str) -> None:
+        way_out = "Free space on the disk of the hub cache: a job that waits for it is tried again within an hour."
+        super().__init__(errno.ENOSPC, f"{problem} {way_out}")
+
+
+def folder_of(source: ModelSource) -> Path:
+    """Return the folder of a hub model in the cache. It may not exist yet."""
+    return Path(constants.HF_HUB_CACHE) / f"models--{source.reference.replace('/', '--')}"
 
 
 @contextmanager
@@ -48,7 +51,7 @@ def using(source: ModelSource, limit: int, *, weights: bool = True) -> Iterator[
     if source.path is not None:
         yield None
         return
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{source.reference.replace('/', '--')}"
+    folder = folder_of(source)
     with _lock_file(folder) as lock:
         if source.bytes(weights=weights) <= limit or not limit:
             _delete_other_commits(source, folder, lock, limit, weights=weights)
@@ -72,7 +75,8 @@ def _make_space(source: ModelSource, folder: Path, limit: int, *, weights: bool)
         if oldest is None:
             free = shutil.disk_usage(folder.parent).free
             if missing + SPARE_BYTES > free:
-                raise CacheFullError(source.reference, missing, free)
+                need = f"The download of {source.reference} needs {missing} bytes, and {SPARE_BYTES} must stay free;"
+                raise CacheFullError(f"{need} only {free} are free.")
             return  # every other model is in use, so the cache exceeds its limit until one is not
         _delete_unused(oldest)
 

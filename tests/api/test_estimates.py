@@ -120,6 +120,21 @@ def test_a_gradual_job_that_fits_no_live_worker_is_refused_with_a_way_out(
     assert client.post("/jobs", json=gradual).status_code == 202
 
 
+def test_a_gradual_job_on_several_devices_is_compared_with_workers_that_have_them(
+    client: TestClient, sessions: sessionmaker[Session], body: Json, worker: str
+) -> None:
+    repair = {"density": "all", "micro_batch": 2}
+    gradual = {**body, "devices": 2, "prune": {"schedule": "gradual"}, "repair": repair}
+    assert client.post("/jobs", json=gradual).status_code == 202, "a worker with two devices may come"
+    with sessions.begin() as session:
+        workers.record_heartbeat(session, "w2", Capability(CPU, "x86_64", 1 << 20, 1 << 40, devices=2))
+    report = problem(client.post("/jobs", json=gradual), 422, "invalid_request")
+    assert report["errors"][0]["rule"].endswith("and the largest worker has 0.0 GB")
+    with sessions.begin() as session:
+        workers.record_heartbeat(session, "w3", Capability(CPU, "x86_64", MEMORY, 1 << 40, devices=2))
+    assert client.post("/jobs", json=gradual).status_code == 202
+
+
 def test_only_a_job_that_waits_for_its_start_keeps_its_estimate(client: TestClient, body: Json, worker: str) -> None:
     waiting = client.post("/jobs", json={**body, "auto_start": False}).json()
     without = {name: value for name, value in body.items() if name != "dataset"}

@@ -152,6 +152,18 @@ def test_a_batch_that_the_lowered_sequences_do_not_divide_is_rejected(
     assert (flaw["param"], flaw["rule"]) == ("repair.batch_tokens", "must be a multiple of sequence_tokens (300)")
 
 
+def test_a_batch_that_the_devices_cannot_share_after_the_sequences_were_lowered_is_rejected(
+    client: TestClient, root: Path, body: Json
+) -> None:
+    write_hollow(root / "odd", max_position_embeddings=384)
+    request = body | {"devices": 3, "repair": {"batch_tokens": 3072, "micro_batch": 3}}
+    assert client.post("/jobs", json=request).status_code == 202, "six sequences of 512 tokens"
+    for path in ("/jobs", "/jobs/estimate"):
+        (flaw,) = problem(client.post(path, json=request | {"model": "odd"}), 422, "invalid_request")["errors"]
+        assert (flaw["param"], flaw["value"]) == ("repair.batch_tokens", "8")
+        assert flaw["rule"] == "must give a number of sequences that is a multiple of the number of devices, 3"
+
+
 def test_a_text_length_that_no_setting_reads_is_not_checked(client: TestClient, body: Json) -> None:
     prune = {"method": "magnitude", "calibration": {"tokens": 1024}}
     assert client.post("/jobs", json=body | {"model": "short", "prune": prune}).status_code == 202

@@ -1,9 +1,11 @@
 """Fixtures: a database with a dataset of one tenant, and jobs that use it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import ids
@@ -83,3 +85,18 @@ def storage(settings: Settings) -> Storage:
     storage = Storage(settings)
     storage.ensure_bucket()
     return storage
+
+
+@contextmanager
+def plans(session: Session, option: str = "COSTS") -> Iterator[list[str]]:
+    """Collect how Postgres runs the queries of the `with` block. With the option ANALYZE it also counts the rows."""
+    found = list[str]()
+
+    def explain(connection: Connection, _: object, statement: str, parameters: Any, *__: object) -> None:
+        if statement.startswith("SELECT"):
+            rows = connection.exec_driver_sql(f"EXPLAIN ({option}) {statement}", parameters)
+            found.append("\n".join(rows.scalars()))
+
+    event.listen(connection := session.connection(), "before_cursor_execute", explain)
+    yield found
+    event.remove(connection, "before_cursor_execute", explain)

@@ -147,7 +147,7 @@ def run_out(sessions: Sessions, attempt: Attempt) -> bool:
     """Run out of memory in training, where one window at a time can be tried."""
     with sessions.begin() as session:
         larger = workers.has_larger(session, attempt.capability, SWEEP)
-        return attempts.fail_out_of_memory(session, attempt, message="m", micro_batch=1, larger=larger, max_failures=3)
+        return attempts.fail_out_of_memory(session, attempt, message="m", micro_batch=1, larger=larger)
 
 
 def test_a_job_that_runs_out_of_memory_moves_to_larger_devices_until_there_is_none(

@@ -6,7 +6,9 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -17,11 +19,13 @@ from core.infra import sandbox
 from core.settings import Settings
 from core.specs import JobSpec
 from seft.checkpoint.facts import Record
+from seft.models.source import ModelSource, fetch
 from tests.faults.faults import mount_small_disk, unmount
-from tests.hub import COMMIT, Repo, hub
+from tests.hub import COMMIT, Repo, hub, use_hub
 from tests.probe import OUTCOME
 from tests.waiting import wait_for
 from tests.worker.conftest import variables
+from worker import child as child_program
 from worker.attempt import TRAINING
 from worker.process import Process
 from worker.protocol import DATA, RESULT, Failed, Finished, Message, NoDiskSpace, Task, decode
@@ -61,6 +65,19 @@ if "worker.training" in sys.orig_argv:
         pass
 """
 """A module that fills the disk of the job at that moment."""
+FULL_CACHES = {
+    "before the download": "shutil.disk_usage = lambda path, usage=shutil.disk_usage: usage(path)._replace(free=0)",
+    "during the download": "huggingface_hub.snapshot_download = fail",
+}
+"""Statements of a module that let the disk of the hub cache be full."""
+FULL_CACHE = """
+import sys
+if "worker.child" in sys.orig_argv:
+    import errno, huggingface_hub, shutil
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "/hub/blob")
+    STATEMENT
+"""
 
 
 class Child:
@@ -187,6 +204,53 @@ def test_a_disk_that_is_full_when_training_begins_is_no_fault_of_the_model(
         assert isinstance(child.messages[-1], NoDiskSpace), (child.messages[-1:], child.process.tail)
     finally:
         unmount(tmp_path / "disk")
+
+
+@pytest.mark.usefixtures("port")
+@pytest.mark.parametrize("statement", FULL_CACHES.values(), ids=FULL_CACHES)
+def test_a_full_disk_of_the_hub_cache_asks_for_no_space_in_the_folder_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    (modules := tmp_path / "modules").mkdir()
+    (modules / "sitecustomize.py").write_text(FULL_CACHE.replace("STATEMENT", statement))
+    monkeypatch.setenv("PYTHONPATH", str(modules))
+    write_job(tmp_path / "job", ["one"], model="acme/open")
+    child = Child(tmp_path / "job")
+    child.wait()
+    last = child.messages[-1]
+    assert isinstance(last, NoDiskSpace), (child.messages, child.process.tail)
+    assert last.needed == 0, "the cache may be on another disk than the job"
+    assert "Free space on the disk of the hub cache" in last.message
+
+
+def test_a_download_is_reported_while_it_grows_and_no_longer(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_hub(monkeypatch, f"http://127.0.0.1:{port}", tmp_path / "hub")
+    monkeypatch.setattr(child_program, "REPORT_SECONDS", 0.01)
+    reports: list[float] = []
+    during = []
+
+    def slow(source: ModelSource) -> Path:
+        file = tmp_path / "hub" / "models--acme--open" / "blobs" / "part.incomplete"
+        file.parent.mkdir(parents=True)
+        for size in (1, 2):
+            file.write_bytes(bytes(size))
+            wait_for(lambda size=size: len(reports) == size)  # type: ignore[misc]
+        time.sleep(0.2)
+        during.append(len(reports))
+        file.write_bytes(bytes(3))
+        return fetch(source)
+
+    monkeypatch.setattr(child_program, "fetch", slow)
+    write_job(tmp_path / "job", ["one"], model="acme/open")
+    with ExitStack() as held:
+        fetched = child_program.fetch_model(Task.read(tmp_path / "job"), held, lambda: reports.append(time.monotonic()))
+        ended = time.monotonic()
+        time.sleep(0.1)
+    assert fetched == tmp_path / "hub" / "models--acme--open" / "snapshots" / COMMIT
+    assert during == [2], "nothing is reported while the files do not grow"
+    assert max(reports) <= ended
 
 
 @pytest.mark.usefixtures("port")

@@ -8,12 +8,17 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
+from sqlalchemy import func, select, text
 
 from core.datasets import datasets
+from core.datasets.uploads import DatasetStore
 from core.errors import Code, Flaw, ProblemError
+from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
+from core.settings import Settings
 from seft.data.records import Format
 from tests.core.conftest import Sessions
 
@@ -124,3 +129,67 @@ def test_a_tenant_sees_only_its_own_datasets_newest_first(sessions: Sessions) ->
             with pytest.raises(ProblemError) as caught:
                 datasets.get(session, "ours", unknown)
             assert caught.value.code is Code.NOT_FOUND
+
+
+class Slow(Storage):
+    """A storage that answers a request for a time only after some seconds. Meanwhile `busy` is set."""
+
+    def __init__(self, settings: Settings, busy: threading.Event, seconds: float) -> None:
+        super().__init__(settings)
+        self.busy, self.seconds = busy, seconds
+
+    def modified(self, key: str) -> datetime | None:
+        self.busy.set()
+        time.sleep(self.seconds)
+        return super().modified(key)
+
+
+def is_locked(sessions: Sessions, name: str) -> bool:
+    """Return whether another transaction holds the advisory lock of this name."""
+    with sessions.begin() as session:
+        return not session.scalar(select(func.pg_try_advisory_xact_lock(func.hashtextextended(name, 0))))
+
+
+def test_an_object_stays_locked_while_the_storage_answers_slowly(
+    settings: Settings, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.infra.database.STATEMENT_SECONDS", 1)
+    sessions = make_sessions(engine := make_engine(settings))
+    storage.put("datasets/x.jsonl", b"1")
+
+    def delete() -> bool:
+        with sessions.begin() as session:
+            return datasets.delete_object(session, Slow(settings, busy, 2), "datasets/x.jsonl")
+
+    busy = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        deleted = pool.submit(delete)
+        busy.wait()
+        time.sleep(1.5)
+        assert is_locked(sessions, "datasets/x.jsonl"), "an upload would add a row for an object that is deleted now"
+        assert deleted.result()
+    assert not is_locked(sessions, "datasets/x.jsonl")
+    with sessions.begin() as session:
+        assert session.scalar(text("SHOW idle_in_transaction_session_timeout")) == "1s", (
+            "only that transaction may idle"
+        )
+    engine.dispose()
+
+
+def test_a_slow_storage_does_not_block_the_other_requests_of_a_tenant(
+    sessions: Sessions, settings: Settings, storage: Storage
+) -> None:
+    content = datasets.Content("0" * 64, 30, 2, Format.TEXT)
+    storage.put(content.object_key, b"1")
+    limited, busy = settings.model_copy(update={"tenant_bytes": 1000}), threading.Event()
+    store = DatasetStore(limited, sessions, Slow(settings, busy, 0.5))
+
+    def add() -> bool:
+        with sessions.begin() as session:
+            return store.find_or_add(session, "ours", "x.jsonl", content)[1]
+
+    with ThreadPoolExecutor(1) as pool:
+        added = pool.submit(add)
+        busy.wait()
+        assert not is_locked(sessions, "bytes of ours")
+        assert added.result()

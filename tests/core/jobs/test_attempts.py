@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
@@ -13,10 +14,13 @@ from sqlalchemy.orm import Session
 from core.errors import LeaseLostError
 from core.jobs import actions, attempts, recovery, reports
 from core.jobs.attempts import Attempt, Fault
+from core.settings import Settings
 from core.specs import SPEC_VERSION
-from core.states import Phase, Reason, Status
+from core.states import TOPOLOGY_EVOLVED, Phase, Reason, Status
 from core.tables import Base, Job, JobEvent
-from tests.core.conftest import MakeJob, Sessions
+from local.servers import Servers
+from tests.conftest import as_owner
+from tests.core.conftest import MakeJob, Sessions, plans
 
 LEASE = 60.0
 
@@ -136,7 +140,7 @@ WRITES: list[Callable[[Session, Attempt], object]] = [
     lambda s, a: attempts.save_resume(s, a, {"step": 1, "files": []}),
     lambda s, a: attempts.publish(s, a, step=1, prefix="p", sha256="0", files=[], scores={}, measured={}),
     lambda s, a: attempts.fail(s, a, fault=Fault.SYSTEM, code="c", message="m", retry=True, max_failures=3),
-    lambda s, a: attempts.fail_out_of_memory(s, a, message="m", micro_batch=1, larger=True, max_failures=3),
+    lambda s, a: attempts.fail_out_of_memory(s, a, message="m", micro_batch=1, larger=True),
     lambda s, a: attempts.hold_for_space(s, a, Reason.DISK_FULL, "m", needs=1),
     attempts.release,
 ]
@@ -187,6 +191,28 @@ def test_metrics_of_a_repeated_step_are_replaced(sessions: Sessions, make_job: M
         rows, more = reports.metrics(session, job_id, after_step=-1, limit=10)
     assert [(m.step, m.values["loss"]) for m in rows] == [(1, 3.0), (2, 2.0), (3, 1.0)]
     assert not more
+
+
+def test_a_topology_event_is_written_once_and_reads_only_the_newest_one(
+    sessions: Sessions, make_job: MakeJob, servers: Servers, settings: Settings
+) -> None:
+    make_job()
+    attempt = claimed(sessions)
+    with sessions.begin() as session:
+        for step in range(1, 301):
+            attempts.record_evolution(session, attempt, {"step": step})
+    with psycopg.connect(str(as_owner(servers, settings).database_url), autocommit=True) as connection:
+        connection.execute("ANALYZE job_events")
+    with sessions.begin() as session:
+        with plans(session, "ANALYZE") as found:
+            attempts.record_evolution(session, attempt, {"step": 301})
+        for step in (300, 301, 302):
+            attempts.record_evolution(session, attempt, {"step": step})
+        query = select(JobEvent.data["step"].as_integer()).where(JobEvent.type == TOPOLOGY_EVOLVED)
+        assert list(session.scalars(query.order_by(JobEvent.id))) == list(range(1, 303))
+    (plan,) = found
+    assert "Rows Removed by Filter" not in plan
+    assert "Sort" not in plan
 
 
 def test_publishing_ends_the_job_with_its_checkpoint(sessions: Sessions, make_job: MakeJob) -> None:

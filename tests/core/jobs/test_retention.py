@@ -16,7 +16,7 @@ from core.spec_parts import PushSpec
 from core.specs import JobSpec
 from core.tables import AuditEntry
 from seft.data.records import Format
-from tests.core.conftest import AddDataset, MakeJob, Sessions, evaluate_on
+from tests.core.conftest import AddDataset, MakeJob, Sessions, evaluate_on, plans
 from tests.core.jobs.test_attempts import claimed, event_types
 
 DAYS = 10
@@ -58,6 +58,16 @@ def test_an_expired_checkpoint_is_deleted_with_an_event_of_its_job(sessions: Ses
         event = reports.latest_events(session, job_ids[0], limit=1)[0]
     assert (event.type, event.data["sha256"]) == (retention.EXPIRED, "0")
     assert event_types(sessions, job_ids[1])[-1] == "job.succeeded"
+
+
+def test_expired_checkpoints_are_found_without_a_scan_of_all_jobs(sessions: Sessions, make_job: MakeJob) -> None:
+    make_job()
+    with sessions.begin() as session:
+        session.execute(text("SET LOCAL enable_seqscan = off"))
+        with plans(session) as found:
+            retention.expire_checkpoints(session)
+    assert "jobs_not_ended" in found[0]
+    assert "Seq Scan on jobs" not in found[0]
 
 
 def test_a_checkpoint_is_kept_if_its_push_was_requested_before_it_was_locked(

@@ -99,8 +99,7 @@ def test_space_is_made_before_a_download_and_a_full_disk_is_an_error(
     use(NAMES[1], 0)
     assert cached(cache) == ["second"]
     disk = source.bytes() - 1
-    with pytest.raises(CacheFullError, match="Free space on the disk of the hub cache") as caught:
+    with pytest.raises(CacheFullError, match=f"{source.bytes()} bytes.* Free space on the disk of the hub cache"):
         use(NAMES[2], 0)
-    assert caught.value.needed == source.bytes() + hub_cache.SPARE_BYTES
     with using(source.__class__("local", Kind.FOLDER, cache, None, {}, None), 1):
         pass
