@@ -240,7 +240,7 @@ class Job(Base):
 
 
 class Turn(Base):
-    """The turns of a tenant in a queue that tenants share, in virtual time. See `core.turns`."""
+    """The turns of a tenant in a queue that tenants share, in virtual time. See `core.fair_queueing`."""
 
     __tablename__ = "turns"
 

@@ -37,13 +37,13 @@ from core.tables import Json
 from seft.errors import SourceError
 from seft.models.hub_files import UNREACHABLE
 from worker import cleanup, disk_space, memory
+from worker.attempt_writer import AttemptWriter
 from worker.child_files import RefusedFileError
 from worker.files import Files
-from worker.ledger import Ledger
 from worker.lifecycle import Lifecycle, State
-from worker.meter import progress
 from worker.phases import Phases
 from worker.process import Process
+from worker.progress import progress
 from worker.protocol import (
     Failed,
     Finished,
@@ -99,7 +99,7 @@ class Supervisor:
         self.lifecycle = Lifecycle()
         self.healthy = True
         self.mailbox: Queue[Callable[[], None]] = Queue()
-        self.ledger = Ledger(sessions, attempt, settings)
+        self.writer = AttemptWriter(sessions, attempt, settings)
         # A process that stores a format is silent until the upload of its last state has ended.
         self.transfers = Transfers(storage, self.mailbox.put, lambda _: self.watchdog.touch())
         self.files = Files(attempt, settings, self.transfers)
@@ -128,7 +128,7 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            speeds = self.ledger.write(timings.load)
+            speeds = self.writer.write(timings.load)
             speed = speeds.get(self.attempt.capability.device_name, Speed())
             self.transfers.submit(partial(self._fetch, speed), self._start)
             while not self.lifecycle.ended:
@@ -158,7 +158,7 @@ class Supervisor:
 
     def _step(self) -> None:
         """Renew the lease, act on requested actions and on deadlines, then handle at most one item of the mailbox."""
-        self.ledger.tick()
+        self.writer.tick()
         self._check_stop()
         if self.lifecycle.ended:
             return
@@ -208,7 +208,7 @@ class Supervisor:
         self.phases.record(message)
         match message:
             case Progressed() | Measured() | TopologyEvolved() | Scored():
-                self.ledger.add(message)
+                self.writer.add(message)
             case Saved(step=step):
                 self.transfers.submit(partial(self.files.upload_state, step), partial(self._keep_state, step))
             case Refused():
@@ -232,10 +232,10 @@ class Supervisor:
         Reports that came before the state are written first, because an attempt that resumes from it does not repeat
         them.
         """
-        self.ledger.flush()
+        self.writer.flush()
         self.resume_files |= {file["name"]: file for file in files}
         pointer = {"step": step, "files": list(self.resume_files.values())}
-        former = self.ledger.write(lambda session: attempts.save_resume(session, self.attempt, pointer))
+        former = self.writer.write(lambda session: attempts.save_resume(session, self.attempt, pointer))
         self._record_event("state.saved", {"step": step})
         self.files.remove_state(step)
         current = {file["key"] for file in self.resume_files.values()}
@@ -246,15 +246,15 @@ class Supervisor:
         self.lifecycle.move(State.UPLOADING)
         self._end_process()
         done = progress(stages_of(self.attempt.spec), Stage.UPLOADING, 0.0)
-        self.ledger.add(
-            Progressed(phase=Phase.UPLOADING, progress=done, step=result.step, remaining=self.ledger.remaining)
+        self.writer.add(
+            Progressed(phase=Phase.UPLOADING, progress=done, step=result.step, remaining=self.writer.remaining)
         )
         self.transfers.submit(self.files.upload_result, partial(self._publish, result))
 
     def _publish(self, result: Finished, files: list[Json]) -> None:
-        self.ledger.flush()
+        self.writer.flush()
         with TRACER.start_as_current_span("publish"):
-            self.ledger.write(
+            self.writer.write(
                 lambda session: attempts.publish(
                     session,
                     self.attempt,
@@ -290,7 +290,7 @@ class Supervisor:
         Release the job when the last state is stored, or when the time for that is over.
         """
         draining = self.draining.is_set()
-        requested = draining or self.ledger.requests.pausing
+        requested = draining or self.writer.requests.pausing
         if requested and self.lifecycle.request_stop(draining=draining) and self.process:
             self.process.request_stop()
         if not self.lifecycle.stop_requested:
@@ -298,20 +298,20 @@ class Supervisor:
         saved = self.lifecycle.state is State.SAVING and not self.transfers.pending
         if saved or self.lifecycle.state is State.FETCHING or self.lifecycle.release_is_due:
             self._end_process()
-            self.ledger.flush()
-            self.ledger.write(lambda session: attempts.release(session, self.attempt))
+            self.writer.flush()
+            self.writer.write(lambda session: attempts.release(session, self.attempt))
             self._end("attempt.released")
 
     def _check_early_stop(self) -> None:
         """Forward the tenant's request to end training early to the training process."""
-        step = self.ledger.requests.stop_step
+        step = self.writer.requests.stop_step
         if step is not None and self.lifecycle.state is State.TRAINING:
             self.files.request_early_stop(step)
 
     def _check_run_time(self) -> None:
         """Fail the attempt if the job has run for longer than its limit. The upload of a result is not interrupted."""
         limits = [self.attempt.spec.max_seconds, self.settings.job_seconds_of(self.attempt.tenant)]
-        limit, ran = min(filter(None, limits), default=None), self.ledger.requests.run_seconds
+        limit, ran = min(filter(None, limits), default=None), self.writer.requests.run_seconds
         if limit is not None and ran > limit and self.lifecycle.state is not State.UPLOADING:
             way_out = "Raise `max_seconds`, train fewer steps, or ask the operator for a higher SEFT_JOB_SECONDS."
             message = f"The job must run for at most {limit} s; it has run for {ran:.0f} s. {way_out}"
@@ -335,9 +335,9 @@ class Supervisor:
     def _fail(self, error: AttemptError) -> None:
         self.healthy = error.user_error
         self._end_process()
-        self.ledger.flush()
+        self.writer.flush()
         record = self._record_out_of_memory if error.code == OUT_OF_MEMORY else self._record_failure
-        self.ledger.write(partial(record, error))
+        self.writer.write(partial(record, error))
         trace.get_current_span().set_status(StatusCode.ERROR, error.code)
         self._end("attempt.failed", code=error.code, message=str(error))
 
@@ -367,15 +367,15 @@ class Supervisor:
         """Pause the job until the disk or storage has space for the job's folder and for `needed` more bytes."""
         self._end_process()
         needs = disk_space.required_space(self.files.folder, needed)
-        self.ledger.flush()
-        self.ledger.write(lambda session: attempts.hold_for_space(session, self.attempt, reason, message, needs))
+        self.writer.flush()
+        self.writer.write(lambda session: attempts.hold_for_space(session, self.attempt, reason, message, needs))
         self._end("attempt.set_aside", code=reason, message=message)
 
     def _record_event(self, type: str, data: Json) -> None:  # noqa: A002
-        self.ledger.write(lambda session: attempts.add_event(session, self.attempt, type, data))
+        self.writer.write(lambda session: attempts.add_event(session, self.attempt, type, data))
 
     def _restart_training(self, type: str, reason: str) -> None:  # noqa: A002
-        self.ledger.write(lambda session: attempts.restart_training(session, self.attempt, type, reason))
+        self.writer.write(lambda session: attempts.restart_training(session, self.attempt, type, reason))
 
     def _end(self, event: str, **data: str) -> None:
         self.lifecycle.move(State.ENDED)

@@ -37,7 +37,7 @@ from seft.retain import load_retained, save_retained, split_retained
 from worker import disk_space, usage
 from worker.conditions import read_conditions, write_conditions
 from worker.launch import device_of, dtype_of, find_model, threads_of
-from worker.meter import Meter
+from worker.progress import ProgressEstimator
 from worker.protocol import (
     ENOUGH,
     RESULT,
@@ -87,7 +87,7 @@ class Pipeline:
         self._device, self._dtype = device_of(task), dtype_of(task)
         self._shards: Shards | None = None
         self.retained: Packed | None = None
-        self.meter = Meter(task.spec)
+        self.estimator = ProgressEstimator(task.spec)
         self.scores: dict[str, float] = {}
         self.conditions: list[Conditions] = []
         """Conditions of the attempts so far, without repetitions. The first pruned the model."""
@@ -108,7 +108,7 @@ class Pipeline:
         loaded = self._load(source)
         base, machine = describe_model(loaded.source, self._report_hashing), this_machine(self._device, self._dtype)
         now = Conditions(machine, self.repair.micro_batch if self.repair else None, versions())
-        self.meter.expect(self.task.speed, source)
+        self.estimator.expect(self.task.speed, source)
         self._progress(Stage.LOADING, 1.0)
         if self.task.resume is None:
             self.conditions = [now]
@@ -382,8 +382,8 @@ class Pipeline:
         if stage is not self.stage:
             self.stage = stage
             trim_memory()
-        self.meter.last_step = self._last_step
-        progress, remaining = self.meter.report(stage, fraction)
+        self.estimator.last_step = self._last_step
+        progress, remaining = self.estimator.report(stage, fraction)
         self.send(Progressed(phase=stage.phase, progress=progress, step=self.step, remaining=remaining))
 
 

@@ -10,12 +10,12 @@ from datetime import timedelta
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from core import ids, turns
+from core import fair_queueing, ids
 from core.errors import Code, Flaw, ProblemError
+from core.fair_queueing import Queue
 from core.infra.storage import part_bytes
 from core.states import ImportState
 from core.tables import Dataset, Import, Json
-from core.turns import Queue
 
 CLAIM_LOCK = 0x5EF73
 """Advisory lock of a claim. The number must differ from those of all other advisory locks.
@@ -112,10 +112,10 @@ def claim(session: Session, *, busy: Collection[str] = ()) -> Import | None:
     leased = (Import.tries > 0, Import.due_at.between(func.now(), func.now() + LEASE))
     working = select(Import.tenant, func.count()).where(*leased)
     in_work = dict(session.execute(working.group_by(Import.tenant)).all())
-    for tenant, start in turns.order(session, Queue.IMPORTS, waiting, in_work):
+    for tenant, start in fair_queueing.order(session, Queue.IMPORTS, waiting, in_work):
         query = select(Import).where(*due, Import.tenant == tenant).order_by(Import.due_at)
         if row := session.scalars(query.limit(1).with_for_update(skip_locked=True)).first():
-            turns.take(session, Queue.IMPORTS, tenant, start)
+            fair_queueing.take(session, Queue.IMPORTS, tenant, start)
             if tries_left(row) <= 0:
                 fail(row, ProblemError(Code.UNAVAILABLE, f"The import failed {TRIES} times. Contact the operator."))
             else:

@@ -1,8 +1,8 @@
 """The order of the queue, and the limits per tenant and per API key.
 
 Fairness between tenants comes first: the tenant with the fewest running jobs per weight is served. Ties are resolved by
-the turn of each tenant (`core.turns`). Priority and age order the jobs of one tenant. This module also says why a job
-does not run.
+the turn of each tenant (`core.fair_queueing`). Priority and age order the jobs of one tenant. This module also says why
+a job does not run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 from sqlalchemy import CTE, Select, bindparam, func, literal, or_, select, true
 from sqlalchemy.orm import Session
 
-from core import turns, workers
+from core import fair_queueing, workers
 from core.access.audit import Caller
 from core.capability import Capability, can_run
 from core.errors import Code, ProblemError
+from core.fair_queueing import Queue
 from core.settings import Settings
 from core.states import ImportState, Status
 from core.tables import Dataset, Holding, Import, Job, Json
-from core.turns import Queue
 
 CLAIM_LOCK = 0x5EF72
 """Advisory lock of a claim. The number must differ from those of all other advisory locks.
@@ -62,13 +62,13 @@ def next_job(
     session.execute(select(func.pg_advisory_xact_lock(CLAIM_LOCK)))
     weight = {} if weights is None else weights
     waiting = [each for each in _waiting(session) if not tenant_limit or each.running < tenant_limit]
-    starts = turns.starts(session, Queue.JOBS, [each.tenant for each in waiting])
+    starts = fair_queueing.starts(session, Queue.JOBS, [each.tenant for each in waiting])
     query = _first_job(capability, key_limit)
     for each in sorted(
         waiting, key=lambda each: (each.running / weight.get(each.tenant, 1.0), starts[each.tenant], each.first)
     ):
         if row := session.execute(query, {"tenant": each.tenant}).first():
-            turns.take(session, Queue.JOBS, each.tenant, starts[each.tenant], weight.get(each.tenant, 1.0))
+            fair_queueing.take(session, Queue.JOBS, each.tenant, starts[each.tenant], weight.get(each.tenant, 1.0))
             return row[0], row[1]
     return None
 

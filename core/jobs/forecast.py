@@ -1,7 +1,7 @@
 """Estimate when running jobs will end and when waiting jobs will start.
 
-The worker of a running job reports when the job will end (`worker.meter`). A waiting job is assumed to take as long as
-recent jobs did on average.
+The worker of a running job reports when the job will end (`worker.progress`). A waiting job is assumed to take as long
+as recent jobs did on average.
 """
 
 import heapq

@@ -12,13 +12,13 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from core import ids, turns
+from core import fair_queueing, ids
 from core.errors import Code, ProblemError
+from core.fair_queueing import Queue
 from core.jobs.transitions import STATUS_EVENT_PREFIX, record_event
 from core.spec_parts import PushSpec
 from core.states import PushState, Status, Transition
 from core.tables import Checkpoint, Job, Json, Push
-from core.turns import Queue
 from core.webhooks import JITTER, RETRY_DELAYS
 
 CLAIM_LOCK = 0x5EF74
@@ -105,10 +105,10 @@ def claim(session: Session) -> ClaimedPush | None:
     waiting = session.scalars(select(Push.tenant).where(due).distinct()).all()
     working = select(Push.tenant, func.count()).where(Push.state == PushState.RUNNING, Push.due_at >= func.now())
     in_work = dict(session.execute(working.group_by(Push.tenant)).all())
-    for tenant, start in turns.order(session, Queue.PUSHES, waiting, in_work):
+    for tenant, start in fair_queueing.order(session, Queue.PUSHES, waiting, in_work):
         query = select(Push).where(due, Push.tenant == tenant).order_by(Push.due_at).limit(1)
         if row := session.scalar(query.with_for_update(skip_locked=True)):
-            turns.take(session, Queue.PUSHES, tenant, start)
+            fair_queueing.take(session, Queue.PUSHES, tenant, start)
             row.state, row.tries, row.due_at = PushState.RUNNING, row.tries + 1, func.now() + LEASE
             session.flush()
             checkpoint = session.get(Checkpoint, row.checkpoint_id) if row.checkpoint_id else None

@@ -144,7 +144,7 @@ def test_a_state_of_other_software_is_replaced_by_one_of_an_earlier_step(backend
 def test_reports_before_a_state_are_written_before_the_state_is_used(
     backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.ledger.FLUSH_SECONDS", 1e9)
+    monkeypatch.setattr("worker.attempt_writer.FLUSH_SECONDS", 1e9)
     with Running(supervisor(backend, "report_and_save")):
         wait_for(lambda: backend.job(job_id).resume is not None)
         assert list(backend.metrics(job_id)) == [1, 2, 3]

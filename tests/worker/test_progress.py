@@ -14,7 +14,7 @@ from seft.models.dimensions import read_dimensions
 from seft.models.shapes import shapes
 from seft.models.source import ModelSource, find
 from tests.hollow import write_hollow
-from worker.meter import Meter, progress
+from worker.progress import ProgressEstimator, progress
 
 ONE_STAGE = 10.0
 """Seconds that a stage is expected to take in these tests."""
@@ -38,16 +38,16 @@ class Run:
 
     def __init__(self, spec: JobSpec, folder: Path, *, known: bool = True) -> None:
         self.now = 0.0
-        self.meter = Meter(spec, lambda: self.now)
+        self.estimator = ProgressEstimator(spec, lambda: self.now)
         self.stages = stages_of(spec)
         write_hollow(folder / "tiny")
         source = find("tiny", roots=[folder])
-        self.meter.expect(even_speed(spec, self.stages, source) if known else Speed(), source)
+        self.estimator.expect(even_speed(spec, self.stages, source) if known else Speed(), source)
 
     def left(self, stage: Stage, fraction: float, after: float = 0.0) -> float | None:
         """Let `after` seconds pass, then report."""
         self.now += after
-        return self.meter.report(stage, fraction)[1]
+        return self.estimator.report(stage, fraction)[1]
 
 
 def even_speed(spec: JobSpec, stages: tuple[Stage, ...], source: ModelSource) -> Speed:
@@ -103,12 +103,12 @@ def test_a_job_that_is_stopped_trains_only_up_to_that_step(tmp_path: Path) -> No
     run = Run(SPECS["default"], tmp_path)
     run.left(Stage.TRAINING, 0.0)
     assert run.left(Stage.TRAINING, 0.1, 10.0) == pytest.approx(90 + 30)
-    run.meter.last_step = 12
+    run.estimator.last_step = 12
     assert run.left(Stage.TRAINING, 0.11, 1.0) == pytest.approx(1 + 30)
-    run.meter.last_step = 5
+    run.estimator.last_step = 5
     assert run.left(Stage.TRAINING, 0.12, 1.0) == pytest.approx(30)
     before = Run(SPECS["default"], tmp_path / "second")
-    before.meter.last_step = 0
+    before.estimator.last_step = 0
     assert before.left(Stage.PRUNED, 1.0) == pytest.approx(30), "all later stages but the training"
 
 
@@ -149,10 +149,10 @@ def test_on_an_unknown_device_the_speed_of_the_job_itself_counts(tmp_path: Path)
 
 def test_nothing_is_estimated_for_a_model_of_unknown_dimensions(tmp_path: Path) -> None:
     run = Run(SPECS["default"], tmp_path)
-    run.meter = Meter(SPECS["default"], lambda: run.now)
+    run.estimator = ProgressEstimator(SPECS["default"], lambda: run.now)
     source = find("tiny", roots=[tmp_path])
     (tmp_path / "tiny" / "model.safetensors").write_bytes(b"no header")
-    run.meter.expect(Speed(flops={Dtype.FLOAT32: 1e9}), source)
+    run.estimator.expect(Speed(flops={Dtype.FLOAT32: 1e9}), source)
     for stage in run.stages[:-1]:
         run.left(stage, 0.0)
         assert run.left(stage, 0.5, 10.0) is None

@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
-class Ledger:
+class AttemptWriter:
     """Writes the data of one attempt to the database. Use it from one thread only."""
 
     def __init__(self, sessions: sessionmaker[Session], attempt: Attempt, settings: Settings) -> None:

@@ -39,8 +39,8 @@ def progress(stages: Sequence[Stage], stage: Stage, fraction: float) -> float:
     return (before + fraction * WEIGHTS[stage]) / sum(WEIGHTS[each] for each in stages)
 
 
-class Meter:
-    """Measures the progress of a job and the seconds until it ends, in the process that runs it.
+class ProgressEstimator:
+    """Estimates the progress of a job and the seconds until it ends, in the process that runs it.
 
     The current stage goes on at its recent speed. Of the later stages, an evaluation takes as long as an earlier one
     of this attempt. The others take as long as is expected on this device. If nothing is known about the device, a
