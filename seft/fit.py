@@ -14,6 +14,7 @@ from typing import assert_never
 from seft.config import (
     FORMATS,
     MOST_SPARSE,
+    Allocation,
     EvaluateConfig,
     OutputFormat,
     Pattern,
@@ -72,6 +73,9 @@ def _require_prune_fit(model: Dimensions, config: PruneConfig) -> None:
     blocks = enumerate(model.blocks)
     require_divisible(config.pattern, ((f"block {number}", each.cols) for number, block in blocks for each in block))
     target_sparsity(config, parameters=model.parameters, targets=model.targets)
+    if model.shares_keys and config.resolved_allocation is Allocation.CURVATURE and not config.keeps_zeros:
+        rule = "must be uniform if blocks of the model use keys and values of other blocks"
+        raise ConfigError("allocation", rule, str(config.allocation), "Use uniform.")
 
 
 def _require_repair_fit(model: Dimensions, config: RepairConfig) -> None:

@@ -243,7 +243,7 @@ def run_task(
     loaded = _load(find(reference, revision=revision), place, report)
     metrics = harness.run_task(loaded.model, loaded.tokenizer, task, tasks)
     for name, score in metrics.items():
-        _require_finite(f"{name} of {task}", score)
+        _require_finite(f"{name} of {task}", score, f" The metrics are {metrics}.")
     return metrics
 
 
@@ -267,11 +267,10 @@ def export(folder: Path, format_: OutputFormat, out: Path, *, report: Reporter =
     return out.stat().st_size
 
 
-def _require_finite(name: str, score: float) -> None:
+def _require_finite(name: str, score: float, more: str = "") -> None:
     if not math.isfinite(score):
-        raise EvaluateError(
-            f"{name} must be finite; it is {score}. Prune the model less, or use another model or text."
-        )
+        way_out = "Prune the model less, or use another model or text."
+        raise EvaluateError(f"{name} must be finite; it is {score}.{more} {way_out}")
 
 
 def _fitting(source: ModelSource, *settings: PruneConfig | RepairConfig | EvaluateConfig) -> ModelSource:

@@ -82,7 +82,7 @@ def _growth_reported(folder: Path, report: Callable[[], None]) -> Iterator[None]
     ended = threading.Event()
 
     def watch() -> None:
-        reported = 0
+        reported = disk_space.size(folder)
         while not ended.wait(REPORT_SECONDS):
             if (size := disk_space.size(folder)) != reported:
                 reported = size

@@ -130,7 +130,7 @@ class Sweep(threading.Thread):
     def clean_up(self) -> None:
         """Delete files that ended jobs have left in object storage."""
         for job_id, attempt in cleanup.ended_with_states(self.sessions, BATCH):
-            with _errors_logged("clean_up", job=job_id):
+            with _errors_logged("clean_up", ClientError, job=job_id):
                 cleanup.delete_leftovers(self.sessions, self.storage, job_id, attempt)
 
     def clear_scratch(self) -> None:
@@ -166,7 +166,7 @@ class Sweep(threading.Thread):
         with self.sessions.begin() as session:
             late = imports.late_uploads(session)
         for import_id, upload in late:
-            with _errors_logged("expire_uploads", upload=import_id):
+            with _errors_logged("expire_uploads", ClientError, upload=import_id):
                 self.storage.abort_upload(imports.key(import_id), upload)
                 with self.sessions.begin() as session:
                     imports.expire(session, import_id)
@@ -187,9 +187,13 @@ class Sweep(threading.Thread):
 
 
 @contextmanager
-def _errors_logged(step: str, **item: str) -> Iterator[None]:
-    """Log an error of the `with` block, so that the sweep continues with what follows."""
+def _errors_logged(step: str, kind: type[Exception] = Exception, **item: str) -> Iterator[None]:
+    """Log an error of this kind in the `with` block, so that the sweep continues with what follows.
+
+    A storage that answers with an error raises ClientError. If it does not answer, the other items of a step would
+    only wait for it too.
+    """
     try:
         yield
-    except Exception as error:
+    except kind as error:
         log.warning("sweep.failed", step=step, error=str(error), **item)

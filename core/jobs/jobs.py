@@ -169,7 +169,7 @@ def page(
     returned. Raises NOT_FOUND if the order needs a value of the job `after` and the tenant has no such job any more.
     """
     if after is not None and order in {Order.SPARSEST, Order.BEST} and not find(session, tenant, [after]):
-        detail = f"The job {after} was deleted, so the list cannot continue after it. Start again at the first page."
+        detail = f"There is no job {after} after which the list could continue. Start again at the first page."
         raise ProblemError(Code.NOT_FOUND, detail)
     query = _ordered(select(Job).where(Job.tenant == tenant), tenant, order, after).limit(limit + 1)
     if status is not None:

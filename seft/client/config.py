@@ -11,6 +11,7 @@ import httpx2
 
 from seft.client.errors import SetupError
 
+LARGEST_PORT = 65535
 WAY_OUT = "Run `seft login`, or set the variable to the value that `make up` prints."
 
 
@@ -63,8 +64,11 @@ def require_http(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise SetupError(f"The address of the service (SEFT_URL) must begin with http:// or https://; it is {url!r}.")
     try:
-        httpx2.URL(url).raw_host.decode().encode("idna")  # finds a name that cannot be looked up, such as a..b
-    except (httpx2.InvalidURL, UnicodeError) as error:
+        parsed = httpx2.URL(url)
+        parsed.raw_host.decode().encode("idna")  # finds a name that cannot be looked up, such as a..b
+        if not re.fullmatch(r"[\w.:-]+", parsed.host) or (parsed.port or 0) > LARGEST_PORT:
+            raise ValueError("its host or its port is wrong")
+    except (httpx2.InvalidURL, ValueError) as error:
         raise SetupError(
             f"The address of the service (SEFT_URL) must be a valid URL; it is {url!r}: {str(error).rstrip('.')}."
             " Write it as https://seft.example.com or http://127.0.0.1:8000."

@@ -51,7 +51,7 @@ class Driver:
         except httpx2.TransportError as error:
             walk.fail(_unreachable(error))
         except (httpx2.InvalidURL, UnicodeEncodeError) as error:
-            walk.fail(ClientError(f"The request cannot be sent: {error}. Check the ids and the idempotency key."))
+            walk.fail(ClientError(f"The request cannot be sent: {error}. Check the ids, names and keys in it."))
         except ClientError as error:
             walk.fail(error)
         else:
@@ -142,7 +142,7 @@ class AsyncDriver:
         except httpx2.TransportError as error:
             walk.fail(_unreachable(error))
         except (httpx2.InvalidURL, UnicodeEncodeError) as error:
-            walk.fail(ClientError(f"The request cannot be sent: {error}. Check the ids and the idempotency key."))
+            walk.fail(ClientError(f"The request cannot be sent: {error}. Check the ids, names and keys in it."))
         except ClientError as error:
             walk.fail(error)
         else:

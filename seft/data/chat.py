@@ -123,6 +123,8 @@ class _Template:
         try:
             dicts = [asdict(message) for message in messages]
             return self._tokenizer.apply_chat_template(dicts, chat_template=self._text, **options)
+        except (ImportError, MemoryError):
+            raise
         except Exception as error:  # the template is a program of the model's author
             roles = ", ".join(message.role for message in messages)
             way_out = "Remove such conversations, or write the records as prompt and completion."

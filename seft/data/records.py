@@ -218,8 +218,8 @@ def exclude(records: Sequence[R], evaluation: Sequence[R]) -> list[R]:
     training = [record for record in records if record not in excluded]
     if not training:
         raise DataError(
-            f"a dataset must have a record that is not in the evaluation dataset; it has {len(records)}, and all are in"
-            " both. Give other records."
+            f"a dataset must have a record that is not evaluated on; it has {len(records)}, and all are evaluated on."
+            " Give other records."
         )
     return training
 

@@ -103,6 +103,8 @@ class Dimensions:
     """Number of values in norm layers and biases, without the bias of the head."""
     stacked: bool = False
     """Whether a loaded model has the matrices of several experts in one parameter."""
+    shares_keys: bool = False
+    """Whether some blocks use the keys and values of other blocks."""
 
     @property
     def targets(self) -> int:
@@ -150,6 +152,7 @@ def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
         blocks=blocks,
         vectors=sum(size for name, size in sizes.items() if _is_vector(name, shapes[name])),
         stacked=any(_is_expert(name) and len(shapes[name]) > 1 for name in block_names),
+        shares_keys=config.number("num_kv_shared_layers", "attention.shared_kv_layers") is not None,
     )
 
 

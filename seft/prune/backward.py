@@ -5,7 +5,6 @@ kept. Then the blocks run again in reverse order, each with its gradients, so th
 memory (Chen et al. 2016, arXiv 1604.06174).
 """
 
-from collections import UserDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,14 +32,17 @@ def backward(
 
     The targets of a block call their handlers instead of their forward functions while the block computes its
     gradients. `handlers` has one mapping per block. No weight gets a gradient. Yields how many runs of a block are
-    done, and how many there will be.
+    done, and how many there will be. Raises ConfigError if blocks use keys and values of other blocks, because no
+    gradients flow through these.
     """
+    if getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
+        rule = "must be uniform if blocks of the model use keys and values of other blocks"
+        raise ConfigError("allocation", rule, str(Allocation.CURVATURE), "Use uniform.")
     blocks, loss, home = decoder_blocks(model), TokenLoss(model), model.device
     done, total = 0, 2 * len(windows) * len(blocks)
     for window in windows[:, None]:
         yield done, total
         (state,), (calls,) = capture(model, blocks, window)
-        _require_separate(calls)
         states = [state]
         for block, call in zip(blocks, calls, strict=True):
             with placed(block, place, home):
@@ -55,13 +57,6 @@ def backward(
                 (gradient,) = torch.autograd.grad(output, state, gradient)
             done += 1
             yield done, total
-
-
-def _require_separate(calls: Sequence[Call]) -> None:
-    """Raise ConfigError if a block gets something that other blocks change, because it would have no gradients."""
-    if any(isinstance(value, UserDict) for call in calls for value in (*call.args, *call.kwargs.values())):
-        rule = "must be uniform if blocks use keys and values of other blocks"
-        raise ConfigError("allocation", rule, str(Allocation.CURVATURE), "Use uniform.")
 
 
 def _last_gradient(model: Any, window: Int[Tensor, "1 tokens"], state: Hidden, loss: TokenLoss) -> Hidden:

@@ -47,6 +47,7 @@ class Drill:
             **passwords,
             "COMPOSE": " ".join(COMPOSE),
             "SEFT_PUBLISH": ADDRESS,
+            "SEFT_EDGE": "10.83.230",
             "SEFT_S3_PUBLIC_ENDPOINT": f"http://{ADDRESS}:8333",
             "SEFT_MODELS": str(folder / "models"),
             "SEFT_SETTINGS": str(folder / "settings.env"),

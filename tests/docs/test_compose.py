@@ -219,7 +219,7 @@ def test_the_api_takes_the_address_of_a_client_only_from_the_proxy() -> None:
         return re.sub(r"\${SEFT_EDGE:-([\d.]+)}", r"\1", text)
 
     proxy = SERVICES["proxy"]["networks"]["edge"]["ipv4_address"]
-    assert SERVICES["api"]["environment"]["FORWARDED_ALLOW_IPS"] == proxy
+    assert SERVICES["api"]["environment"]["FORWARDED_ALLOW_IPS"] == f"${{FORWARDED_ALLOW_IPS:-{proxy}}}"
     (addresses,) = COMPOSE["networks"]["edge"]["ipam"]["config"]
     assert ip_address(by_default(proxy)) in ip_network(by_default(addresses["subnet"]))
     assert ip_address(by_default(proxy)) not in ip_network(by_default(addresses["ip_range"])), "Docker may choose it"
@@ -305,6 +305,7 @@ def test_dashboard_and_alerts_use_exactly_the_metrics_that_exist(settings: Setti
     engine.dispose()
     board = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
     rules = yaml.safe_load((ROOT / "deploy/alerts.yml").read_text())["groups"][0]["rules"]
+    assert all(list(rule["annotations"]) == ["summary"] for rule in rules)
     expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     expressions += [rule["expr"] for rule in rules]
     names = {re.sub("_(sum|count)$", "", name) for each in expressions for name in re.findall(r"\bseft_\w+", each)}

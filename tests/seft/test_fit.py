@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from seft.checkpoint.compact.index import FileEntry, Span, TensorEntry, dump
 from seft.config import (
+    Allocation,
     EvaluateConfig,
     OutputFormat,
     Pattern,
@@ -53,6 +54,7 @@ def dimensions() -> Dimensions:
 TINY = dimensions()
 EXPERT = replace(TINY, stacked=True)
 PLAIN = replace(TINY, vectors=0)
+SHARED = replace(TINY, shares_keys=True)
 HUGE = replace(TINY, blocks=((Matrix(1 << 16, 1 << 15),),))
 UNKNOWN = replace(TINY, context=None)
 
@@ -81,6 +83,9 @@ CASES: dict[str, tuple[Dimensions, Settings, str | None]] = {
     "evaluation": (TINY, EvaluateConfig(513), "tokens must be at most 512"),
     "evaluation fits": (TINY, EvaluateConfig(512), None),
     "no context": (UNKNOWN, EvaluateConfig(1 << 20), None),
+    "shared keys": (SHARED, PruneConfig(0.5, tokens=9), "allocation must be uniform if blocks of the model use keys"),
+    "shared keys fit": (SHARED, PruneConfig(0.5, tokens=9, allocation=Allocation.UNIFORM), None),
+    "shared keys and a pattern": (SHARED, PruneConfig(0.5, tokens=9, pattern=Pattern(2, 4)), None),
     "pattern": (TINY, PruneConfig(2 / 3, tokens=9, pattern=Pattern(1, 3)), "such as the 64 of block 0"),
     "pattern fits": (TINY, PruneConfig(0.75, tokens=9, pattern=Pattern(4, 16)), None),
     "pattern of the down projections": (

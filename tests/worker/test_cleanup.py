@@ -218,7 +218,7 @@ def test_the_parts_of_an_upload_that_expired_are_deleted(backend: Backend, monke
     sweep = Sweep("gpu-1", backend.settings, queue.make_app(backend.settings), backend.sessions, backend.storage)
     with monkeypatch.context() as broken:
         broken.setattr(Storage, "abort_upload", lambda *_: 1 / 0)
-        sweep.expire_uploads()
+        sweep.run_once([sweep.expire_uploads])
     with backend.sessions.begin() as session:
         assert session.get_one(Import, row.id).state == ImportState.RECEIVING, "the next sweep tries again"
     sweep.expire()

@@ -53,7 +53,7 @@ def test_a_resumed_job_is_evaluated_on_the_same_dataset(
 def test_a_dataset_whose_records_are_all_evaluated_on_is_rejected(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
-    with pytest.raises(DataError, match="must have a record that is not in the evaluation dataset"):
+    with pytest.raises(DataError, match="must have a record that is not evaluated on"):
         Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:9], held_out=tiny_texts[:20], **ON_DATASET).run()
 
 
@@ -71,5 +71,5 @@ def test_a_record_that_is_evaluated_on_is_not_retained(
 
     own = run("own", [text for text in kept if text not in judged])
     assert run("overlapping", [*judged, *kept]).manifest() == own.manifest()
-    with pytest.raises(DataError, match="text to retain: a dataset must have a record that is not in the evaluation"):
+    with pytest.raises(DataError, match="text to retain: a dataset must have a record that is not evaluated on"):
         run("all", judged)

@@ -77,7 +77,7 @@
     const { xhr, elt, requestConfig } = event.detail;
     if (xhr.status < 400) setConnectionLost(false);
     // An error page replaces the form.
-    else if (requestConfig.elt.matches("form[hx-post]")) Object.assign(event.detail, { shouldSwap: true, isError: false });
+    else if (requestConfig.elt.matches("form[hx-post]") && xhr.responseText.includes('id="main"')) Object.assign(event.detail, { shouldSwap: true, isError: false });
     if (!elt.hasAttribute("data-poll")) return;
     const etag = xhr.getResponseHeader("ETag");
     const same = etag && etags.get(elt) === etag;

@@ -12,6 +12,7 @@ from api.errors import TABLE
 from api.flaws import flaws_of_model
 from api.schemas.keys import AuditView, KeyRequest, KeyView, TenantScope
 from api.usecases import keys as usecases
+from core import ids
 from core.access import audit, keys
 from core.errors import ProblemError
 
@@ -64,7 +65,9 @@ def _page(
     status: int = 200,
 ) -> Response:
     with services.sessions.begin() as session:
-        rows, more = keys.page(session, visitor.caller.tenant, after=after or None, limit=LIMIT)
+        rows, more = keys.page(
+            session, visitor.caller.tenant, after=after if ids.is_id("key", after) else None, limit=LIMIT
+        )
         changes, _ = audit.page(session, visitor.caller.tenant, before=None, limit=AUDIT_LIMIT)
     return page(
         request,

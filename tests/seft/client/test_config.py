@@ -56,7 +56,15 @@ def test_an_error_says_what_is_missing_or_wrong_and_the_way_out(home: Path) -> N
         Address.resolve("http://127.0.0.1:1")
     with pytest.raises(ClientError, match="must begin with http"):
         Address.resolve("localhost:8000", "seft_x")
-    for wrong in ("http://localhost:80x", "http://[::1", "http://a..b"):
+    for wrong in (
+        "http://localhost:80x",
+        "http://[::1",
+        "http://a..b",
+        "http://",
+        "http:///a",
+        "http://x y",
+        "http://x:99999",
+    ):
         with pytest.raises(SetupError, match="must be a valid URL") as caught:
             Address.resolve(wrong, "seft_x")
         assert repr(wrong) in str(caught.value)

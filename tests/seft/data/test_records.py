@@ -228,7 +228,7 @@ def test_a_split_loses_nothing_leaks_nothing_and_leaves_no_part_empty(
 @given(st.lists(st.text("abc", min_size=1, max_size=2)), st.lists(st.text("abc", min_size=1, max_size=2), min_size=1))
 def test_no_record_of_another_dataset_is_trained_on(texts: list[str], evaluation: list[str]) -> None:
     if set(texts) <= set(evaluation):
-        with pytest.raises(DataError, match="must have a record that is not in the evaluation dataset"):
+        with pytest.raises(DataError, match="must have a record that is not evaluated on"):
             exclude(texts, evaluation)
         return
     assert exclude(texts, evaluation) == [text for text in texts if text not in evaluation]

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,13 @@ def test_no_router_is_a_target_in_a_file_or_in_a_model(make: Callable[[], Any], 
     )
     counted = sum(target.weight.numel() for target in target_linears(model).values())
     assert read_dimensions(source, shapes(source)).targets == counted
+
+
+@pytest.mark.parametrize(
+    ("more", "shared"), [({}, False), ({"num_kv_shared_layers": 0}, False), ({"num_kv_shared_layers": 2}, True)]
+)
+def test_blocks_that_use_keys_of_other_blocks_are_seen(more: dict[str, int], shared: bool, tmp_path: Path) -> None:
+    write_hollow(tmp_path / "model")
+    source = find("model", roots=[tmp_path])
+    source = replace(source, config={**source.config, **more})
+    assert read_dimensions(source, SHAPES).shares_keys == shared

@@ -314,7 +314,8 @@ def reader(score: Tensor) -> Callable[[], Tensor]:
     return lambda: score
 
 
-def test_blocks_that_share_keys_and_values_are_refused() -> None:
+@pytest.mark.parametrize("shared", [0, 2])
+def test_only_blocks_that_share_keys_and_values_are_refused(shared: int) -> None:
     config = Gemma4TextConfig(
         vocab_size=VOCABULARY,
         hidden_size=16,
@@ -324,12 +325,15 @@ def test_blocks_that_share_keys_and_values_are_refused() -> None:
         num_key_value_heads=1,
         head_dim=8,
         global_head_dim=8,
-        num_kv_shared_layers=2,
+        num_kv_shared_layers=shared,
         layer_types=["sliding_attention", "full_attention"] * 2,
         hidden_size_per_layer_input=8,
         vocab_size_per_layer_input=VOCABULARY,
         sliding_window=16,
     )
     model = Gemma4ForCausalLM(config).eval()
-    with pytest.raises(ConfigError, match="must be uniform if blocks use keys and values of other blocks"):
+    if not shared:
+        assert len(curvatures(model)) == len(target_linears(model))
+        return
+    with pytest.raises(ConfigError, match="must be uniform if blocks of the model use keys and values"):
         curvatures(model)
