@@ -18,7 +18,7 @@ from core.models.resolver import ModelResolver
 from core.settings import Settings
 from core.specs import JobSpec, path_in_request
 from core.tables import Job, Json
-from seft.config import require_repair_of
+from seft.config import Allocation, require_repair_of
 from seft.errors import ConfigError
 from seft.fit import require_fit, require_packable
 from seft.models.dimensions import Dimensions
@@ -91,10 +91,14 @@ def admit(
 def fitted(spec: AnySpec, model: Dimensions, source: ModelSource) -> AnySpec:
     """Return the request for a model, with the lengths of sequences that were left out at most as long as its context.
 
+    The allocation `auto` becomes `uniform` if the model needs it.
+
     Raises ProblemError if the settings do not fit the model. The rules are those of the library (`seft.fit`,
     `seft.models.gguf_config`). The tokenizer is read only by the training process, which checks it before it trains.
     """
     spec = spec.within(model.context)
+    if model.shares_keys and spec.allocation is Allocation.AUTO:
+        spec = spec.model_copy(update={"allocation": Allocation.UNIFORM})
     flaws = list[Flaw]()
     rules: dict[str, Callable[[], object]] = {
         "prune": lambda: require_fit(model, spec.prune_config()),

@@ -239,3 +239,13 @@ def test_the_estimate_of_a_compact_file_follows_the_sparsity(client: TestClient,
     assert 11 * (dense["parameters"] - 0.9 * dense["target_weights"]) < 8 * sizes[0]
     assert sizes[2] < dense["checkpoint_bytes"]
     assert answer["disk_bytes"] == dense["disk_bytes"], "the dense model is on disk, and the compact file is not"
+
+
+def test_a_model_whose_blocks_share_keys_gets_a_uniform_allocation(client: TestClient, root: Path, body: Json) -> None:
+    write_hollow(root / "shared", num_kv_shared_layers=1)
+    job = client.post("/jobs", json={**body, "model": "shared"}).json()
+    assert job["spec"]["allocation"] == "uniform"
+    report = problem(
+        client.post("/jobs", json={**body, "model": "shared", "allocation": "curvature"}), 422, "invalid_request"
+    )
+    assert report["errors"][0]["param"] == "allocation"
