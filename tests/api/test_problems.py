@@ -82,7 +82,7 @@ FIELDS: list[tuple[Json, str, str, str, str]] = [
     ({"repair": {"swap_tokens": 5, "density": 0.1}}, "repair.swap_tokens", "must be 0", "5", "or use density all"),
     ({"prune": {"method": "ria", "compare": "model"}}, "prune.compare", "must not be model", "'model'", "Use row"),
     ({"prune": {"method": "magic"}}, "prune.method", "'wanda'", "'magic'", 'The default is "admm".'),
-    ({"prune": {"method": "wandaa"}}, "prune.method", "'wanda'", "'wandaa'", "Did you mean 'wanda'? How the"),
+    ({"prune": {"method": "wandaa"}}, "prune.method", "'wanda'", "'wandaa'", "Did you mean 'wanda'? Method of pruning"),
     ({"repair": {"density": "al"}}, "repair.density", "or input should be 'auto' or 'all'", "'al'", "mean 'all'?"),
     ({"prune": {"tokens": 5}}, "prune.tokens", "no such field", "5", "Did you mean 'prune.calibration.tokens'? Known"),
     ({"steps": 5}, "steps", "no such field", "5", "Did you mean 'repair.steps'? Known fields: model"),

@@ -28,7 +28,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory, tiny_texts: list[str]) -> Pa
 def pruned(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, texts: Path) -> Path:
     out = tmp_path_factory.mktemp("checkpoints") / "pruned"
     options = ["--calibration", texts, "--samples", "16", "--tokens", "96", "--calibration-order", "sequential"]
-    assert run("prune", tiny_folder, "--sparsity", "0.6", *options, "--out", out) == 0
+    assert run("prune", tiny_folder, "--sparsity", "0.6", "--allocation", "uniform", *options, "--out", out) == 0
     return out
 
 

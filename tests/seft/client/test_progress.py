@@ -74,7 +74,10 @@ def output_of(console: Console, *jobs: Job) -> str:
         ("2026-01-04T15:01:00+00:00", "about 3 d 3 h left"),
     ],
 )
-def test_a_terminal_shows_phase_step_loss_speed_and_time_left(finish: str, left: str) -> None:
+def test_a_terminal_shows_phase_step_loss_speed_and_time_left(
+    finish: str, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     console = Console(file=io.StringIO(), force_terminal=True, width=160)
     timed: Job = {**JOB, "estimated_finish": finish}
     shown = output_of(console, timed, {**JOB, "status": "succeeded", "progress": 1.0})
