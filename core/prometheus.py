@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from core import totals
-from core.states import Phase, Status
+from core.states import ENDED, UNFINISHED, Phase
 from core.tables import Job, JobEvent, Worker
 from core.totals import Kind, Sum
 
@@ -54,22 +54,20 @@ class ServiceCollector(Collector):
             value=self._scalar(select(func.count()).select_from(Worker)),
         )
         yield self._sums("seft_phase_seconds", "Durations of completed phases", "phase", Sum.PHASE_SECONDS, Phase)
-        ended = [status for status in Status if status.final]
         yield self._sums(
             "seft_job_seconds",
             "Durations of ended jobs, from the start of the first attempt",
             "status",
             Sum.JOB_SECONDS,
-            ended,
+            ENDED,
         )
         yield self._uploads()
 
     def _counts(self) -> GaugeMetricFamily:
         jobs = GaugeMetricFamily("seft_jobs", "Jobs that have not ended, by status", labels=["status"])
-        unfinished = [status for status in Status if not status.final]
-        query = select(Job.status, func.count()).where(Job.status.in_(unfinished)).group_by(Job.status)
+        query = select(Job.status, func.count()).where(Job.status.in_(UNFINISHED)).group_by(Job.status)
         counts = dict(self._session.execute(query).all())
-        for status in unfinished:
+        for status in UNFINISHED:
             jobs.add_metric([status], counts.get(status, 0))
         return jobs
 

@@ -25,6 +25,11 @@ class Status(StrEnum):
         return self in {Status.SUCCEEDED, Status.FAILED, Status.CANCELLED}
 
 
+ENDED = tuple(status for status in Status if status.final)
+UNFINISHED = tuple(status for status in Status if not status.final)
+"""Statuses of the jobs in the index `jobs_not_ended`."""
+
+
 class ImportState(StrEnum):
     """State of an import.
 

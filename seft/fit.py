@@ -73,9 +73,7 @@ def _require_prune_fit(model: Dimensions, config: PruneConfig) -> None:
     blocks = enumerate(model.blocks)
     require_divisible(config.pattern, ((f"block {number}", each.cols) for number, block in blocks for each in block))
     target_sparsity(config, parameters=model.parameters, targets=model.targets)
-    if model.shares_keys and config.resolved_allocation is Allocation.CURVATURE and not config.keeps_zeros:
-        rule = "must be uniform if blocks of the model use keys and values of other blocks"
-        raise ConfigError("allocation", rule, str(config.allocation), "Use uniform.")
+    require_own_keys(config, shares_keys=model.shares_keys)
 
 
 def _require_repair_fit(model: Dimensions, config: RepairConfig) -> None:
@@ -108,6 +106,16 @@ def require_within(field: str, tokens: int, context: int | None) -> None:
     if context is not None and tokens > context:
         rule = f"must be at most {context}, the context length of the model"
         raise ConfigError(field, rule, tokens, f"Use {context} or less, or a model with a longer context.")
+
+
+def require_own_keys(config: PruneConfig, *, shares_keys: bool) -> None:
+    """Raise ConfigError if pruning needs gradients, and blocks use keys and values of other blocks.
+
+    Blocks run one by one, so no gradients flow through these keys and values.
+    """
+    if shares_keys and config.resolved_allocation is Allocation.CURVATURE and not config.keeps_zeros:
+        rule = "must be uniform if blocks of the model use keys and values of other blocks"
+        raise ConfigError("allocation", rule, str(config.allocation), "Use uniform.")
 
 
 def require_divisible(pattern: Pattern, inputs: Iterable[tuple[str, int]]) -> None:

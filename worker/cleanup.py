@@ -18,12 +18,11 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core.datasets import datasets, imports
 from core.infra.storage import Storage, StoredObject
-from core.states import ImportState, Status
+from core.states import ENDED, ImportState, Status
 from core.tables import ApiKey, Checkpoint, Dataset, Import, Job
 
 UNREFERENCED_AGE = timedelta(days=1)
 """Minimum age at which an object without a row is deleted."""
-ENDED = tuple(status for status in Status if status.final)
 
 
 def delete_leftovers(sessions: sessionmaker[Session], storage: Storage, job_id: str, attempt: int) -> None:

@@ -12,15 +12,13 @@ from sqlalchemy.orm import Session
 from core.jobs.transitions import record_event
 from core.settings import Settings
 from core.specs import JobSpec
-from core.states import Status
+from core.states import UNFINISHED
 from core.tables import AuditEntry, Checkpoint, Chore, Dataset, Job, Push
 
 EXPIRED = "checkpoint.expired"
 """Type of the event that a checkpoint has expired."""
 BATCH = 1000
 """Maximum number of rows that one call expires."""
-UNFINISHED = tuple(status for status in Status if not status.final)
-"""Statuses of the jobs in the index `jobs_not_ended`."""
 AUDIT_KEY_ID = "retention"
 """Value of `AuditEntry.key_id` if a dataset has expired, because no API key deleted it."""
 

@@ -13,8 +13,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from seft.config import Allocation
-from seft.errors import ConfigError
 from seft.loss import TokenLoss
 from seft.models.blocks import Hidden
 from seft.models.products import Handler, intercepted_products
@@ -32,12 +30,8 @@ def backward(
 
     The targets of a block call their handlers instead of their forward functions while the block computes its
     gradients. `handlers` has one mapping per block. No weight gets a gradient. Yields how many runs of a block are
-    done, and how many there will be. Raises ConfigError if blocks use keys and values of other blocks, because no
-    gradients flow through these.
+    done, and how many there will be.
     """
-    if getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
-        rule = "must be uniform if blocks of the model use keys and values of other blocks"
-        raise ConfigError("allocation", rule, str(Allocation.CURVATURE), "Use uniform.")
     blocks, loss, home = decoder_blocks(model), TokenLoss(model), model.device
     done, total = 0, 2 * len(windows) * len(blocks)
     for window in windows[:, None]:

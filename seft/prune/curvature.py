@@ -73,8 +73,7 @@ def measure(walk: Walk, targets: Sequence[Mapping[str, Target]], windows: Window
     """Return the curvature of every target, by block and name, from the gradients of the loss on some windows.
 
     Raises PruneError with the name of a target if an input or a gradient is not finite. Raises ConfigError if the model
-    is split over processes, because the others take no part in a backward pass, or if blocks use keys and values of
-    other blocks, because no gradients flow through these.
+    is split over processes, because the others take no part in a backward pass.
     """
     if any(target.module in SPLIT for of_block in targets for target in of_block.values()):
         way_out = "Use uniform, or a model that is not split."

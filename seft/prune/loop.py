@@ -16,7 +16,7 @@ from torch import Tensor
 from seft.config import Allocation, PruneConfig, PruneMethod
 from seft.data.text import require_known_tokens
 from seft.errors import PruneError
-from seft.fit import require_divisible, target_sparsity
+from seft.fit import require_divisible, require_own_keys, target_sparsity
 from seft.models.products import Handler, Inputs, Outputs, Product, intercepted_products
 from seft.models.targets import Target, block_linears, decoder_blocks, target_linears
 from seft.prune import allocation, alphapruning, curvature, owl
@@ -55,6 +55,8 @@ def prune_model(
     blocks = decoder_blocks(model)
     targets = [block_linears(block) for block in blocks]
     require_divisible(config.pattern, _inputs(targets))
+    shared = getattr(model.config.get_text_config(), "num_kv_shared_layers", 0)
+    require_own_keys(config, shares_keys=bool(shared))
     text = calibration if config.text_users else _token(targets, calibration)
     read = text[: config.curvature_windows]
     passes = 2 if config.allocation in {Allocation.OWL, Allocation.ALPHAPRUNING} and not zeros else 1
@@ -143,12 +145,11 @@ def _zeros(
 def _outlier_ratio(number: int, targets: Mapping[str, Target], runs: Runs) -> float:
     norms = {name: Norms(target.weight) for name, target in targets.items()}
     reached = _observe(targets, norms, runs)
-    return owl.outlier_ratio([(targets[name].weight, _norms(number, name, norms[name])) for name in reached])
-
-
-def _norms(number: int, name: str, norms: Norms) -> Float[Tensor, " cols"]:
-    with _named(number, name):
-        return norms.norms()
+    scored = []
+    for name in reached:
+        with _named(number, name):
+            scored.append((targets[name].weight, norms[name].norms()))
+    return owl.outlier_ratio(scored)
 
 
 @contextmanager

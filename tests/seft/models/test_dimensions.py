@@ -20,6 +20,7 @@ from seft.models.source import Kind, ModelSource, find
 from tests.core.estimate.test_fitting import MINIMAL
 from tests.hollow import BLOCKS, SHAPES, VOCABULARY, write_hollow
 from tests.seft.architectures import ARCHITECTURES
+from tests.seft.models.test_targets import SMALL
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -191,17 +192,7 @@ def test_a_block_without_linear_layers_can_be_estimated(tmp_path: Path) -> None:
 
 
 def routed(config: Any, **more: int) -> Any:
-    return AutoModelForCausalLM.from_config(
-        config(
-            vocab_size=32,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            **more,
-        )
-    )
+    return AutoModelForCausalLM.from_config(config(**SMALL, intermediate_size=24, num_key_value_heads=2, **more))
 
 
 @pytest.mark.parametrize(
