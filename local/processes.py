@@ -69,11 +69,13 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the process ids of the direct children of a process. The list is empty if the process has ended."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+    """Return the direct children of all threads of a process. The list is empty if the process has ended."""
+    children = list[int]()
+    with suppress(FileNotFoundError, ProcessLookupError):  # the process has ended
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+                children += map(int, (thread / "children").read_text().split())
+    return children
 
 
 def tail(log: Path, lines: int = 8) -> str:

@@ -14,12 +14,13 @@ from core.access import keys
 from core.access.keys import Scope
 from core.infra.database import make_engine, make_sessions
 from core.settings import Settings
+from local.processes import children_of
 from local.servers import Servers
 from local.stack import Api
 from tests.api.conftest import Json
 from tests.hollow import TEXTS, write_hollow
 from tests.waiting import alive, wait_for
-from tests.worker.conftest import children_of, variables
+from tests.worker.conftest import variables
 
 Call = httpx2.Response
 

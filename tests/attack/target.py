@@ -21,10 +21,11 @@ from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.settings import Settings
 from local.folder import LOOPBACK, FolderLock
+from local.processes import children_of
 from local.stack import Api
 from tests.hollow import TEXTS, safetensors, write_hollow
 from tests.hub import Repo, hub
-from tests.worker.conftest import children_of, variables
+from tests.worker.conftest import variables
 
 INBOX = "attack-inbox"
 """Bucket with one place that tenants can import from."""

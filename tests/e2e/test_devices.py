@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from local.processes import children_of
 from seft.client.responses import Job
 from tests.e2e.conftest import Service
 from tests.e2e.test_jobs import SPEC, end, in_mid_repair
 from tests.waiting import alive, wait_for
-from tests.worker.conftest import children_of
 
 ONE: dict[str, Any] = {**SPEC, "repair": {**SPEC["repair"], "steps": 24}}
 TWO: dict[str, Any] = {**ONE, "devices": 2, "output": {"formats": ["dense", "compact"]}}

@@ -15,12 +15,12 @@ import torch
 from safetensors import safe_open
 
 import seft
+from local.processes import children_of
 from seft.checkpoint.sparsity import of_folder
 from seft.client.responses import Job
 from tests.e2e.collector import Span
 from tests.e2e.conftest import Service
 from tests.waiting import alive, wait_for
-from tests.worker.conftest import children_of
 
 SPEC: dict[str, Any] = {
     "prune": {"method": "sparsegpt", "calibration": {"samples": 8, "tokens": 128}},

@@ -17,13 +17,13 @@ from core.jobs import jobs
 from core.specs import JobSpec
 from core.states import Status
 from core.tables import Base
+from local.processes import children_of
 from seft.client import Client
 from seft.client.errors import ApiProblem
 from tests.e2e.conftest import Service
 from tests.hub import COMMIT, Repo, hub
 from tests.hub_uploads import GITATTRIBUTES, Uploads
 from tests.waiting import wait_for
-from tests.worker.conftest import children_of
 
 TOKEN = "hf_private_to_one_tenant"
 MODEL, PUSHED = "acme/private", "acme/private-sparse"

@@ -22,13 +22,13 @@ from core.infra.storage import Storage
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric
 from local import processes
 from local.folder import LOOPBACK
+from local.processes import children_of
 from local.servers import Servers, make_settings
 from local.stack import Api
 from migrations import upgrade
 from seft.client import Client
 from seft.client.responses import Job as JobAnswer
 from tests.faults.proxy import Proxy
-from tests.worker.conftest import children_of
 
 SPEC: dict[str, Any] = {
     "model": "tiny",

@@ -105,12 +105,6 @@ class Backend:
             return session.scalars(select(Checkpoint).where(Checkpoint.job_id == job_id)).one()
 
 
-def children_of(pid: int) -> list[int]:
-    """Return the child processes of all threads of a process."""
-    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(child) for children in lists for child in children.split()]
-
-
 def variables(settings: Settings) -> dict[str, str]:
     """Return the environment variables of these settings."""
     values = {name: getattr(settings, name) for name in Settings.model_fields}

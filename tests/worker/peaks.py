@@ -19,6 +19,7 @@ from threading import RLock, Thread
 
 from core.specs import JobSpec
 from core.states import Phase
+from local.processes import children_of
 from seft.checkpoint.verify import standby
 from worker import environment
 from worker.pipeline import Pipeline
@@ -106,11 +107,7 @@ class HighWaterMark:
 
 def processes() -> list[int]:
     """Return this process and the children of all its threads."""
-    found = [os.getpid()]
-    for children in Path("/proc/self/task").glob("*/children"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
-            found += map(int, children.read_text().split())
-    return found
+    return [os.getpid(), *children_of(os.getpid())]
 
 
 def main(folder: Path) -> None:

@@ -15,9 +15,10 @@ from sqlalchemy import make_url
 from core.settings import Settings
 from core.states import Status
 from local import processes
+from local.processes import children_of
 from tests.faults.proxy import Proxy
 from tests.waiting import alive, wait_for
-from tests.worker.conftest import Backend, children_of, variables
+from tests.worker.conftest import Backend, variables
 from tests.worker.test_workers import STAND_IN
 
 needs_root = pytest.mark.skipif(

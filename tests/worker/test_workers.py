@@ -16,9 +16,10 @@ from pydantic import PostgresDsn
 
 from core.infra import queue
 from core.states import Status
+from local.processes import children_of
 from local.servers import Servers
 from tests.waiting import alive, wait_for
-from tests.worker.conftest import Backend, Workers, children_of
+from tests.worker.conftest import Backend, Workers
 
 STAND_IN = "tests.worker.stand_in_worker"
 

@@ -83,13 +83,10 @@ def test_damage_is_reported_by_the_separate_process(folder: Path) -> None:
 STANDBY = """
 import os, signal, subprocess, sys
 from pathlib import Path
+from local.processes import children_of
 from seft.checkpoint import verify as module
 from seft.checkpoint.verify import standby, verify
 from seft.errors import VerifyError
-
-def children():
-    lists = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
-    return {child for text in lists for child in text.split()}
 
 def refused(folder, message):
     try:
@@ -111,7 +108,7 @@ def test_a_process_that_waits_verifies_one_folder_and_ends(exported: Path, folde
     (folder / "README.md").unlink()
     script = """
 with standby():
-    assert len(children()) == 1
+    assert len(children_of(os.getpid())) == 1
     verify(intact)
     try:
         verify(intact)
@@ -124,10 +121,10 @@ with standby():
     refused(damaged, "README.md must have the")
 with standby():
     pass
-assert not children()
+assert not children_of(os.getpid())
 with standby():
-    (process,) = children()
-    os.kill(int(process), signal.SIGKILL)
+    (process,) = children_of(os.getpid())
+    os.kill(process, signal.SIGKILL)
     refused(intact, "ended too early")
 """
     subprocess.run([sys.executable, "-c", STANDBY + script, str(exported), str(folder)], check=True)
