@@ -13,6 +13,8 @@ import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import structlog
+from botocore.exceptions import ClientError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -23,6 +25,8 @@ from core.tables import ApiKey, Checkpoint, Dataset, Import, Job
 
 UNREFERENCED_AGE = timedelta(days=1)
 """Minimum age at which an object without a row is deleted."""
+
+log = structlog.get_logger(__name__)
 
 
 def delete_leftovers(sessions: sessionmaker[Session], storage: Storage, job_id: str, attempt: int) -> None:
@@ -86,11 +90,19 @@ def clear_scratch(sessions: sessionmaker[Session], scratch: Path) -> None:
 
 
 def delete_unreferenced(sessions: sessionmaker[Session], storage: Storage) -> int:
-    """Delete all objects without a database row. Return their number."""
+    """Delete all objects without a database row. Return their number, without those of pages with an error.
+
+    An object that cannot be deleted does not keep the objects of other pages.
+    """
     deletions = {"jobs/": _delete_of_jobs, "datasets/": _delete_of_datasets, "imports/": _delete_of_imports}
-    return sum(
-        delete(sessions, storage, page) for prefix, delete in deletions.items() for page in storage.pages(prefix)
-    )
+    deleted = 0
+    for prefix, delete in deletions.items():
+        for page in storage.pages(prefix):
+            try:
+                deleted += delete(sessions, storage, page)
+            except ClientError as error:
+                log.warning("storage.undeletable", prefix=prefix, error=str(error))
+    return deleted
 
 
 def _delete_of_jobs(sessions: sessionmaker[Session], storage: Storage, page: list[StoredObject]) -> int:

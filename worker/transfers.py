@@ -19,15 +19,13 @@ import structlog
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
-from core.infra.storage import Part, Storage, answer_of, is_missing, status_of
+from core.infra.storage import Part, Storage, answer_of, is_missing, is_outage, status_of
 from seft.checkpoint.compact.ordered import ordered
 
 RETRY_SECONDS = 600.0
 """Seconds for which a transfer is retried while object storage is unreachable."""
 LONGEST_PAUSE = 10.0
 """Maximum seconds between two tries."""
-REJECTIONS = frozenset({400, 413, 416})
-"""HTTP statuses of requests that the storage rejects in every try."""
 UPLOADERS = 2
 """Threads that send the parts of one object. Up to twice as many parts wait or are sent, and one is being filled."""
 FULL_STATUS, FULL_CODES = 507, frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"})
@@ -194,7 +192,7 @@ class Transfers:
                     raise StorageFullError(f"object storage: {error}") from error
                 if status_of(error) == HTTPStatus.NOT_FOUND:
                     raise GoneError(f"object storage: {error}") from error
-                if status_of(error) in REJECTIONS or time.monotonic() > deadline:
+                if not is_outage(error) or time.monotonic() > deadline:
                     raise TransferError(f"object storage: {error}") from error
                 log.warning("storage.away", error=str(error))
             self.pause(pause)

@@ -33,6 +33,8 @@ PART_BYTES, MOST_PART_BYTES, PARTS = 16 << 20, 128 << 20, 10_000
 """Minimum and maximum bytes per part of a multipart upload, and maximum number of parts. S3 accepts no more parts."""
 READ_BYTES = 4 << 20
 """Bytes fetched per request when an object is read at random offsets."""
+REJECTIONS = frozenset({400, 404, 413, 416})
+"""HTTP statuses of requests that the storage rejects in every try."""
 ABORT_INCOMPLETE_UPLOADS: "LifecycleRuleUnionTypeDef" = {
     "ID": "seft-torn-uploads",
     "Status": "Enabled",
@@ -206,12 +208,19 @@ class Storage:
             raise
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete the objects with these keys. Idempotent. Raises ClientError if an object could not be deleted."""
+        """Delete the objects with these keys. Idempotent.
+
+        Raises ClientError if an object could not be deleted, after the others are deleted.
+        """
+        failed = None
         for start in range(0, len(keys), DELETE_BATCH):
             batch: list[ObjectIdentifierTypeDef] = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
             reply = self._s3.delete_objects(Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True})
             if errors := reply.get("Errors"):
-                raise ClientError({"Error": {**errors[0]}}, "DeleteObjects")  # type: ignore[typeddict-unknown-key]
+                answer = {"Error": {**errors[0]}, "ResponseMetadata": reply["ResponseMetadata"]}
+                failed = failed or ClientError(answer, "DeleteObjects")  # type: ignore[arg-type]
+        if failed:
+            raise failed
 
     def link(self, key: str, *, saved_as: str | None = None) -> str:
         """Return a URL from which the object can be downloaded.
@@ -246,9 +255,11 @@ class Storage:
 
 
 def is_outage(error: Exception) -> bool:
-    """Return whether an error of boto3 means that the storage does not work now: no response, or a status of 5xx."""
-    status = status_of(error)
-    return status is None or status >= 500
+    """Return whether the same request may succeed later.
+
+    It may if there was no answer, if the storage has an error, or if it rejects credentials that an operator corrects.
+    """
+    return status_of(error) not in REJECTIONS
 
 
 def status_of(error: Exception) -> int | None:

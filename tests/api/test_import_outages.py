@@ -1,8 +1,10 @@
 """Imports while the object storage or the source is not available."""
 
 from dataclasses import replace
+from typing import BinaryIO
 
 import pytest
+from botocore.exceptions import ClientError
 from fastapi import FastAPI
 from sqlalchemy import extract, func, select
 from starlette.testclient import TestClient
@@ -29,6 +31,25 @@ def test_an_import_survives_a_storage_that_is_away(app: FastAPI, client: TestCli
             pauses.append(session.scalar(select(extract("epoch", Import.due_at - func.now()))))
         let_leases_end(sessions)
     assert pauses == pytest.approx([60, 120, 240, 480, 960, 1920, 3600, 3600], abs=5)
+    assert settled(app, client, upload)["status"] == "done"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_an_import_survives_a_storage_that_rejects_the_credentials(
+    app: FastAPI, client: TestClient, sessions: Sessions, status: int
+) -> None:
+    class OtherPassword(Storage):
+        """Answers as while the operator changes the password of the storage."""
+
+        def open(self, key: str, bucket: str | None = None) -> BinaryIO:
+            metadata = {"HTTPStatusCode": status}
+            raise ClientError({"Error": {"Code": "AccessDenied"}, "ResponseMetadata": metadata}, "HeadObject")  # type: ignore[typeddict-item]
+
+    upload = ready(client, RIGHT)
+    away = replace(app.state.services, storage=OtherPassword(app.state.services.settings))
+    for _ in range(imports.TRIES + 1):
+        assert Importer(away).poll()
+        let_leases_end(sessions)
     assert settled(app, client, upload)["status"] == "done"
 
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -251,6 +251,28 @@ def test_an_upload_whose_parts_cannot_be_deleted_keeps_no_other_garbage(backend:
         states = [session.get_one(Import, row.id).state for row in rows]
     assert states == [ImportState.RECEIVING, ImportState.FAILED]
     assert backend.storage.keys("jobs/") == []
+
+
+def test_an_object_that_cannot_be_deleted_keeps_no_other_garbage(backend: Backend, aged: Aged) -> None:
+    kept, *others = sorted(f"jobs/{ids.new('job')}/1/run" for _ in range(3))
+    others.append(imports.key(ids.new("imp")))
+
+    class Refusing(Aged):
+        """Lists one object per page."""
+
+        def pages(self, prefix: str) -> Iterator[list[StoredObject]]:
+            yield from ([item] for page in super().pages(prefix) for item in page)
+
+        def delete(self, keys: Sequence[str]) -> None:
+            super().delete([key for key in keys if key != kept])
+            if kept in keys:
+                raise ClientError({"Error": {"Code": "AccessDenied"}}, "DeleteObjects")
+
+    for key in (kept, *others):
+        aged.put(key, b"1")
+    assert cleanup.delete_unreferenced(backend.sessions, Refusing(backend.settings)) == len(others)
+    assert [aged.keys("jobs/"), aged.keys("imports/")] == [[kept], []]
+    aged.delete([kept])
 
 
 def test_a_storage_that_fails_keeps_neither_local_files_nor_the_states_of_other_jobs(
