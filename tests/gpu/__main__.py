@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.arguments import one_of
+from local.folder import bypass_proxies
 from tests.gpu.parts import PARTS, Part
 
 TAIL = 4000
@@ -57,9 +58,11 @@ class Result:
 def main() -> int:
     """Run the parts and return the exit code."""
     arguments = _arguments()
+    bypass_proxies()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that `run` ends its processes
     machine = find_machine()
     small = arguments.small or not machine["card"]
+    memory = machine["card"]["bytes"] if machine["card"] else 0
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(arguments.out.read_text()) if arguments.parts and arguments.out.exists() else {}
     same = (before.get("machine"), before.get("small")) == (machine, small)
@@ -67,7 +70,7 @@ def main() -> int:
     for name in arguments.parts or PARTS:
         sys.stdout.write(f"{name} ... ")
         sys.stdout.flush()
-        result = run(PARTS[name], small=small, card=bool(machine["card"]), model=arguments.model, out=arguments.out)
+        result = run(PARTS[name], small=small, card_bytes=memory, model=arguments.model, out=arguments.out)
         sys.stdout.write(f"{result.status}, {result.seconds:.0f} s\n")
         done[name] = asdict(result)
         arguments.out.write_text(json.dumps({"machine": machine, "small": small, "parts": done}, indent=1) + "\n")
@@ -94,20 +97,28 @@ def _arguments() -> argparse.Namespace:
 
 def find_machine() -> dict[str, Any]:
     """Return what the results depend on: processor, card and versions."""
-    answer = subprocess.run([sys.executable, "-c", MACHINE], capture_output=True, text=True, check=True).stdout
+    answer = subprocess.run([sys.executable, "-c", MACHINE], stdout=subprocess.PIPE, text=True, check=True).stdout
     here = {"system": platform.platform(), "python": platform.python_version(), "cores": len(os.sched_getaffinity(0))}
     found: dict[str, Any] = json.loads(answer)
     return {**found, **here, "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
 
 
-def run(part: Part, *, small: bool, card: bool, model: Path | None, out: Path) -> Result:
-    """Run a part in a process group of its own, and kill the group when its time is over."""
+def run(part: Part, *, small: bool, card_bytes: int, model: Path | None, out: Path) -> Result:
+    """Run a part in a process group of its own, and kill the group when its time is over.
+
+    `card_bytes` is the memory of the card, or 0 without a card.
+    """
     words = part.small if small else part.full
     if words is None:
-        return Result("skipped", reason="this machine has no card" if not card else "it has no small size")
+        return Result("skipped", reason="this machine has no card" if not card_bytes else "it has no small size")
+    if not small and card_bytes < part.card_bytes:
+        needed = f"it needs a card with {part.card_bytes // 10**9} GB of memory"
+        return Result("skipped", reason=f"{needed}; this one has {card_bytes // 10**9}")
     figures = out.with_suffix(".part.json").resolve()
     figures.unlink(missing_ok=True)
-    command = [word.replace("{out}", str(figures)).replace("{device}", "cuda" if card else "cpu") for word in words]
+    command = [
+        word.replace("{out}", str(figures)).replace("{device}", "cuda" if card_bytes else "cpu") for word in words
+    ]
     if part.takes_model and model:
         command += ["--model", str(model.resolve())]
     began = time.monotonic()

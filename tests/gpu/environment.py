@@ -36,10 +36,11 @@ def main(wheels: Path, folder: Path) -> None:
 
 def create(files: list[Path], folder: Path) -> None:
     """Create the environment with these wheels."""
+    folder = folder.resolve()
     subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
     inherited = _folders(Path(sys.executable))
-    (own,) = set(_folders(python)) & {str(path) for path in folder.resolve().glob("lib/python*/site-packages")}
+    (own,) = set(_folders(python)) & {str(path) for path in folder.glob("lib/python*/site-packages")}
     # The lines are read after the folder itself, so its own packages come first.
     lines = [str(ROOT), *(f"import site; site.addsitedir({each!r})" for each in dict.fromkeys(inherited))]
     Path(own, "image.pth").write_text("\n".join(lines) + "\n")

@@ -17,6 +17,8 @@ class Part:
     small: tuple[str, ...] | None
     """None if the part makes no sense at a small size."""
     takes_model: bool = False
+    card_bytes: int = 0
+    """Memory that the card must have. With less, the part is skipped."""
 
 
 PARTS = {
@@ -32,9 +34,14 @@ PARTS = {
         (*PRUNING, "--model", "random:tiny", "--rounds", "1", "--windows", "2", "admm 60%"),
     ),
     # Three sides fit into 80 GB together: each has the 13.5 GB of the model, and up to 10 GB of its own.
-    "step 7B": Part(240, (*STEP, "floor", "seft", "all", "--model", "random:7B", "--checkpointing"), None),
+    "step 7B": Part(
+        240, (*STEP, "floor", "seft", "all", "--model", "random:7B", "--checkpointing"), None, card_bytes=72 * 10**9
+    ),
     "pruning 7B": Part(
-        180, (*PRUNING, "--model", "random:7B", "--rounds", "2", "wanda 60%", "sparsegpt 60%", "admm 60%"), None
+        180,
+        (*PRUNING, "--model", "random:7B", "--rounds", "2", "wanda 60%", "sparsegpt 60%", "admm 60%"),
+        None,
+        card_bytes=30 * 10**9,
     ),
     "service": Part(240, SERVICE, (*SERVICE, "--small"), takes_model=True),
 }

@@ -11,7 +11,7 @@ import pytest
 from tests.gpu import wheels
 from tests.gpu.__main__ import run
 from tests.gpu.environment import create
-from tests.gpu.parts import ENVIRONMENT_SECONDS, PARTS, Part
+from tests.gpu.parts import ENVIRONMENT_SECONDS, PARTS, TESTS, Part
 
 
 def write_wheel(path: Path, files: dict[str, str]) -> Path:
@@ -90,9 +90,41 @@ def test_a_part_passes_fails_or_is_killed_and_its_output_is_kept(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     limit = 2 if status == "timed out" else 60
     part = python_part(limit, program, tmp_path)
-    result = run(part, small=False, card=False, model=None, out=tmp_path / "gpu.json")
+    result = run(part, small=False, card_bytes=0, model=None, out=tmp_path / "gpu.json")
     assert (result.status, result.output) == (status, "done\n" if status != "timed out" else result.output)
     assert result.figures == ([1] if status == "passed" else None)
+
+
+def test_a_part_that_needs_a_larger_card_is_skipped(tmp_path: Path) -> None:
+    result = run(PARTS["step 7B"], small=False, card_bytes=24 * 10**9, model=None, out=tmp_path / "gpu.json")
+    assert (result.status, result.reason) == ("skipped", "it needs a card with 72 GB of memory; this one has 24")
+
+
+# Runs in a process of its own, in which the packages that `make gpu` lacks cannot be imported.
+IMPORTS = """
+import importlib, sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1].split(","):
+            raise ModuleNotFoundError(f"make gpu has no {name}", name=name)
+sys.meta_path.insert(0, Missing())
+for module in sys.argv[2:]:
+    importlib.import_module(module)
+"""
+
+
+def test_the_parts_import_no_package_that_is_left_out() -> None:
+    modules = {part.full[0] for part in PARTS.values()} | {name[:-3].replace("/", ".") for name in TESTS}
+    started = {
+        "api.app",
+        "worker.__main__",
+        "worker.child",
+        "worker.pipeline",
+        "seft.checkpoint.verify",
+        "tests.conftest",
+    }
+    left_out = ",".join(wheels.LEFT_OUT)
+    subprocess.run([sys.executable, "-c", IMPORTS, left_out, *sorted(modules | started)], check=True)
 
 
 def test_without_a_card_the_large_parts_are_skipped_and_a_small_one_runs(

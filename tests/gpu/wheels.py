@@ -25,8 +25,8 @@ IN_IMAGE = ("torch", "triton", "transformers")
 NEEDED = ("--extra", "service", "--extra", "local", "--extra", "torch", "--extra", "dev")
 OF_DEV = frozenset({"pytest", "pytest-timeout", "iniconfig", "pluggy"})
 """Packages of the extra `dev` that the tests on a card need."""
-LEFT_OUT = frozenset({"accelerate", "peft", "pyarrow"})
-"""Packages that no part of `make gpu` imports. pyarrow reads Parquet files, and is as large as the limit."""
+LEFT_OUT = frozenset({"peft", "pyarrow"})
+"""Packages that no part of `make gpu` imports on a card. pyarrow reads Parquet files, and is as large as the limit."""
 UNUSED = ("*.dist-info/sboms/*", "*/tests/*", "*.pyi", "*.pyx", "*.pxd", "*.h", "*.a")
 DROPPED = {
     "botocore": ("botocore/data/*/*",),
