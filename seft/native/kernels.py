@@ -7,10 +7,13 @@ expanded matrices, and samples products and computes Gram matrices more slowly.
 
 import ctypes
 import logging
+import os
 import sysconfig
 from enum import IntEnum
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import Any, NoReturn
 
 import torch
@@ -46,6 +49,17 @@ class Matrix(ctypes.Structure):
     def __reduce__(self) -> NoReturn:
         """Refuse to be copied or pickled: the addresses would be those of other tensors."""
         raise AccelerateError("an accelerated model cannot be copied or pickled. Load it again and accelerate it.")
+
+
+@cache
+def can_compile_for_cuda() -> bool:
+    """Return whether Triton is installed, with the C compiler that it needs before it runs its first kernel."""
+    return find_spec("triton") is not None and has_compiler()
+
+
+def has_compiler() -> bool:
+    """Return whether there is a C compiler that Triton finds."""
+    return bool(os.environ.get("CC") or which("gcc") or which("clang"))
 
 
 @cache

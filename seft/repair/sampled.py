@@ -6,7 +6,6 @@ dense product is computed for a few rows at a time. All ways sum in float32 or w
 """
 
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 
 import torch
 from jaxtyping import Float, Int
@@ -58,7 +57,7 @@ def can_use_kernel(
         case "cpu":
             return kernels.library() is not None
         case "cuda":
-            return find_spec("triton") is not None
+            return kernels.can_compile_for_cuda()
         case _:
             return False
 

@@ -87,7 +87,7 @@ def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_ze
 
     `bfloat16` compresses every layer with at least the share `least_zeros` of zeros, and changes no weight. `int8`
     compresses every layer, and also the head. Matrices of stacked experts stay as they are. Raises AccelerateError if
-    `values` is unknown, if the model is accelerated already or on another device, if there is no Triton for CUDA, if
+    `values` is unknown, if the model is accelerated already or on another device, if Triton cannot compile for CUDA, if
     its weights are no bfloat16 values, not finite or of another dtype than bfloat16 and float32.
     """
     if values not in set(Values):

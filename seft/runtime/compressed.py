@@ -8,7 +8,6 @@ per row (token).
 import ctypes
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -52,11 +51,14 @@ class Compressed:
     struct: kernels.Matrix
 
     def to(self, device: torch.device) -> "Compressed":
-        """Return the matrix on another device. Raises AccelerateError if it is CUDA and there is no Triton."""
+        """Return the matrix on another device. Raises AccelerateError if Triton cannot compile for it."""
         if device.type == "cpu":
             return self
-        if find_spec("triton") is None:
-            raise AccelerateError("products on CUDA need the package triton. Run pip install triton, or use the CPU.")
+        if not kernels.can_compile_for_cuda():
+            raise AccelerateError(
+                "products on CUDA need the package triton and a C compiler. Run pip install triton and install gcc, or"
+                " use the CPU."
+            )
         names = ("masks", "values", "starts", "scales", "bias")
         parts = {name: part.to(device) for name in names if (part := getattr(self, name)) is not None}
         return replace(self, **parts, struct=kernels.Matrix())  # no kernel of the CPU reads it

@@ -25,6 +25,7 @@ def run_jobs(drill: Drill) -> None:
     typer.echo(drill.compose("ps", "--all", "--format=table {{.Service}}\t{{.Status}}\t{{.Ports}}"))
     client = drill.sign_in()
     dataset = client.upload_dataset(drill.folder / "data.jsonl")["id"]
+    boundary.check_kernels(drill)
     boundary.check_worker(drill)
     boundary.check_host(drill)
     boundary.check_training(drill, client, dataset)

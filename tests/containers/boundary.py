@@ -27,6 +27,11 @@ except OSError:
 sys.exit(f"{sys.argv[1:]} accepted a connection")
 """
 """A program that fails if it can connect to the host and port in its arguments."""
+COMPILED = """
+from seft.native import kernels
+assert kernels.library(), "the image lacks the compiled kernels"
+assert kernels.has_compiler(), "the image lacks the compiler that Triton needs"
+"""
 
 
 def check_worker(drill: Drill) -> None:
@@ -34,6 +39,12 @@ def check_worker(drill: Drill) -> None:
     for host, port in (*(("storage", port) for port in UNPROTECTED), ("prometheus", 9090)):
         drill.compose("exec", "--no-TTY", WORKER, "python", "-c", REFUSED, host, str(port))
     typer.echo("the worker reaches S3, and neither filer, master nor volume server")
+
+
+def check_kernels(drill: Drill) -> None:
+    """Check that the worker has the kernels of the CPU, and a compiler for those of CUDA."""
+    drill.compose("exec", "--no-TTY", WORKER, "python", "-c", COMPILED)
+    typer.echo("the worker has compiled kernels")
 
 
 def check_host(drill: Drill) -> None:
