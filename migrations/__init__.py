@@ -6,7 +6,8 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from psycopg.errors import LockNotAvailable
+from alembic.script import ScriptDirectory
+from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
@@ -32,16 +33,28 @@ def upgrade(settings: DatabaseSettings, to: str = "head") -> None:
     service_role.grant(settings)
 
 
-def downgrade(settings: DatabaseSettings) -> None:
-    """Undo the newest migration, so that the previous version of the software can run.
+def downgrade(settings: DatabaseSettings, to: str) -> None:
+    """Undo all migrations after a revision, so that the software whose newest revision it is can run. Idempotent.
 
-    Data that only the columns of that migration hold is lost.
+    Data that only the columns of these migrations hold is lost. Raises ValueError if there is no such revision, or if
+    a later one cannot be undone.
     """
-    _migrate(settings, command.downgrade, "-1")
+    later = []
+    for script in ScriptDirectory(str(HERE)).walk_revisions():
+        if script.revision == to:
+            break
+        later.append(script)
+    else:
+        raise ValueError(
+            f"the revision must be the number of a file in {HERE / 'versions'}, such as 0271; it is {to!r}"
+        )
+    if final := [script.revision for script in later if not hasattr(script.module, "downgrade")]:
+        raise ValueError(f"the migrations {', '.join(final)} cannot be undone. Restore a backup of the older version")
+    _migrate(settings, command.downgrade, to)
 
 
 def _migrate(settings: DatabaseSettings, direction: Callable[[Config, str], None], to: str) -> None:
-    """Run an Alembic command, and retry if a lock times out.
+    """Run an Alembic command, and retry if a lock times out or a deadlock ends it.
 
     Does not use the statement timeout of `core.infra.database`, because an index on a large table may take longer.
     Raises OperationalError if the lock is still not available after `TRIES` tries.
@@ -56,6 +69,6 @@ def _migrate(settings: DatabaseSettings, direction: Callable[[Config, str], None
                 direction(config, to)
             break
         except OperationalError as error:
-            if not isinstance(error.orig, LockNotAvailable) or not tries_left:
+            if not isinstance(error.orig, LockNotAvailable | DeadlockDetected) or not tries_left:
                 raise
         time.sleep(PAUSE_SECONDS)

@@ -1,4 +1,7 @@
-"""`python -m migrations` upgrades the database to the newest schema. `python -m migrations back` undoes one step."""
+"""`python -m migrations` upgrades the database to the newest schema.
+
+`python -m migrations back REVISION` undoes the migrations after this revision.
+"""
 
 import sys
 
@@ -9,7 +12,13 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case []:
             upgrade(read(DatabaseSettings))
-        case ["back"]:
-            downgrade(read(DatabaseSettings))
+        case ["back", revision]:
+            try:
+                downgrade(read(DatabaseSettings), revision)
+            except ValueError as error:
+                sys.exit(f"{error}.")
         case words:
-            sys.exit(f"the only argument allowed is `back`; it is {' '.join(words)!r}. Give no argument to upgrade.")
+            sys.exit(
+                f"the arguments must be `back REVISION`, or none to upgrade; they are {' '.join(words)!r}. REVISION is"
+                " the newest revision of the older version."
+            )

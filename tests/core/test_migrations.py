@@ -70,7 +70,9 @@ def test_the_last_migration_can_be_undone_and_keeps_the_columns_of_older_softwar
     tables = {table for table, _ in older}
     required = {name for name, (_, null, default) in newer.items() if not null and default is None}
     assert not {name for name in required - set(older) if name[0] in tables}, "older software could not write its rows"
-    downgrade(settings)
+    downgrade(settings, newest.revision)
+    assert columns(empty) == newer, "the older version has the same migrations"
+    downgrade(settings, newest.down_revision)
     assert columns(empty) == older
     upgrade(settings)
     assert columns(empty) == newer
@@ -86,6 +88,20 @@ def upgrade_rows(settings: Settings, empty: Engine, revision: str, rows: str) ->
     with empty.begin() as connection:
         connection.exec_driver_sql(dataset + rows)
     upgrade(settings)
+
+
+@pytest.mark.parametrize("revision", ["0", "base", "-1", "head"])
+def test_only_a_full_revision_can_be_gone_back_to(settings: Settings, revision: str) -> None:
+    with pytest.raises(ValueError, match="the revision must be the number of a file"):
+        downgrade(settings, revision)
+
+
+def test_an_old_migration_cannot_be_undone(settings: Settings, empty: Engine) -> None:
+    upgrade(settings)
+    newer = columns(empty)
+    with pytest.raises(ValueError, match="cannot be undone"):
+        downgrade(settings, "0101")
+    assert columns(empty) == newer
 
 
 def test_upgraded_jobs_are_found_by_their_metadata(settings: Settings, empty: Engine) -> None:
