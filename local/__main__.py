@@ -1,6 +1,5 @@
 """`python -m local up|down|run|demo`: run the whole service on this machine."""
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -10,9 +9,9 @@ import typer
 
 from local import background
 from local.demo import demonstrate
-from local.folder import LOOPBACK
+from local.folder import bypass_proxies
 from local.processes import LocalError
-from local.stack import ENVIRONMENT_FILE, NO_PROXY
+from local.stack import ENVIRONMENT_FILE
 from seft.client.errors import ClientError
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -82,12 +81,6 @@ def main() -> None:
     except (LocalError, ClientError, PermissionError) as error:
         typer.echo(str(error), err=True)
         raise SystemExit(2) from error
-
-
-def bypass_proxies() -> None:
-    """Make this process and its children connect to loopback directly, even if this machine uses a proxy."""
-    for name in NO_PROXY:
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), LOOPBACK]))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,20 @@ from pathlib import Path
 from local.processes import LocalError
 
 LOOPBACK = "127.0.0.1"
+NO_PROXY = ("NO_PROXY", "no_proxy")
+"""Variables that name the hosts to which programs connect without a proxy."""
 STEP_FILE = "step"
 """File with the name of the step that a stack takes at present while it starts or stops."""
 PORTS = range(20_000, 32_000)
 """Range of ports to choose from. The kernel never uses them for outgoing connections, because its range is higher."""
 SHUTDOWN_SECONDS = 20.0
 """Seconds to wait until servers have ended whose supervisor was killed. After that they are killed."""
+
+
+def bypass_proxies() -> None:
+    """Make this process and its children connect to loopback directly, even if this machine uses a proxy."""
+    for name in NO_PROXY:
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), LOOPBACK]))
 
 
 class FolderLock:

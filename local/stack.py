@@ -19,15 +19,13 @@ from typing_extensions import override
 from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
 from core.settings import Settings
-from local.folder import LOOPBACK, FolderLock, write_private
+from local.folder import LOOPBACK, NO_PROXY, FolderLock, write_private
 from local.processes import LocalError
 from local.program import Program
 from local.servers import Servers, make_settings, package_folder, require_valid_environment
 from migrations import upgrade
 
 ENVIRONMENT_FILE = "env"
-NO_PROXY = ("NO_PROXY", "no_proxy")
-"""Variables with the hosts to which a process connects without a proxy."""
 
 
 class Service(Program):

@@ -21,6 +21,7 @@ from botocore.exceptions import ClientError
 from pydantic import PostgresDsn
 
 from core.settings import Settings
+from local.folder import bypass_proxies
 from local.servers import Servers, make_settings
 from migrations import upgrade
 
@@ -30,12 +31,13 @@ LONGEST = {Path(__file__).with_name(name) for name in ("worker", "e2e", "faults"
 
 
 def pytest_configure() -> None:
-    """Use one thread, let Triton interpret its kernels if no card is visible, and restore the handler of SIGINT.
+    """Use one thread and no proxy, let Triton interpret its kernels without a card, and restore the handler of SIGINT.
 
     Tiny models gain nothing from more threads, and lose minutes on a busy machine. A shell makes a background command
     and its children ignore SIGINT, but some tests send it.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    bypass_proxies()
     if not Path("/dev/nvidiactl").exists() or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         os.environ.setdefault("TRITON_INTERPRET", "1")
     signal.signal(signal.SIGINT, signal.default_int_handler)
