@@ -282,6 +282,9 @@ def test_every_secret_is_required_and_make_secrets_writes_it(tmp_path: Path) -> 
     assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
     again = subprocess.run(["make", "--silent", "secrets"], cwd=tmp_path, capture_output=True, check=False)
     assert again.returncode, "secrets that are in use were overwritten"
+    (tmp_path / ".env").unlink()
+    subprocess.run(["make", "--silent", "secrets", "PROFILES=cpu,tls"], cwd=tmp_path, check=True)
+    assert (tmp_path / ".env").read_text().startswith("COMPOSE_PROFILES=cpu,tls\n")
 
 
 def test_our_long_running_services_read_the_settings_that_an_operator_adds() -> None:
