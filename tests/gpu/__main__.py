@@ -12,6 +12,7 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,12 +123,17 @@ def run(part: Part, *, small: bool, card_bytes: int, model: Path | None, out: Pa
     if part.takes_model and model:
         command += ["--model", str(model.resolve())]
     began = time.monotonic()
-    with subprocess.Popen(
-        [sys.executable, "-m", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    ) as process:
+    # The temporary files of a part that is killed are deleted too.
+    with (
+        tempfile.TemporaryDirectory(prefix="seft-gpu-") as temporary,
+        subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": temporary},
+        ) as process,
+    ):
         try:
             output, _ = process.communicate(timeout=part.seconds)
             status: Status = "failed" if process.returncode else "passed"
