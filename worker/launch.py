@@ -12,10 +12,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from core.capability import CPU
 from seft.devices import choose_device
 from seft.models.source import ModelSource, downloaded, find
 from seft.parent_process import end_with_parent
@@ -33,6 +30,10 @@ def launch(count: int, run: Callable[[], None]) -> None:
     A SIGTERM that this process receives is sent to them. Then this function returns when they have ended. Raises
     ChildFailedError if one of them fails.
     """
+    # A job on one device does not need these.
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -76,7 +77,7 @@ def dtype_of(task: Task) -> torch.dtype:
 def device_of(task: Task) -> str:
     """Return the name of the device of this process, such as `cuda:1`."""
     device = choose_device(task.device)
-    if task.spec.devices == 1 or device == CPU:
+    if task.spec.devices == 1 or device == "cpu":
         return device
     kind, _, first = device.partition(":")
     return f"{kind}:{int(first or 0) + rank()}"
