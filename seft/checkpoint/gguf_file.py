@@ -93,11 +93,9 @@ def beginning(folder: Path, config: dict[str, Any], format_: OutputFormat, store
     return _padded(_header(folder, config, format_, stored)) + (b"" if factors is None else _padded(factors.tobytes()))
 
 
-def value_bytes(config: dict[str, Any], stored: list[Stored]) -> int:
-    """Return the number of bytes of a file after its header: all values, with the padding after each tensor."""
-    factors = _rope_tensor(config)
-    sizes = [*([] if factors is None else [factors.nbytes]), *(tensor.bytes for tensor in stored)]
-    return sum(size + -size % GGUF_DEFAULT_ALIGNMENT for size in sizes)
+def value_bytes(stored: list[Stored]) -> int:
+    """Return the number of bytes of a file after its `beginning`: the values, with the padding after each tensor."""
+    return sum(tensor.bytes + -tensor.bytes % GGUF_DEFAULT_ALIGNMENT for tensor in stored)
 
 
 def stored_tensors(folder: Path, config: dict[str, Any], format_: OutputFormat) -> list[Stored]:

@@ -3,8 +3,8 @@
 What the loader does not use is compared with the bytes that the folder gives. The expected values are those of the
 package gguf: what it reads back from the values that it wrote.
 
-The loader needs a file on disk. It gets one with the header, in which the values are a hole that takes no space. It
-reads the values of one tensor at a time from where the file is.
+The loader needs a file on disk. It gets one with the header and the factors of the rotary positions, in which the other
+values are a hole that takes no space. It reads the values of one tensor at a time from where the file is.
 """
 
 import json
@@ -72,7 +72,7 @@ def verify_gguf(folder: Path, source: ByteSource, format_: OutputFormat) -> None
     stored = stored_tensors(folder, config, format_)
     file = Path(source.name)
     try:
-        with _header_on_disk(source, source.size - value_bytes(config, stored)) as path, _values_of(source):
+        with _header_on_disk(source, source.size - value_bytes(stored)) as path, _values_of(source):
             loaded = load(find(str(path)))
     except SourceError as error:
         raise _broken(file, f"must load as a model: {error}") from None
@@ -129,9 +129,18 @@ def _verify_settings(file: Path, config: dict[str, Any], found: Any) -> None:
         "head_dim": head_size(found.to_dict()),
         "rope_theta": rope_parameters(found.to_dict())["rope_theta"],
     }
+    kind, other = _positions(config), _positions(found.to_dict())
+    if kind != other:
+        raise _broken(file, f"must have positions of the type {kind}; it has {other}")
     for name, value in expected.items():
         if value is not None and not math.isclose(value, actual[name] or 0, rel_tol=_SAME):
             raise _broken(file, f"must have {name} {value}; it has {actual[name]}")
+
+
+def _positions(config: dict[str, Any]) -> str:
+    """Return how positions are scaled. A factor of 1 has no effect."""
+    rope = rope_parameters(config)
+    return "default" if rope.get("factor") == 1 else str(rope.get("rope_type", "default"))
 
 
 def _verify_values(file: Path, tensor: Stored, weight: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from seft.config import FORMATS, OutputFormat
 from seft.errors import ConfigError
+from seft.models.gguf_positions import llama3_factors, llama3_parameters
 from seft.models.source import Kind, ModelSource
 
 ARCHITECTURES = {
@@ -84,6 +85,10 @@ def _require_known_positions(config: Mapping[str, Any]) -> None:
         raise _inexpressible(f"a rope_type of {', '.join(sorted(_SCALINGS))}", str(kind))
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
         raise _inexpressible("rotary positions in whole heads", "a partial_rotary_factor")
+    if kind == "linear" and not 0 < rope["factor"] < math.inf:
+        raise _inexpressible("a finite factor of positions", f"factor {rope['factor']}")
+    if kind == "llama3" and not llama3_parameters(llama3_factors(rope, head_size(config)), rope["rope_theta"]):
+        raise _inexpressible("positions that a loader can restore from factors", f"rope_parameters {dict(rope)}")
 
 
 def _inexpressible(rule: str, value: str) -> ConfigError:
@@ -133,17 +138,9 @@ def metadata(config: Mapping[str, Any]) -> dict[str, Value]:
 def rope_factors(config: Mapping[str, Any]) -> list[float] | None:
     """Return the divisor of each rotary frequency of Llama 3.1, or None for a model that has none.
 
-    Frequencies with long wavelengths are divided by `factor`, those with short ones stay, with a smooth change between
-    them (`_compute_llama3_parameters` of transformers).
+    `config` must have passed `require_expressible`.
     """
     rope = rope_parameters(config)
     if rope.get("rope_type") != "llama3":
         return None
-    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
-    size, context = head_size(config), rope["original_max_position_embeddings"]
-    divisors = []
-    for exponent in range(0, size, 2):
-        periods = context / (2 * math.pi * rope["rope_theta"] ** (exponent / size))
-        smooth = min(1.0, max(0.0, (periods - low) / (high - low)))
-        divisors.append(1 / (smooth + (1 - smooth) / factor))
-    return divisors
+    return llama3_factors(rope, head_size(config))

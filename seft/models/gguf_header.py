@@ -7,9 +7,10 @@ their lengths are returned. Format: github.com/ggml-org/ggml/blob/master/docs/gg
 
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from seft.models.limits import (
     MAX_DIMENSIONS,
@@ -24,12 +25,24 @@ Value = int | float | bool | str
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
-_TYPE_AND_OFFSET = 12
-"""Number of bytes for the type and the offset of a tensor, which follow its shape."""
+_FLOAT32 = 0
+"""Type of a tensor of float32 values."""
+_ALIGNMENT = 32
+"""The values of tensors begin at a multiple of this number if the header has no `general.alignment`."""
+MAX_VECTOR = 65_536
+"""Largest number of values of a vector that is read."""
 MAX_KEYS = 10_000
 MAX_TEXTS = 4_000_000
 """Largest number of texts in all arrays together. The largest vocabularies have 300,000."""
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+
+
+class _Tensor(NamedTuple):
+    """The shape, the type and the offset of a tensor. The offset is in bytes from where the values begin."""
+
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
 
 
 class _Cursor:
@@ -72,6 +85,14 @@ class _Cursor:
             raise ValueError(f"the header has a value of unknown type {kind}")
         return self.scalar(_SCALARS[kind])
 
+    def vector(self, name: str, tensor: _Tensor, begin: int) -> tuple[float, ...]:
+        """Return the values of a vector. The values of all tensors begin at `begin`."""
+        if tensor.kind != _FLOAT32 or len(tensor.shape) != 1 or not 0 < tensor.shape[0] <= MAX_VECTOR:
+            raise ValueError(f"`{name}` must be a float32 vector of at most {MAX_VECTOR} values")
+        self._position = begin + tensor.offset
+        size = tensor.shape[0]
+        return struct.unpack_from(f"<{size}f", self._data, self.skip(4 * size))
+
     def _skip_array(self) -> int:
         kind, length = int(self.scalar("<I")), self.count()
         if kind in _SCALARS:
@@ -85,13 +106,21 @@ class _Cursor:
         return length
 
 
-def read_header(path: Path) -> dict[str, Value]:
-    """Return all keys with their values. The value of an array is its length.
+def read_header(path: Path, vectors: Collection[str]) -> tuple[dict[str, Value], dict[str, tuple[float, ...]]]:
+    """Return all keys with their values, and the values of those of the named float32 vectors that the file has.
 
-    Raises ValueError if the file is not readable GGUF.
+    The value of an array is its length. Raises ValueError if the file is not readable GGUF, or if such a tensor is no
+    float32 vector.
     """
-    with _open(path) as (cursor, _):
-        return _values(cursor)
+    with _open(path) as (cursor, tensors):
+        keys = _values(cursor)
+        found = {name: each for name, each in _tensors(cursor, tensors).items() if name in vectors}
+        alignment = keys.get("general.alignment", _ALIGNMENT)
+        if type(alignment) is not int or alignment < 1:
+            raise ValueError(f"`general.alignment` must be a number of bytes; it is {alignment!r}")
+        begin = cursor.skip(0)
+        begin += -begin % alignment
+        return keys, {name: cursor.vector(name, each, begin) for name, each in found.items()}
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -100,10 +129,8 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises ValueError if the file is not readable GGUF.
     """
     with _open(path) as (cursor, tensors):
-        if tensors > MAX_TENSORS:
-            raise ValueError(f"a model may have at most {MAX_TENSORS} tensors; this file has {tensors}")
         _values(cursor)
-        shapes = dict(_tensor(cursor) for _ in range(tensors))
+        shapes = {name: each.shape for name, each in _tensors(cursor, tensors).items()}
     parameters = sum(map(values, shapes.values()))
     require_plausible(len(shapes), parameters)
     # Every type of GGUF needs more than one bit per value.
@@ -132,8 +159,13 @@ def _values(cursor: _Cursor) -> dict[str, Value]:
     return {cursor.string(): cursor.value(int(cursor.scalar("<I"))) for _ in range(keys)}
 
 
-def _tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...]]:
+def _tensors(cursor: _Cursor, number: int) -> dict[str, _Tensor]:
+    if number > MAX_TENSORS:
+        raise ValueError(f"a model may have at most {MAX_TENSORS} tensors; this file has {number}")
+    return dict(_tensor(cursor) for _ in range(number))
+
+
+def _tensor(cursor: _Cursor) -> tuple[str, _Tensor]:
     name, dimensions = cursor.string(), int(cursor.scalar("<I"))
     shape = [cursor.count() for _ in range(min(dimensions, MAX_DIMENSIONS + 1))]
-    cursor.skip(_TYPE_AND_OFFSET)
-    return name, checked_shape(name, shape[::-1])
+    return name, _Tensor(checked_shape(name, shape[::-1]), int(cursor.scalar("<I")), cursor.count())

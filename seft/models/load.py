@@ -29,6 +29,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from seft.errors import SourceError
+from seft.models.gguf_header import read_header
+from seft.models.gguf_positions import TENSORS, read_rope_parameters
 from seft.models.loadable import loadable
 from seft.models.model_files import GENERATION_CONFIG
 from seft.models.source import Kind, ModelSource, fetch
@@ -145,6 +147,7 @@ def _load_model(reference: str, folder: Path, options: dict[str, str], dtype: to
             for name in file.keys():  # noqa: SIM118 (it is no dictionary)
                 tensor = file.get_slice(name)
                 require_floats(reference, name, tensor.get_dtype(), tensor.get_shape())
+    rope = read_rope_parameters(*read_header(folder / options["gguf_file"], TENSORS)) if options else None
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
@@ -153,6 +156,7 @@ def _load_model(reference: str, folder: Path, options: dict[str, str], dtype: to
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are rejected below, by name
         **options,
+        **({"rope_parameters": rope} if rope else {}),  # transformers does not read it from the file
     )
     _require_match(reference, info)
     if options:

@@ -21,6 +21,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from seft.errors import SourceError
 from seft.models.gguf_header import read_header
+from seft.models.gguf_positions import TENSORS, read_rope_parameters
 from seft.models.hub_files import (
     HUB_SECONDS,
     NOT_FOUND,
@@ -222,7 +223,7 @@ def read_small(path: Path) -> bytes:
 
 def _find_gguf(reference: str, path: Path) -> ModelSource:
     try:
-        header = read_header(path)
+        header, vectors = read_header(path, TENSORS)
     except (ValueError, OSError) as error:
         raise SourceError(
             REFUSED, f"{reference!r} is not a readable GGUF file: {error}. Give a GGUF file or a model's folder."
@@ -238,6 +239,14 @@ def _find_gguf(reference: str, path: Path) -> ModelSource:
     require_counts(reference, {key.removeprefix(f"{architecture}."): value for key, value in header.items()})
     if "tokenizer.ggml.tokens" not in header:
         raise SourceError(REFUSED, f"{reference!r} has no tokenizer. Give a GGUF file that contains the vocabulary.")
+    try:
+        read_rope_parameters(header, vectors)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise SourceError(
+            REFUSED,
+            f"the positions of a GGUF file must be those of a config for transformers; in {reference!r}, {error}. Give"
+            " the model's folder instead.",
+        ) from error
     return ModelSource(reference, Kind.GGUF, path, None, dict(header), checked_licence(header.get("general.license")))
 
 

@@ -36,14 +36,15 @@ GGUF = [each for each in OutputFormat if each.is_gguf]
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 128}
 ODD = {**SIZES, "intermediate_size": 72}
 """One matrix of each block has columns that do not fill blocks of 32."""
+LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama with tied embeddings": ("llama", {**SIZES, "rope_parameters": None, "vocab_size": 400}),
     "llama 3.1": ("llama", {**SIZES, "tie_word_embeddings": False}),
+    "llama with linear positions": ("llama", {**SIZES, "rope_parameters": LINEAR}),
     "mistral": ("mistral", {**ODD, "sliding_window": None}),
     "qwen2 with biases": ("qwen2", {**SIZES, "tie_word_embeddings": True}),
     "qwen3": ("qwen3", {**ODD, "head_dim": 128}),
 }
-UNSCALED = [name for name in MODELS if name != "llama 3.1"]
 
 
 def sparse(name: str, tokenizer: PreTrainedTokenizerFast | None = None) -> Loaded:
@@ -85,7 +86,7 @@ def test_every_format_passes_the_verification(folders: Callable[[str], Path], na
     assert files >= {"model.safetensors", *(each.file for each in GGUF)}
 
 
-@pytest.mark.parametrize("name", UNSCALED)
+@pytest.mark.parametrize("name", MODELS)
 def test_the_exact_format_gives_the_logits_of_the_dense_model(folders: Callable[[str], Path], name: str) -> None:
     folder = folders(name)
     tokens = torch.arange(2, 66)[None]
@@ -235,15 +236,34 @@ def test_a_lost_zero_is_detected(copy: Path) -> None:
 
 
 def test_damage_of_what_the_loader_does_not_use_is_detected(folders: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(folders("llama 3.1"), tmp_path / "copy"))
+    folder = folders("llama 3.1")
     file = folder / "model-BF16.gguf"
     content = bytearray(file.read_bytes())
     content[content.index(b"general.quantization_version") + len(b"general.quantization_version") + 4] ^= 1
     (changed := tmp_path / file.name).write_bytes(content)
-    damage(file, "rope_freqs.weight", lambda data: data.fill(1))
-    for each in (file, changed):
-        with pytest.raises(VerifyError, match=r"must begin with the .* bytes that belong to the folder"):
-            verify_format(folder, each, OutputFormat.GGUF_BF16)
+    with pytest.raises(VerifyError, match=r"must begin with the .* bytes that belong to the folder"):
+        verify_format(folder, changed, OutputFormat.GGUF_BF16)
+
+
+@pytest.mark.parametrize(
+    ("factor", "found"),
+    [(1.0, "must have positions of the type llama3; it has default"), (-1.0, "rope_freqs.weight is 8 factors from -1")],
+)
+def test_damaged_factors_of_positions_are_detected(
+    folders: Callable[[str], Path], tmp_path: Path, factor: float, found: str
+) -> None:
+    folder = Path(shutil.copytree(folders("llama 3.1"), tmp_path / "copy"))
+    damage(folder / "model-BF16.gguf", "rope_freqs.weight", lambda data: data.fill(factor))
+    with pytest.raises(VerifyError, match=found):
+        verify_format(folder, folder / "model-BF16.gguf", OutputFormat.GGUF_BF16)
+
+
+def test_a_linear_factor_of_1_is_no_scaling(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders("llama with linear positions"), tmp_path / "copy"))
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": {**LINEAR, "factor": 1.0}}))
+    write_format(folder, OutputFormat.GGUF_BF16, tmp_path / "new.gguf")
+    verify_format(folder, tmp_path / "new.gguf", OutputFormat.GGUF_BF16)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +274,14 @@ def test_a_wrong_setting_is_detected(copy: Path, key: str, value: float) -> None
     (copy / "config.json").write_text(json.dumps({**config, key: value}))
     with pytest.raises(VerifyError, match=f"must have {key} {value}"):
         verify_format(copy, copy / "model-BF16.gguf", OutputFormat.GGUF_BF16)
+
+
+def test_positions_of_another_type_are_detected(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders("llama with linear positions"), tmp_path / "copy"))
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": {**LINEAR, "rope_type": "default"}}))
+    with pytest.raises(VerifyError, match="must have positions of the type default; it has linear"):
+        verify_format(folder, folder / "model-BF16.gguf", OutputFormat.GGUF_BF16)
 
 
 def test_a_missing_token_is_detected(copy: Path) -> None:

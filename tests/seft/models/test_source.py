@@ -230,6 +230,25 @@ def test_a_gguf_file_that_is_not_a_whole_decoder_is_rejected(
     assert message in rejection(gguf(tmp_path / "m.gguf", {**HEADER, **change}))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"llama.rope.scaling.type": "yarn"},
+        {"llama.rope.scaling.factor": 4, "llama.rope.scaling.attn_factor": 2},
+        {"llama.rope.scaling.alpha": 1000},
+        {"llama.rope.scaling.factor": "four"},
+        {"general.architecture": "gemma3", "gemma3.block_count": 4, "gemma3.rope.scaling.factor": 8},
+    ],
+    ids=str,
+)
+def test_a_gguf_file_whose_positions_transformers_cannot_have_is_rejected(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    message = rejection(gguf(tmp_path / "m.gguf", {**HEADER, **change}))
+    assert f"{[*change][-1]} is {[*change.values()][-1]}" in message
+    assert message.endswith("Give the model's folder instead.")
+
+
 def test_a_gguf_file_without_vocabulary_is_rejected(tmp_path: Path) -> None:
     header = {key: value for key, value in HEADER.items() if not key.startswith("tokenizer")}
     assert "no tokenizer" in rejection(gguf(tmp_path / "m.gguf", header))
