@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from seft.devices import trim_memory
 from seft.errors import AccelerateError
@@ -33,15 +34,24 @@ LEAST_ZEROS = 0.3
 
 At the level AVX2 the dense product is about as fast with any number of zeros. There, compression saves memory only.
 """
+PRODUCTS = frozenset({nn.Linear.forward, Conv1D.forward})
+"""Forward functions of layers that only multiply with their weight and add their bias."""
+SAME_PRODUCT = frozenset({"FalconLinear"})
+"""Names of layers with another forward function that computes the same."""
 Model = TypeVar("Model", bound=nn.Module)
 
 
 class SparseLinear(nn.Module):
-    """A linear layer whose weight is compressed."""
+    """A linear layer whose weight is compressed.
 
-    def __init__(self, matrix: Compressed) -> None:
+    `weight` has the shape and the dtype of the dense weight, and no values: some models read them before a product. It
+    is not in the state dict.
+    """
+
+    def __init__(self, matrix: Compressed, dtype: torch.dtype) -> None:
         super().__init__()
         self.matrix = matrix
+        self.weight = torch.empty(matrix.rows, matrix.cols, dtype=dtype, device="meta")
         self.in_features, self.out_features = matrix.cols, matrix.rows
 
     def forward(self, x: Float[Tensor, "... cols"]) -> Float[Tensor, "... rows"]:
@@ -86,9 +96,10 @@ def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_ze
     """Replace the linear layers of a model, in place. Returns the model, on the same device: the CPU or CUDA.
 
     `bfloat16` compresses every layer with at least the share `least_zeros` of zeros, and changes no weight. `int8`
-    compresses every layer, and also the head. Matrices of stacked experts stay as they are. Raises AccelerateError if
-    `values` is unknown, if the model is accelerated already or on another device, if Triton cannot compile for CUDA, if
-    its weights are no bfloat16 values, not finite or of another dtype than bfloat16 and float32.
+    compresses every layer, and also the head. Matrices of stacked experts, and layers that compute more than a product
+    and a bias, stay as they are. Raises AccelerateError if `values` is unknown, if the model is accelerated already or
+    on another device, if Triton cannot compile for CUDA, if its weights are no bfloat16 values, not finite or of
+    another dtype than bfloat16 and float32.
     """
     if values not in set(Values):
         raise AccelerateError(f"values must be {' or '.join(Values)}; it is {values!r}.")
@@ -96,32 +107,42 @@ def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_ze
         raise AccelerateError(
             "a model must have its own linear layers; this one is accelerated already. Load it again."
         )
-    values = Values(values)
+    _require_one_device(model)
+    for name, parameter in model.named_parameters():
+        _require_usable(name, parameter.detach())
     whole: Any = model
+    left, memory = 0, HugePages()
+    for name, target in target_linears(model).items():
+        if target.number is not None or not _is_product(target.module):
+            left += 1
+        elif layer := _faster(target.weight, target.bias, Values(values), least_zeros, memory):
+            _replace(model, name, layer)
+            target.module._parameters.clear()
+    head = whole.get_output_embeddings()
+    if isinstance(head, nn.Linear) and not _is_product(head):
+        left += 1
+    elif isinstance(head, nn.Linear) and (
+        layer := _faster(head.weight, head.bias, Values(values), least_zeros, memory)
+    ):
+        whole.set_output_embeddings(layer)
+    if left:
+        log.warning("%d matrices of experts or of layers with their own forward function stay dense", left)
+    trim_memory()  # otherwise the heap keeps the memory of the dense weights
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def _require_one_device(model: nn.Module) -> None:
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1 or not {each.type for each in devices} <= {"cpu", "cuda"}:
         found = ", ".join(sorted(map(str, devices)))
         raise AccelerateError(
             f"a model must be on the CPU or on one CUDA device; it is on {found}. Use model.to('cpu')."
         )
-    for name, parameter in model.named_parameters():
-        _require_usable(name, parameter.detach())
-    targets = target_linears(model)
-    left, memory = 0, HugePages()
-    for name, target in targets.items():
-        if target.number is not None:
-            left += 1
-            continue
-        if layer := _faster(target.weight, target.bias, values, least_zeros, memory):
-            _replace(model, name, layer)
-            target.module._parameters.clear()
-    if left:
-        log.warning("%d matrices of experts stay dense", left)
-    head = whole.get_output_embeddings()
-    if isinstance(head, nn.Linear) and (layer := _faster(head.weight, head.bias, values, least_zeros, memory)):
-        whole.set_output_embeddings(layer)
-    trim_memory()  # otherwise the heap keeps the memory of the dense weights
-    return model.eval().requires_grad_(requires_grad=False)
+
+
+def _is_product(module: nn.Module) -> bool:
+    """Return whether a layer computes only the product with its weight, plus the bias."""
+    return type(module).forward in PRODUCTS or type(module).__name__ in SAME_PRODUCT
 
 
 def _require_usable(name: str, weight: Tensor) -> None:
@@ -147,7 +168,7 @@ def _faster(
     if values is Values.INT8 or zeros >= least_zeros:
         own = None if bias is None else bias.cpu()
         host = memory if weight.device.type == "cpu" else None
-        return SparseLinear(compress(weight.cpu(), own, values, host).to(weight.device))
+        return SparseLinear(compress(weight.cpu(), own, values, host).to(weight.device), weight.dtype)
     fits = (
         weight.device.type == "cpu"
         and weight.dtype == torch.bfloat16

@@ -14,7 +14,7 @@ from torch import Tensor
 from seft.checkpoint.compact.load import integer_kind, load_whole
 from seft.errors import AccelerateError
 from seft.models.dimensions import context_length
-from seft.runtime.accelerate import accelerate
+from seft.runtime.accelerate import SparseLinear, accelerate
 from seft.runtime.compressed import Values
 from seft.runtime.text_stream import TextStream
 
@@ -69,6 +69,9 @@ class TextModel:
         model: Any = accelerate(loaded.model.to(device), values)
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
+        for module in model.modules():
+            if isinstance(module, SparseLinear):
+                module.weight = module.weight.to(dtype)
         return cls(model, loaded.tokenizer, context_length(loaded.source))
 
     def encode(self, text: str) -> list[int]:

@@ -48,7 +48,7 @@ _GROUPED = {"num_key_value_heads": 2}
 _HEADS = {**_GROUPED, "head_dim": 8}
 _SLIDING = {**_HEADS, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 _EXPERTS = {**_GROUPED, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-_LATENT = {
+LATENT = {
     **_EXPERTS,
     "num_key_value_heads": 4,
     "n_routed_experts": 4,
@@ -79,11 +79,11 @@ ARCHITECTURES = {
     "deepseek_v2": Architecture(
         "deepseek_v2",
         2 * 5 + 3 + 8 + 3,
-        {**_LATENT, "topk_method": "group_limited_greedy"},
+        {**LATENT, "topk_method": "group_limited_greedy"},
         _GATES[1:],
     ),
-    "deepseek_v2_lite": Architecture("deepseek_v2", 2 * 4 + 3 + 8 + 3, {**_LATENT, "q_lora_rank": None}, _GATES[1:]),
-    "deepseek_v3": Architecture("deepseek_v3", 2 * 5 + 3 + 8 + 3, _LATENT, _GATES[1:]),
+    "deepseek_v2_lite": Architecture("deepseek_v2", 2 * 4 + 3 + 8 + 3, {**LATENT, "q_lora_rank": None}, _GATES[1:]),
+    "deepseek_v3": Architecture("deepseek_v3", 2 * 5 + 3 + 8 + 3, LATENT, _GATES[1:]),
     "qwen2": Architecture("qwen2", 14, {**_GROUPED, "tie_word_embeddings": True}),
     "qwen3": Architecture("qwen3", 14, _HEADS),
     "qwen2_moe": Architecture(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 import seft
@@ -18,6 +19,7 @@ from seft.native.kernels import Level
 from seft.runtime.accelerate import DenseLinear, SparseLinear
 from seft.runtime.compressed import EXPANDED_FROM
 from seft.runtime.generate import Sampling, TextModel
+from tests.seft.architectures import LATENT, Architecture
 from tests.seft.runtime.test_kernels import level
 from tests.tiny import untrained_tiny
 
@@ -122,3 +124,53 @@ def test_an_accelerated_model_is_not_saved_without_its_weights(tmp_path: Path) -
     with pytest.raises(AccelerateError, match="cannot be saved"):
         seft.accelerate(pruned()).save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+class Scaled(nn.Linear):
+    """A linear layer that computes more than a product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 3
+
+
+class FalconLinear(nn.Linear):
+    """A linear layer that computes the product in its own way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+@pytest.mark.parametrize(("kind", "replaced"), [(Scaled, False), (FalconLinear, True)])
+@pytest.mark.parametrize("values", ["bfloat16", "int8"])
+def test_a_layer_with_its_own_forward_function_stays_as_it_is(
+    kind: type[nn.Linear], values: str, caplog: pytest.LogCaptureFixture, *, replaced: bool
+) -> None:
+    model, tokens = pruned(), torch.arange(2, 12)[None]
+    model.get_submodule("model.layers.0.mlp.up_proj").__class__ = kind
+    model.lm_head.__class__ = kind
+    expected = model(tokens, use_cache=False).logits.detach()
+    seft.accelerate(model, values)
+    logits = model(tokens, use_cache=False).logits
+    assert (logits - expected).std() < 0.05 * expected.std()
+    assert isinstance(model.get_submodule("model.layers.0.mlp.up_proj"), SparseLinear) is replaced
+    assert (
+        "2 matrices of experts or of layers with their own forward function stay dense" in caplog.text
+    ) is not replaced
+
+
+def test_a_model_may_read_the_dtype_and_the_shape_of_a_compressed_weight() -> None:
+    model = pruned().to(torch.bfloat16)
+    shapes = {name: target.weight.shape for name, target in target_linears(model).items()}
+    seft.accelerate(model)
+    for name, shape in shapes.items():
+        layer = model.get_submodule(name)
+        assert (layer.weight.shape, layer.weight.dtype) == (shape, torch.bfloat16)
+        assert not [*layer.parameters(), *layer.buffers()]
+
+
+def test_a_model_with_a_lightning_indexer_runs() -> None:
+    """Its forward function reads the dtypes of weights."""
+    model = Architecture("deepseek_v32", 0, LATENT).model().to(torch.bfloat16)
+    tokens = torch.arange(2, 12)[None]
+    expected = model(tokens).logits.detach()
+    torch.testing.assert_close(seft.accelerate(model, least_zeros=0)(tokens).logits, expected, rtol=0.02, atol=0.2)
