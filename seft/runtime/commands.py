@@ -51,7 +51,7 @@ def generate(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], 
     room = model.room(prompt)
     most: int = options.max_tokens if room is None else max(1, min(options.max_tokens, room))
     texts, start, first, tokens = [], time.perf_counter(), 0.0, 0
-    for piece in model.stream(prompt, most, sampling):
+    for piece in model.stream(prompt, most, sampling, chat=chat):
         first = first or time.perf_counter()
         tokens = piece.tokens
         texts.append(piece.text)

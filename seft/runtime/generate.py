@@ -114,10 +114,11 @@ class TextModel:
                 return
 
     def stream(
-        self, prompt: Sequence[int], most: int, sampling: Sampling, stops: Sequence[str] = ()
+        self, prompt: Sequence[int], most: int, sampling: Sampling, stops: Sequence[str] = (), *, chat: bool = False
     ) -> Iterator[Piece]:
         """Yield the text as it is generated. It ends before the first of the `stops`.
 
+        It continues the text of the prompt, so it may begin with a space. The answer of a `chat` is a text of its own.
         Text that may be the beginning of a stop is held back until that is decided. Raises AccelerateError if there is
         no prompt, or if prompt and text together do not fit the model's context.
         """
@@ -129,7 +130,7 @@ class TextModel:
                 f"the prompt must leave room for {most} more in {self.context} tokens; it has {len(prompt)}. Shorten"
                 " the prompt or ask for fewer tokens."
             )
-        text, held = TextStream(self.tokenizer), ""
+        text, held = TextStream(self.tokenizer, () if chat else prompt), ""
         for count, token in enumerate(self.tokens(prompt, most, sampling), 1):
             ends = token in self._ends
             last = ends or count == most

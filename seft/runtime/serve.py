@@ -136,7 +136,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise RequestError(400, message, code="context_length_exceeded")
         answer = Answer(self.app.name, len(prompt), chat=isinstance(request, ChatRequest))
         with self.app.turn:
-            pieces = self._while_connected(self.app.model.stream(prompt, most, request.sampling, request.stop))
+            chat = isinstance(request, ChatRequest)
+            generated = self.app.model.stream(prompt, most, request.sampling, request.stop, chat=chat)
+            pieces = self._while_connected(generated)
             if request.stream:
                 self._stream(
                     answer, pieces, usage=bool(request.stream_options and request.stream_options.include_usage)

@@ -1,6 +1,8 @@
 """Decodes tokens one after the other. The pieces together are the text of all tokens decoded at once."""
 
 import re
+from collections.abc import Sequence
+from itertools import dropwhile, islice
 from typing import Any
 
 CONTEXT = 4
@@ -12,19 +14,25 @@ BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class TextStream:
-    """The text of tokens that arrive one by one. The parts, joined, equal the text of all tokens decoded at once."""
+    """The text of tokens that arrive one by one. The parts, joined, equal the text of all tokens decoded at once.
 
-    def __init__(self, tokenizer: Any) -> None:
+    If the tokens follow others, `before`, it is the text that they add: a decoder may remove the space before a text.
+    """
+
+    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer.backend_tokenizer
         added = self._tokenizer.get_added_tokens_decoder()
         self._skipped = {number for number, token in added.items() if token.special}
-        self._tokens: list[int] = []
-        self._shown = 0
+        visible = (token for token in reversed(before) if self._name(token))
+        # Bytes at the end are whole characters. New bytes are not part of them.
+        ends = dropwhile(lambda token: BYTE.fullmatch(self._name(token)), visible)
+        self._tokens = [*islice(ends, CONTEXT)][::-1]
+        self._shown = len(self._text())
 
     def step(self, token: int) -> str:
         """Return the text that is certain after this token. It is empty while the next token may still change it."""
-        name = self._tokenizer.id_to_token(token)
-        if name is None or token in self._skipped:
+        name = self._name(token)
+        if not name:
             return ""
         self._tokens.append(token)
         return "" if BYTE.fullmatch(name) else self._certain(self._text())
@@ -32,6 +40,10 @@ class TextStream:
     def rest(self) -> str:
         """Return the text that was not certain. No token may follow."""
         return self._text()[self._shown :]
+
+    def _name(self, token: int) -> str:
+        """Return the name of a token, or an empty text if the token has no text."""
+        return "" if token in self._skipped else self._tokenizer.id_to_token(token) or ""
 
     def _certain(self, text: str) -> str:
         new = text[self._shown :].removesuffix(UNDECIDED)

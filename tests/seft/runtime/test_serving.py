@@ -21,6 +21,8 @@ from seft.errors import AccelerateError
 from seft.runtime.compressed import Values
 from seft.runtime.generate import Finish, Sampling, TextModel, choose, cut, held_back
 from seft.runtime.serve import Server
+from tests.seft.runtime.test_text_stream import falling_back_to_bytes
+from tests.tiny import untrained_tiny
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
@@ -79,6 +81,15 @@ def test_a_prompt_must_have_a_token_and_leave_room(model: TextModel) -> None:
         next(model.stream([], 1, Sampling()))
     with pytest.raises(AccelerateError, match=f"must leave room for {model.context} more .* it has 3"):
         next(model.stream([1, 2, 3], model.context or 0, Sampling()))
+
+
+def test_a_completion_continues_its_prompt_and_a_chat_begins_anew() -> None:
+    tokenizer = falling_back_to_bytes()
+    model = TextModel(untrained_tiny(), tokenizer)
+    model.tokens = lambda *_: iter(tokenizer.convert_tokens_to_ids(["\u2581the"]))  # type: ignore[method-assign]
+    prompt = tokenizer.convert_tokens_to_ids(["a"])
+    texts = [next(model.stream(prompt, 1, Sampling(), chat=chat)).text for chat in (False, True)]
+    assert texts == [" the", "the"]
 
 
 def post(address: str, path: str, **body: object) -> httpx.Response:

@@ -2,7 +2,7 @@
 
 import random
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from tokenizers import Tokenizer, decoders, models
@@ -25,8 +25,8 @@ def falling_back_to_bytes() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
 
 
-def parts(tokenizer: PreTrainedTokenizerFast, tokens: list[int]) -> list[str]:
-    text = TextStream(tokenizer)
+def parts(tokenizer: PreTrainedTokenizerFast, tokens: list[int], before: Sequence[int] = ()) -> list[str]:
+    text = TextStream(tokenizer, before)
     return [*(text.step(token) for token in tokens), text.rest()]
 
 
@@ -49,3 +49,23 @@ def test_text_arrives_while_a_model_repeats_a_broken_byte() -> None:
     tokenizer = tiny_tokenizer()
     broken = tokenizer.convert_tokens_to_ids("\u0122")  # the byte 0x80 in the alphabet of byte-level tokenizers
     assert parts(tokenizer, [broken] * 6) == ["", *["\ufffd"] * 6]
+
+
+@pytest.mark.parametrize("make", [falling_back_to_bytes, tiny_tokenizer])
+def test_the_parts_are_the_text_that_the_tokens_add_to_a_prompt(make: Callable[[], PreTrainedTokenizerFast]) -> None:
+    tokenizer, choice = make(), random.Random(0)
+    words = [number for number in range(len(tokenizer)) if tokenizer.convert_ids_to_tokens(number) not in BYTES]
+    for _ in range(300):
+        prompt, tokens = ([choice.choice(words) for _ in range(choice.randrange(1, 12))] for _ in range(2))
+        whole, before = (tokenizer.backend_tokenizer.decode(each) for each in (prompt + tokens, prompt))
+        if not before.endswith("\ufffd"):
+            assert "".join(parts(tokenizer, tokens, prompt)) == whole[len(before) :]
+
+
+def test_the_space_before_the_first_word_after_a_prompt_is_kept() -> None:
+    tokenizer = falling_back_to_bytes()
+    word, letter, first, second = tokenizer.convert_tokens_to_ids(["\u2581the", "a", "<0xC3>", "<0xA9>"])
+    assert parts(tokenizer, [word, letter], [word])[0] == " the"
+    assert "".join(parts(tokenizer, [word], [letter, first, second])) == " the"
+    assert "".join(parts(tokenizer, [first, second], [letter, *[first, second] * 5])) == "\u00e9"
+    assert parts(tokenizer, [word])[0] == "the"
