@@ -134,7 +134,7 @@ class TextModel:
         for count, token in enumerate(self.tokens(prompt, most, sampling), 1):
             ends = token in self._ends
             last = ends or count == most
-            held += text.step(token) + (text.rest() if last else "")
+            held += ("" if ends else text.step(token)) + (text.rest() if last else "")
             before, found = cut(held, stops)
             if found or last:
                 yield Piece(before, count, Finish.STOP if found or ends else Finish.LENGTH)
@@ -147,18 +147,24 @@ class TextModel:
 def advance(model: Any, tokens: Int[Tensor, "batch tokens"], cache: Any) -> tuple[Float[Tensor, "batch words"], Any]:
     """Return the logits of the next token, and the cache of keys and values with `tokens` added.
 
-    If `cache` is None, it starts empty.
+    If `cache` is None, it starts empty. Raises AccelerateError if the model has no such cache.
     """
     kind: type = type(model)
     name = _cache_argument(kind)
+    if name is None:
+        raise AccelerateError(
+            f"a model must have a cache of keys and values; {kind.__name__} has none. Choose another model, or use its"
+            " method `generate` in Python."
+        )
     result = model(input_ids=tokens, **{name: cache}, use_cache=True, logits_to_keep=1)
     return result.logits[:, -1], result[name]
 
 
 @lru_cache
-def _cache_argument(kind: Any) -> str:
-    """Return the name of the argument for the cache. Transformers renamed it, and warns about the old name."""
-    return "cache" if "cache" in signature(kind.forward).parameters else "past_key_values"
+def _cache_argument(kind: Any) -> str | None:
+    """Return the name of the argument for the cache, or None. Transformers renamed it, and warns about the old name."""
+    arguments = signature(kind.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in arguments), None)
 
 
 def choose(logits: Float[Tensor, "vocabulary"], sampling: Sampling, random: torch.Generator) -> int:

@@ -13,13 +13,13 @@ import httpx2 as httpx
 import pytest
 import torch
 from tokenizers.normalizers import Strip
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, OpenAIGPTConfig
 
 from seft.checkpoint.compact.writer import pack
 from seft.cli import main
 from seft.errors import AccelerateError
 from seft.runtime.compressed import Values
-from seft.runtime.generate import Finish, Sampling, TextModel, choose, cut, held_back
+from seft.runtime.generate import Finish, Sampling, TextModel, advance, choose, cut, held_back
 from seft.runtime.serve import Server
 from tests.seft.runtime.test_text_stream import falling_back_to_bytes
 from tests.tiny import untrained_tiny
@@ -90,6 +90,21 @@ def test_a_completion_continues_its_prompt_and_a_chat_begins_anew() -> None:
     prompt = tokenizer.convert_tokens_to_ids(["a"])
     texts = [next(model.stream(prompt, 1, Sampling(), chat=chat)).text for chat in (False, True)]
     assert texts == [" the", "the"]
+
+
+def test_an_end_token_is_no_text_if_the_tokenizer_has_it_as_a_word(tiny_folder: Path) -> None:
+    model = TextModel(untrained_tiny(), AutoTokenizer.from_pretrained(tiny_folder))
+    model._ends = set(range(2, 384))
+    (piece,) = model.stream([5, 6], 8, Sampling())
+    assert (piece.text, piece.tokens, piece.finish) == ("", 1, Finish.STOP)
+
+
+def test_a_model_without_a_cache_of_keys_and_values_is_an_error() -> None:
+    model = AutoModelForCausalLM.from_config(
+        OpenAIGPTConfig(vocab_size=16, n_positions=8, n_embd=8, n_layer=1, n_head=1)
+    )
+    with pytest.raises(AccelerateError, match="must have a cache of keys and values; OpenAIGPTLMHeadModel has none"):
+        advance(model, torch.tensor([[3, 4]]), None)
 
 
 def post(address: str, path: str, **body: object) -> httpx.Response:
