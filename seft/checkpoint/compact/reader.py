@@ -15,7 +15,7 @@ import numpy as np
 
 from seft.checkpoint.compact import chunk, index
 from seft.checkpoint.compact.byte_sources import PAUSES, ByteSource, open_source
-from seft.checkpoint.compact.chunk import ALIGNMENT, Packed
+from seft.checkpoint.compact.chunk import ALIGNMENT
 from seft.checkpoint.compact.expanded import DenseFile, integer_matrices
 from seft.checkpoint.compact.index import AGAIN, FOOTER_BYTES, HEAD, FileEntry, Part, TensorEntry
 from seft.checkpoint.compact.ordered import default_threads, ordered
@@ -73,17 +73,6 @@ class Container:
     def tensor(self, tensor: TensorEntry) -> Bytes:
         """Return the bytes of a tensor, as a safetensors file has them."""
         return self._whole(tensor.part)
-
-    def packed(self, tensor: TensorEntry) -> list[Packed]:
-        """Return the mask and the nonzero values of each chunk of a tensor, for kernels that need no dense tensor."""
-        chunks, hashes = [], hashlib.sha256()
-        for each in self._chunks(tensor.part):
-            with self._damage(tensor.name):
-                packed = chunk.read(each.stored, each.size, tensor.part.values)
-            hashes.update(_sha256(chunk.unpack(packed)))
-            chunks.append(packed)
-        self._require_hash(tensor.part, hashes.hexdigest())
-        return chunks
 
     def own_bytes(self, file: FileEntry) -> bytes:
         """Return the bytes of a file that belong to no tensor: the whole text, or the header of a safetensors file.

@@ -225,5 +225,3 @@ def test_a_damaged_tensor_does_not_prevent_reading_the_others() -> None:
         assert container.tensor(sparse).tobytes() == SPARSE.tobytes()
         with pytest.raises(ContainerError, match="'dense' in"):
             container.tensor(dense)
-        with pytest.raises(ContainerError, match="'dense' in"):
-            container.packed(dense)
