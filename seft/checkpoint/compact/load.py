@@ -165,8 +165,11 @@ def _root_files(container: Container) -> dict[str, FileEntry]:
 
 
 def _tensors(container: Container) -> Mapping[str, LazyTensor]:
-    """Return all tensors of the files with weights. Reads the headers of these files to check the index."""
-    files, tensors = _root_files(container), dict[str, LazyTensor]()
+    """Return all tensors of the files with weights. Reads the headers of these files to check the index.
+
+    Raises ContainerError if the integers would become too many bytes.
+    """
+    files, tensors, size = _root_files(container), dict[str, LazyTensor](), container.size
     sizes = {name: file.size for name, file in files.items()}
     for name in weight_files(container.name, sizes, lambda name: container.own_bytes(files[name])):
         file = files[name]
@@ -177,12 +180,14 @@ def _tensors(container: Container) -> Mapping[str, LazyTensor]:
         for each in file.tensors:
             if each.name not in integers:
                 dense.require_floats(container.name, each.name, each.dtype, each.shape)
+        size += sum((torch.float32.itemsize - 1) * each.values.part.size for each in integers.values())
         hidden = {matrix.scales.name for matrix in integers.values()}
         tensors |= {
             each.name: LazyTensor(container, each, integers.get(each.name))
             for each in file.tensors
             if each.name not in hidden
         }
+    container.require_expansion(size)
     return tensors
 
 

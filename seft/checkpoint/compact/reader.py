@@ -117,7 +117,7 @@ class Container:
                 if (found := integer_matrices(self, file))
             }
             size = sum(dense[file.name].size if file.name in dense else file.size for file in self.files)
-            self._require_expansion(size)
+            self.require_expansion(size)
             if (free := shutil.disk_usage(out).free) < size:
                 raise OSError(errno.ENOSPC, f"the folder needs {size:,} bytes and {free:,} are free", str(out))
             for file in self.files:
@@ -128,8 +128,11 @@ class Container:
                         target.write(content.data)
         return size
 
-    def _require_expansion(self, size: int) -> None:
-        """Raise ContainerError if integers would expand to too many bytes. The index was checked without them."""
+    def require_expansion(self, size: int) -> None:
+        """Raise ContainerError if integers would expand to `size` bytes, and these are too many.
+
+        The index was checked with one byte for each integer.
+        """
         try:
             index.require_expansion(size, self._source.size)
         except ValueError as error:

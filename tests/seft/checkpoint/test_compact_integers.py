@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import seft
 from seft.checkpoint.bfloat16 import to_bfloat16, to_float32
-from seft.checkpoint.compact import writer
+from seft.checkpoint.compact import index, writer
 from seft.checkpoint.compact.quantised import (
     BLOCK,
     NF4,
@@ -213,6 +213,21 @@ def test_integers_and_scales_that_do_not_fit_are_refused(
     pack(folder, file)
     with open_container(file) as container, pytest.raises(ContainerError, match=message):
         container.expand(tmp_path / "out")
+
+
+@pytest.mark.parametrize("format_", INTEGERS)
+def test_integers_that_become_too_many_bytes_in_memory_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: OutputFormat
+) -> None:
+    write_format(folder, format_, file := tmp_path / "small")
+    with open_container(file) as container:
+        most = 3 * container.size
+    monkeypatch.setattr(index, "MAX_EXPANSION", 0)
+    monkeypatch.setattr(index, "MIN_EXPANDED", most)
+    with open_container(file) as container:
+        assert container.expand(tmp_path / "out") < most
+    with pytest.raises(ContainerError, match=f"must not be expanded: .* at most {most} bytes"):
+        seft.load(file)
 
 
 @pytest.mark.parametrize(("format_", "other"), [(INTEGERS[0], INTEGERS[1]), (INTEGERS[1], INTEGERS[0])])
