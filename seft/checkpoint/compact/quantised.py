@@ -9,13 +9,15 @@ has the scales. Zeros stay exactly zero, so they are in the mask only.
   weight is NF4[integer + 7] * scale, and the integers are from -7 to 8. NF4 are the 16 values of the 4-bit NormalFloat
   (Dettmers et al. 2023, QLoRA, arXiv 2305.14314, appendix E). One of them is 0.
 
-With NF4, the matrices that are pruned are NF4, and the embedding and the head are int8. Nothing else is quantised. The
-key `seft.integers` in the metadata of the file names the kind.
+With NF4, the matrices that are pruned are NF4. Every other matrix in bfloat16 that is outside of the decoder blocks is
+int8: the embedding and the head, and also embeddings of positions and projections. Nothing else is quantised. The key
+`seft.integers` in the metadata of the file names the kind.
 """
 
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal, NamedTuple
@@ -134,6 +136,14 @@ def weight_parts(matrix: Rows | Blocks) -> Iterator[Floats]:
         yield table * spread[:, :cols].reshape(-1)
 
 
+@dataclass(slots=True)
+class _Made:
+    """What a tensor of the dense file becomes, by name, and the number of bytes that were not read."""
+
+    contents: dict[str, memoryview]
+    unread: int
+
+
 class QuantisedFile:
     """A safetensors file of a dense folder with its matrices in integers. Its bytes are made when they are read.
 
@@ -149,7 +159,7 @@ class QuantisedFile:
         self._kinds = {
             name: chosen for name, each in self._sources.items() if (chosen := _kind(name, each, kind, experts))
         }
-        self._last: dict[str, dict[str, memoryview]] = {}
+        self._made: dict[str, _Made] = {}
         self._lock = Lock()
         shapes = list(self._shapes())
         self._names = [name for name, *_ in shapes]
@@ -171,7 +181,7 @@ class QuantisedFile:
             return self.own[begin : begin + size]
         name = self._names[bisect_right(self._begins, begin) - 1]
         at = begin - self.tensors[name].begin
-        return bytes(self._contents(self._owners[name])[name][at : at + size])
+        return self._part(self._owners[name], name, slice(at, at + size))
 
     def _shapes(self) -> Iterator[tuple[str, str, str, tuple[int, ...]]]:
         """Yield the name of each tensor, that of its tensor in the dense file, its dtype and its shape."""
@@ -189,14 +199,21 @@ class QuantisedFile:
         """Whether any tensor becomes integers."""
         return bool(self._kinds)
 
-    def _contents(self, name: str) -> dict[str, memoryview]:
-        """Return the bytes of the tensors that a tensor of the dense file becomes. The last two results are kept."""
+    def _part(self, owner: str, name: str, place: slice) -> bytes:
+        """Return bytes of the tensor `name`, which the tensor `owner` of the dense file becomes.
+
+        What it becomes is kept until as many bytes were read as it has.
+        """
         with self._lock:
-            if name not in self._last:
-                if len(self._last) > 1:
-                    del self._last[next(iter(self._last))]
-                self._last[name] = self._make(name)
-            return self._last[name]
+            if owner not in self._made:
+                contents = self._make(owner)
+                self._made[owner] = _Made(contents, sum(each.nbytes for each in contents.values()))
+            made = self._made[owner]
+            part = bytes(made.contents[name][place])
+            made.unread -= len(part)
+            if made.unread <= 0:
+                del self._made[owner]
+        return part
 
     def _make(self, name: str) -> dict[str, memoryview]:
         source = self._sources[name]
@@ -212,7 +229,10 @@ class QuantisedFile:
 
 
 def _kind(name: str, tensor: Tensor, kind: IntegerKind, experts: int) -> IntegerKind | None:
-    """Return in which integers a tensor is stored, or None if it is stored as it is."""
+    """Return in which integers a tensor is stored, or None if it is stored as it is.
+
+    Outside of the decoder blocks, every tensor of two dimensions in bfloat16 is int8.
+    """
     if tensor.dtype != "BF16" or not tensor.shape or not min(tensor.shape):
         return None
     if (place := place_in_blocks(name)) is None:

@@ -5,6 +5,7 @@ import re
 import struct
 from pathlib import Path
 from statistics import NormalDist
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import seft
 from seft.checkpoint.bfloat16 import to_bfloat16, to_float32
-from seft.checkpoint.compact import index, writer
+from seft.checkpoint.compact import index, quantised, writer
 from seft.checkpoint.compact.quantised import (
     BLOCK,
     NF4,
@@ -28,6 +29,7 @@ from seft.checkpoint.compact.writer import pack
 from seft.checkpoint.formats import verify_format, write_format
 from seft.config import OutputFormat, published_bytes
 from seft.errors import ConfigError, ContainerError, VerifyError
+from seft.models.shapes import file_header
 from seft.models.targets import target_linears
 from seft.runtime.accelerate import SparseLinear
 from seft.runtime.compressed import Values, expand, quantise
@@ -228,6 +230,24 @@ def test_integers_that_become_too_many_bytes_in_memory_are_refused(
         assert container.expand(tmp_path / "out") < most
     with pytest.raises(ContainerError, match=f"must not be expanded: .* at most {most} bytes"):
         seft.load(file)
+
+
+def test_a_matrix_is_made_once_while_its_chunks_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, content = [f"model.layers.{number}.mlp.up_proj.weight" for number in range(5)], bytes(2 * 64 * 64)
+    (path := tmp_path / "model.safetensors").write_bytes(
+        safetensors({name: ("BF16", [64, 64], content) for name in names})
+    )
+    make = Mock(wraps=quantised.quantise_rows)
+    monkeypatch.setattr(quantised, "quantise_rows", make)
+    file = quantised.QuantisedFile(path, file_header(path), "int8", 0)
+    for half in (0, 1):
+        for name in names:
+            for tensor in (name, name + quantised.ROW_SCALE):
+                place = file.tensors[tensor]
+                size = (place.end - place.begin) // 2
+                assert len(file.read(place.begin + half * size, size)) == size
+    assert make.call_count == len(names)
+    assert not file._made
 
 
 @pytest.mark.parametrize(("format_", "other"), [(INTEGERS[0], INTEGERS[1]), (INTEGERS[1], INTEGERS[0])])
