@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seft.checkpoint.compact.load import integer_kind, load_whole
+from seft.checkpoint.compact.load import load_whole
 from seft.errors import AccelerateError
 from seft.models.dimensions import context_length
 from seft.runtime.accelerate import SparseLinear, accelerate
@@ -61,11 +61,10 @@ class TextModel:
 
         Without `values`, they are int8 for a compact file with int8 matrices, and otherwise bfloat16.
         """
-        stored = integer_kind(reference)
-        values = values or (Values.INT8 if stored == "int8" else Values.BFLOAT16)
         # float32 holds int8 values with their scales well enough to give the integers of an nn.Linear again.
-        exact = stored == "int8" and values is Values.INT8
-        loaded = load_whole(reference, dtype=torch.float32 if exact else dtype)
+        int8 = None if values is Values.BFLOAT16 else torch.float32
+        loaded, stored = load_whole(reference, dtype=dtype, int8=int8)
+        values = values or (Values.INT8 if stored == "int8" else Values.BFLOAT16)
         model: Any = accelerate(loaded.model.to(device), values)
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seft.checkpoint.compact import expanded
 from seft.checkpoint.compact.byte_sources import is_address
-from seft.checkpoint.compact.expanded import Matrix, integer_matrices, matrix_weights
+from seft.checkpoint.compact.expanded import Matrix, integer_kind, integer_matrices, matrix_weights
 from seft.checkpoint.compact.index import MAGIC, FileEntry, TensorEntry
 from seft.checkpoint.compact.quantised import IntegerKind
 from seft.checkpoint.compact.reader import Container, open_container
@@ -81,18 +80,23 @@ def load(reference: str | Path, *, device: str = "cpu", dtype: torch.dtype | Non
     return dense.load_model(source, device=device, dtype=dtype or _dtype(source.config))
 
 
-def load_whole(reference: str, *, dtype: torch.dtype) -> dense.Loaded:
-    """Return a model, its tokenizer and its source, with the weights in `dtype` on the CPU. Opens a container once.
+def load_whole(
+    reference: str, *, dtype: torch.dtype, int8: torch.dtype | None = None
+) -> tuple[dense.Loaded, IntegerKind | None]:
+    """Return a model with its tokenizer and source on the CPU, and how its matrices are stored if they are integers.
 
-    Raises the errors of `load`.
+    The weights are in `dtype`, or in the dtype `int8` if it is given and the matrices are stored as int8. Opens a
+    container once. Raises the errors of `load`.
     """
     path = _container_of(reference)
     if path is None:
-        return dense.load(find(reference), dtype=dtype)
+        return dense.load(find(reference), dtype=dtype), None
     with _opened(path) as (container, source):
-        tokenizer = dense.load_tokenizer(source)
-        model = dense.load_tensors(source, _tensors(container), device="cpu", dtype=dtype)
-        return dense.Loaded(model, tokenizer, source)
+        kinds = (integer_kind(container, file) for file in _root_files(container).values())
+        kind = next((each for each in kinds if each), None)
+        tokenizer, chosen = dense.load_tokenizer(source), int8 if int8 and kind == "int8" else dtype
+        model = dense.load_tensors(source, _tensors(container), device="cpu", dtype=chosen)
+        return dense.Loaded(model, tokenizer, source), kind
 
 
 def load_tokenizer(reference: str | Path) -> Any:
@@ -101,16 +105,6 @@ def load_tokenizer(reference: str | Path) -> Any:
         with _opened(path) as (_, source):
             return dense.load_tokenizer(source)
     return dense.load_tokenizer(find(str(reference)))
-
-
-def integer_kind(reference: str | Path) -> IntegerKind | None:
-    """Return how the matrices of a model are stored, int8 or nf4, or None if they are not integers."""
-    path = _container_of(reference)
-    if path is None:
-        return None
-    with open_container(path) as container:
-        kinds = (expanded.integer_kind(container, file) for file in _root_files(container).values())
-        return next((kind for kind in kinds if kind), None)
 
 
 def is_container(reference: str | Path) -> bool:
