@@ -90,7 +90,7 @@ def compress(
             if not torch.equal(stored.to(weight.dtype), weight):
                 raise AccelerateError(
                     f"weights must be bfloat16 values; some of this {weight.dtype} matrix are not. Load the model"
-                    " again with dtype=torch.bfloat16, or for values='int8'."
+                    " again with dtype=torch.bfloat16 (--dtype bfloat16), or use values='int8' (--values int8)."
                 )
         case Values.INT8:
             stored, scales = quantise(weight)

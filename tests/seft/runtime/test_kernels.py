@@ -158,7 +158,9 @@ def test_without_compiled_kernels_torch_gives_the_same_product(monkeypatch: pyte
 
 
 def test_weights_that_bfloat16_does_not_hold_are_refused() -> None:
-    with pytest.raises(AccelerateError, match="must be bfloat16 values"):
+    with pytest.raises(
+        AccelerateError, match=r"must be bfloat16 values; .* \(--dtype bfloat16\), .* \(--values int8\)"
+    ):
         compress(torch.full((2, 2), 1.0001))
 
 
