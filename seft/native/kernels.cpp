@@ -19,11 +19,15 @@ static bool supported(int32_t level) {
     switch (level) {
         case PLAIN: return true;
 #ifdef SEFT_X86
-        case AVX2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        // The features of the targets in levels.h.
+        case AVX2:
+            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt") &&
+                   __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
         case AVX512:
-            return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi2") &&
-                   __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+            return supported(AVX2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                   __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bf16") &&
+                   __builtin_cpu_supports("avx512vnni");
 #endif
 #ifdef SEFT_NEON
         case NEON: return true;

@@ -1,7 +1,9 @@
 """Products with compressed matrices equal the dense product, at every level of instructions that this machine has."""
 
+import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,3 +177,11 @@ def test_an_input_of_another_size_or_dtype_is_refused(level: Level) -> None:
     for wrong in (torch.randn(1, 63), torch.randn(1, 64).double()):
         with pytest.raises(AccelerateError, match="x must be"):
             multiply(wrong, matrix)
+
+
+def test_a_level_needs_every_feature_for_which_it_is_compiled() -> None:
+    folder = Path(kernels.__file__).parent
+    targets = re.findall(r'#pragma GCC target\("(.*)"\)', (folder / "levels.h").read_text())
+    asked = set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', (folder / "kernels.cpp").read_text()))
+    assert len(targets) == 2
+    assert set(",".join(targets).split(",")) == asked
