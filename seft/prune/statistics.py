@@ -122,7 +122,7 @@ def add_products(
         result = inputs.new_zeros(cols, cols, dtype=torch.float32) if matrix is None else matrix * beta
         threads = torch.get_num_threads()
         if kernels.library().seft_gram(inputs.data_ptr(), *inputs.shape, alpha, result.data_ptr(), threads):
-            raise MemoryError
+            raise MemoryError(f"no memory for a copy of the inputs of a Hessian, {len(inputs)} tokens of {cols} values")
         return result
     rows = inputs.float()
     start = rows.new_zeros(()) if matrix is None else matrix

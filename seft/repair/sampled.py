@@ -81,7 +81,7 @@ def by_kernel(
     places = (indices.data_ptr(), len(indices), entries.data_ptr())
     dtype, threads = kernels.DTYPES[left.dtype], torch.get_num_threads()
     if kernels.library().seft_sample(left.data_ptr(), right.data_ptr(), *sizes, *places, dtype, threads):
-        raise MemoryError
+        raise MemoryError(f"no memory for a copy of the factors of a product of {len(left)} tokens")
     return entries
 
 

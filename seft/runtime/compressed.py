@@ -186,7 +186,7 @@ def multiply_struct(x: Float[Tensor, "batch cols"], struct: kernels.Matrix) -> F
     y = x.new_empty(len(x), struct.rows)
     threads = torch.get_num_threads()
     if kernels.library().seft_multiply(ctypes.addressof(struct), x.data_ptr(), y.data_ptr(), len(x), dtype, threads):
-        raise MemoryError
+        raise MemoryError(f"no memory for a copy of x with {len(x)} rows and {struct.cols} columns")
     return y
 
 

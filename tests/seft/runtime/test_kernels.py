@@ -2,8 +2,9 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from seft.errors import AccelerateError
 from seft.native import kernels
 from seft.native.kernels import Level
+from seft.prune.statistics import add_products
+from seft.repair.sampled import by_kernel
 from seft.runtime import compressed
 from seft.runtime.compressed import (
     EXPANDED_FROM,
@@ -185,3 +188,20 @@ def test_a_level_needs_every_feature_for_which_it_is_compiled() -> None:
     asked = set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', (folder / "kernels.cpp").read_text()))
     assert len(targets) == 2
     assert set(",".join(targets).split(",")) == asked
+
+
+@pytest.mark.parametrize(
+    ("product", "message"),
+    [
+        (lambda x: multiply(x, compress(x)), "no memory for a copy of x with 8 rows and 64 columns"),
+        (lambda x: by_kernel(x, x, torch.zeros(1, dtype=torch.int32)), "no memory for a copy of the factors"),
+        (lambda x: add_products(None, x, 0, 1), "no memory for a copy of the inputs of a Hessian, 8 tokens of 64"),
+    ],
+)
+def test_a_kernel_without_memory_says_what_it_is_for(
+    product: Callable[[Tensor], Tensor], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "library", Mock)  # every function returns something true
+    monkeypatch.setattr(kernels, "level", lambda: Level.AVX512)
+    with pytest.raises(MemoryError, match=message):
+        product(torch.ones(8, 64).bfloat16())
