@@ -173,8 +173,8 @@ def _others(python: str | None, config: Any) -> Iterator[dict[str, LlamaCpp]]:
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("Q8_0", "BF16") if python else ():
             path = Path(folder) / f"{kind}.gguf"
-            write_gguf(config, path, kind)
-            others[f"llama.cpp {kind}"] = LlamaCpp(str(python), path)
+            size = write_gguf(config, path, kind)
+            others[f"llama.cpp {kind}"] = LlamaCpp(str(python), path, size)
         yield others
         for other in others.values():
             other.close()

@@ -18,8 +18,11 @@ from typing import Any
 PROMPT = 16
 
 
-def write_gguf(config: Any, path: Path, kind: str) -> None:
-    """Write a random Llama of a transformers configuration, with matrices of `kind`: BF16 or Q8_0."""
+def write_gguf(config: Any, path: Path, kind: str) -> int:
+    """Write a random Llama of a transformers configuration, with matrices of `kind`: BF16 or Q8_0.
+
+    Returns the bytes of the file that every token reads: all without the embedding, if that is not the head too.
+    """
     import gguf
     import numpy as np
 
@@ -39,11 +42,13 @@ def write_gguf(config: Any, path: Path, kind: str) -> None:
     quantised = gguf.GGMLQuantizationType[kind]
     random = np.random.default_rng(0)
 
-    def matrix(name: str, rows: int, cols: int) -> None:
+    def matrix(name: str, rows: int, cols: int) -> int:
         values = (0.02 * random.standard_normal((rows, cols), dtype=np.float32)).astype(np.float32)
-        writer.add_tensor(name + ".weight", gguf.quants.quantize(values, quantised), raw_dtype=quantised)
+        stored = gguf.quants.quantize(values, quantised)
+        writer.add_tensor(name + ".weight", stored, raw_dtype=quantised)
+        return int(stored.nbytes)
 
-    matrix("token_embd", config.vocab_size, hidden)
+    embedding = matrix("token_embd", config.vocab_size, hidden)
     if not config.tie_word_embeddings:
         matrix("output", config.vocab_size, hidden)
     writer.add_tensor("output_norm.weight", np.ones(hidden, np.float32))
@@ -65,17 +70,18 @@ def write_gguf(config: Any, path: Path, kind: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return path.stat().st_size - (0 if config.tie_word_embeddings else embedding)
 
 
 class LlamaCpp:
-    """A process of llama.cpp with one model."""
+    """A process of llama.cpp with one model, of which every token reads `size` bytes."""
 
-    def __init__(self, python: str, path: Path) -> None:
+    def __init__(self, python: str, path: Path, size: int) -> None:
         command = [python, str(Path(__file__)), str(path)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-        self.bytes = path.stat().st_size
+        self.bytes = size
         self.pid = self._process.pid
 
     def tokens(self, threads: int, count: int) -> tuple[list[float], list[float]]:
