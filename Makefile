@@ -20,6 +20,8 @@ LAUNCHER := exec $(BIN)/python -I -S local/launcher.py $$PPID 15
 demo: $(READY) ## prune a real language model to 60 % zeros and repair it, through the whole service
 	@$(LAUNCHER) $(BIN)/python -m local demo
 
+# Without compiled files, each start of a program compiles all its sources.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(READY) ## run every test, with real Postgres, Valkey and S3
 	@# Many tests wait for processes, so four at once fit two cores. A file stays in one process: its tests share fixtures.
 	@$(LAUNCHER) $(BIN)/python -m pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder
