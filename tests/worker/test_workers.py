@@ -55,7 +55,7 @@ def ended(backend: Backend, jobs: list[str]) -> bool:
 
 def test_two_workers_run_every_job_once_although_all_notifications_are_lost(backend: Backend, workers: Workers) -> None:
     dataset = backend.add_dataset(["one " * 1024, "two"])
-    jobs = [backend.add_job(dataset) for _ in range(50)]
+    jobs = [backend.add_job(dataset) for _ in range(12)]
     app = queue.make_app(backend.settings)
     for _ in jobs:
         queue.notify(app)
