@@ -115,7 +115,8 @@ def repaired(
 def assert_resumes(start: Callable[[], tuple[Any, Repair]], folder: Path) -> tuple[Any, Repair]:
     """Assert that a repair that is resumed after any step gives the bits of an uninterrupted one.
 
-    `start` returns a model and its new repair. Those of the uninterrupted repair are returned at its end.
+    `start` returns a model and its new repair. Those of the uninterrupted repair are returned at its end. A second new
+    repair must save the same bytes at step 0.
 
     From every saved state a new repair takes one step, and must then save the bytes that the uninterrupted repair saved
     after this step. From the third one it takes all further steps, because a wrong state in memory may show later.
@@ -127,6 +128,7 @@ def assert_resumes(start: Callable[[], tuple[Any, Repair]], folder: Path) -> tup
         repair.save(folder / str(repair.step))
     last = repair.step
     repair.finish()
+    assert_saves_the_same(start()[1], folder)
     for stop in range(last + 1):
         other, again = start()
         again.load(folder / str(stop))
@@ -134,14 +136,19 @@ def assert_resumes(start: Callable[[], tuple[Any, Repair]], folder: Path) -> tup
         end = last if stop == 3 else min(stop + 1, last)
         while again.step < end:
             again.advance()
-            again.save(folder / "again")
-            for file in (folder / str(again.step)).iterdir():
-                assert file.read_bytes() == (folder / "again" / file.name).read_bytes(), (stop, again.step, file.name)
+            assert_saves_the_same(again, folder)
         if again.done:
             again.finish()
             assert same_bits(other.state_dict(), model.state_dict())
             assert (again.grown_zeros, again.kept_step) == (repair.grown_zeros, repair.kept_step)
     return model, repair
+
+
+def assert_saves_the_same(repair: Repair, folder: Path) -> None:
+    """Assert that a repair saves the bytes that the uninterrupted one saved after the same step."""
+    repair.save(folder / "again")
+    for file in (folder / str(repair.step)).iterdir():
+        assert file.read_bytes() == (folder / "again" / file.name).read_bytes(), (repair.step, file.name)
 
 
 def sparse_linear(rows: int, cols: int, sparsity: float, seed: int = 0, **options: object) -> nn.Linear:
