@@ -91,6 +91,13 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: linear.weight.detach().clone() for name, linear in target_linears(model).items()}
 
 
+def logits(model: Any) -> Tensor:
+    """Return the predictions for a part of the text."""
+    with torch.no_grad():
+        result: Tensor = model(input_ids=TOKENS[:64].view(2, 32), use_cache=False).logits
+    return result
+
+
 def same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     """Return whether all weights are equal bit for bit."""
     return all(torch.equal(left[name], right[name]) for name in left | right)

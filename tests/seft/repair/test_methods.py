@@ -17,12 +17,14 @@ from seft.models.targets import decoder_blocks, target_linears
 from seft.prune.mask import overfull_groups
 from seft.repair import Repair
 from seft.repair.methods import METHODS
+from seft.report import Evolved, Judged, Step
 from tests.seft.repair.repairing import (
     PRUNED,
     TOKENS,
     assert_resumes,
     by_magnitude,
     in_pattern,
+    logits,
     nonzeros,
     pruned_tiny,
     repaired,
@@ -96,23 +98,24 @@ def test_the_budget_holds_at_every_step(method: RepairMethod, variant: Variant, 
 def test_seft_keeps_groups_legal_at_every_step_moves_zeros_if_improved_and_resumes_at_any_step(
     tmp_path: Path, pattern: Pattern, variant: Variant
 ) -> None:
-    model, config = in_pattern(pattern), short(variant=variant)
-    before, budget = weights(model), nonzeros(model)
-    repair = Repair(model, TOKENS, config, pruned=by_magnitude(pattern))
-    for _ in range(config.steps):
-        repair.save(tmp_path / str(repair.step))
-        repair.advance()
-        assert not any(overfull_groups(weight, pattern) for weight in weights(model).values())
-        assert all(count <= budget[name] for name, count in nonzeros(model).items())
-    after = weights(model)
+    config, budget = short(variant=variant), nonzeros(in_pattern(pattern))
+
+    def start() -> tuple[Any, Repair]:
+        model = in_pattern(pattern)
+
+        class Checked(Repair):
+            def advance(self) -> list[Step | Evolved | Judged]:
+                reports = super().advance()
+                assert not any(overfull_groups(weight, pattern) for weight in weights(model).values())
+                assert all(count <= budget[name] for name, count in nonzeros(model).items())
+                return reports
+
+        return model, Checked(model, TOKENS, config, pruned=by_magnitude(pattern))
+
+    model, repair = assert_resumes(start, tmp_path)
+    before, after = weights(in_pattern(pattern)), weights(model)
     assert repair.grown_zeros == sum(int(after[name][before[name] == 0].count_nonzero()) for name in before)
     assert (repair.grown_zeros > 0) is (variant is Variant.IMPROVED)
-    for stop in range(config.steps):
-        model = in_pattern(pattern)
-        again = Repair(model, TOKENS, config, pruned=by_magnitude(pattern))
-        again.load(tmp_path / str(stop))
-        again.run()
-        assert same_bits(weights(model), after)
 
 
 def test_a_pattern_that_the_weights_do_not_follow_is_rejected() -> None:
@@ -146,12 +149,6 @@ def test_the_density_sets_the_number_of_trained_values(method: RepairMethod) -> 
         case _:
             one_rank_of_the_largest = 64 + 160
             assert abs(trained - 0.02 * sum(sizes)) <= one_rank_of_the_largest / 2
-
-
-def logits(model: Any) -> Tensor:
-    with torch.no_grad():
-        result: Tensor = model(input_ids=TOKENS[:64].view(2, 32), use_cache=False).logits
-    return result
 
 
 def outcome(config: RepairConfig, steps: int | None = None) -> dict[str, Tensor]:
