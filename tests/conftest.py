@@ -3,6 +3,7 @@
 A test that uses no server fixture starts no server, and its environment is unchanged.
 """
 
+import fcntl
 import gc
 import itertools
 import multiprocessing
@@ -143,9 +144,16 @@ def quick_verification() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory, quick_verification: None) -> Path:
-    """A Hugging Face folder with the trained tiny Llama. Read only: all tests share it."""
+    """A Hugging Face folder with the trained tiny Llama, alone in its parent. Read only: all processes share it."""
     from tests.tiny import train_tiny
 
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    train_tiny(folder)
-    return folder
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    models = shared / "models"
+    with (shared / "models.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not models.exists():
+            training = tmp_path_factory.mktemp("training")
+            train_tiny(training / "tiny")
+            training.rename(models)
+    return models / "tiny"
