@@ -49,9 +49,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not LONGEST.intersection(item.path.parents))
 
 
+def pytest_collection() -> None:
+    """Collect no garbage while the test files are imported. They make millions of objects, such as all of torch."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """Exclude what the imports made, such as all of torch, from the garbage collections of the tests."""
+    """Exclude these objects from the garbage collections of the tests."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
