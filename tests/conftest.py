@@ -29,14 +29,19 @@ from migrations import upgrade
 NUMBERS = itertools.count()
 LONGEST = {Path(__file__).with_name(name) for name in ("worker", "e2e", "faults")}
 """Folders with the longest test files. They start first, so that no process works alone at the end."""
+TERMINAL = ("COLUMNS", "FORCE_COLOR", "PY_COLORS")
+"""Variables that change the colours and the width of output."""
 
 
 def pytest_configure() -> None:
     """Use one thread and no proxy, let Triton interpret its kernels without a card, and restore the handler of SIGINT.
 
     Tiny models gain nothing from more threads, and lose minutes on a busy machine. A shell makes a background command
-    and its children ignore SIGINT, but some tests send it.
+    and its children ignore SIGINT, but some tests send it. Settings of the service and of the terminal are unset,
+    because tests expect the defaults.
     """
+    for name in [name for name in os.environ if name.startswith("SEFT_") or name in TERMINAL]:
+        del os.environ[name]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     bypass_proxies()
     if not Path("/dev/nvidiactl").exists() or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
