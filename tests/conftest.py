@@ -12,7 +12,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -101,7 +101,14 @@ def as_owner(servers: Servers, settings: Settings) -> Settings:
 
 @pytest.fixture
 def settings(servers: Servers, template: str, tmp_path: Path) -> Iterator[Settings]:
-    """Settings with a separate database, bucket, Valkey database and scratch folder for each test.
+    """Settings with a separate database, bucket, Valkey database and scratch folder for each test."""
+    with own_settings(servers, template, tmp_path) as made:
+        yield made
+
+
+@contextmanager
+def own_settings(servers: Servers, template: str, folder: Path) -> Iterator[Settings]:
+    """Make settings with a new database, bucket, Valkey database and scratch folder, and delete them at the end.
 
     The user of the database has only the rights of the API and the workers.
     """
@@ -117,7 +124,7 @@ def settings(servers: Servers, template: str, tmp_path: Path) -> Iterator[Settin
             "SEFT_DATABASE_URL": as_service(servers, database),
             "SEFT_BROKER_URL": broker,
             "SEFT_S3_BUCKET": f"test-{number}",
-            "SEFT_SCRATCH": str(tmp_path / "scratch"),
+            "SEFT_SCRATCH": str(folder / "scratch"),
         }
     )
     with psycopg.connect(servers.postgres.url("postgres"), autocommit=True) as connection:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import redis
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from sqlalchemy.orm import Session, sessionmaker
 from typer.testing import CliRunner, Result
@@ -16,12 +17,16 @@ from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.settings import Settings
+from core.tables import Base
 from local.folder import FolderLock
+from local.servers import Servers
 from local.stack import Api
 from seft.client import AsyncClient, Client
 from seft.client.cli import app
 from seft.client.steps import flow
+from tests.conftest import as_owner, own_settings
 from tests.hollow import write_hollow
+from tests.hub import hub
 from tests.seft.client.servers import Script, serving
 from tests.worker.conftest import variables
 
@@ -75,24 +80,50 @@ class Service:
     storage: Storage
 
 
+@dataclass(frozen=True)
+class Running:
+    """An API that the tests of a file share, its settings, those of the database's owner, and its models."""
+
+    api: Api
+    settings: Settings
+    owner: Settings
+    models: Path
+
+
+@pytest.fixture(scope="module")
+def running(servers: Servers, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """An API with one model, no worker, and a hub that knows one token."""
+    folder = tmp_path_factory.mktemp("service")
+    models = write_hollow(folder / "models" / "tiny").parent
+    lock = FolderLock(folder / "api")
+    with own_settings(servers, template, folder) as settings, hub({}, {"hf_example": "acme"}) as endpoint:
+        more = variables(settings.model_copy(update={"model_roots": [models]}))
+        lock.acquire()
+        api = Api(lock, {**os.environ, **more, "HF_ENDPOINT": endpoint})
+        try:
+            api.start()
+            yield Running(api, settings, as_owner(servers, settings), models)
+        finally:
+            api.stop()
+            lock.release()
+
+
 @pytest.fixture
-def service(settings: Settings, tmp_path: Path) -> Iterator[Service]:
-    """A running API with one model and no worker."""
-    model = write_hollow(tmp_path / "models" / "tiny")
-    engine = make_engine(settings)
+def service(running: Running) -> Iterator[Service]:
+    """The running API with an empty database, an empty queue and a new key."""
+    owner = make_engine(running.owner)
+    with owner.begin() as connection:
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(table.delete())
+    owner.dispose()
+    with redis.Redis.from_url(str(running.settings.broker_url)) as client:
+        client.flushdb()
+    engine = make_engine(running.settings)
     sessions = make_sessions(engine)
     with sessions.begin() as session:
         _, secret = issue(session, "default", "tests", Scope.ADMIN)
-    lock = FolderLock(tmp_path / "api")
-    lock.acquire()
-    api = Api(lock, {**os.environ, **variables(settings.model_copy(update={"model_roots": [model.parent]}))})
-    try:
-        api.start()
-        yield Service(api.url, secret, sessions, Storage(settings))
-    finally:
-        api.stop()
-        lock.release()
-        engine.dispose()
+    yield Service(running.api.url, secret, sessions, Storage(running.settings))
+    engine.dispose()
 
 
 class Shell:

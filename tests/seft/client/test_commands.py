@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from core.tables import JobEvent
 from seft.client import Client, uploads
 from seft.client.downloads import PART_BYTES
 from seft.client.shell import Exit
-from tests.hub import hub
 from tests.seft.client.conftest import Service, Shell, create
 from tests.seft.client.servers import Script, Store, serving
 
@@ -220,16 +218,7 @@ def test_a_job_is_watched_logged_and_downloaded(shell: Shell, data: Path, tmp_pa
     assert Path(path).read_bytes() == CONTENT
 
 
-@pytest.fixture
-def hub_with_token(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A hub that accepts one token, for services that start after this fixture."""
-    with hub({}, {"hf_example": "acme"}) as endpoint:
-        monkeypatch.setenv("HF_ENDPOINT", endpoint)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        yield
-
-
-def test_a_hub_token_is_read_from_a_pipe_shown_and_deleted(hub_with_token: None, shell: Shell) -> None:
+def test_a_hub_token_is_read_from_a_pipe_shown_and_deleted(shell: Shell) -> None:
     assert shell.run("hub-token", "set", typed="hf_wrong").exit_code == Exit.REFUSED
     result = shell.run("hub-token", "set", typed="hf_example")
     assert (result.exit_code, result.stdout.split()[0]) == (0, "acme")
@@ -240,7 +229,7 @@ def test_a_hub_token_is_read_from_a_pipe_shown_and_deleted(hub_with_token: None,
     assert shell.run("hub-token", "show").exit_code == Exit.REFUSED
 
 
-def test_a_result_is_pushed_by_its_job_or_later(hub_with_token: None, shell: Shell, data: Path) -> None:
+def test_a_result_is_pushed_by_its_job_or_later(shell: Shell, data: Path) -> None:
     shell.run("hub-token", "set", typed="hf_example")
     job_id = create(shell, data, "--push", "acme/sparse")["id"]
     assert succeed(shell.service, CONTENT) == job_id

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from core import workers
 from core.capability import CPU, Capability
 from seft.client.shell import Exit
 from tests.core.conftest import FLOPS
-from tests.seft.client.conftest import Shell, create
+from tests.seft.client.conftest import Running, Shell, create
 
 
 def test_models_are_listed_and_an_estimate_needs_no_dataset_and_suggests_what_fits(shell: Shell) -> None:
@@ -46,9 +48,15 @@ def test_models_are_listed_and_an_estimate_needs_no_dataset_and_suggests_what_fi
     assert "--set repair.micro_batch=" in shell.run("estimate", *words, *too_much, *long).stdout
 
 
-def test_a_model_that_cannot_be_used_is_named_with_the_reason(shell: Shell, tmp_path: Path) -> None:
-    broken = tmp_path / "models" / "broken"
-    broken.mkdir()
+@pytest.fixture
+def broken(running: Running) -> Iterator[Path]:
+    """An empty folder next to the model."""
+    (folder := running.models / "broken").mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_model_that_cannot_be_used_is_named_with_the_reason(shell: Shell, broken: Path) -> None:
     (broken / "config.json").write_text("{")
     result = shell.run("models")
     assert "tiny" in result.stdout
