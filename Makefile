@@ -100,7 +100,7 @@ leaks: $(AUDIT)/ready ## look for keys and tokens in tracked files
 
 audit: $(AUDIT)/ready ## look up known vulnerabilities of the dependencies at PyPI
 	@set -e; for part in '--all-extras --group build --group demo' '--only-group audit'; do \
-		$(AUDIT)/bin/uv export --quiet --frozen --no-emit-project $$part > $(AUDIT)/locked.txt; \
+		$(AUDIT)/bin/uv export --quiet --color=never --frozen --no-emit-project $$part > $(AUDIT)/locked.txt; \
 		$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes --requirement $(AUDIT)/locked.txt; done
 
 bom: $(READY) $(AUDIT)/ready ## write all dependencies with versions and licences to build/bom.json (CycloneDX)

@@ -25,7 +25,7 @@ END
 echo "Installing uv and setuptools"
 "${locked[@]}" "$work/first.txt" > /dev/null
 
-"$bin/uv" export --quiet --frozen --no-emit-project "$@" > "$work/locked.txt"
+"$bin/uv" export --quiet --color=never --frozen --no-emit-project "$@" > "$work/locked.txt"
 cpu=$(grep -o '^torch==[^ ]*' torch-cpu.txt)
 if grep -q '^torch==' "$work/locked.txt" && "${install[@]}" --quiet --dry-run "$cpu" 2> /dev/null; then
     # A package is a line that starts with its name, and indented lines with its hashes.

@@ -90,12 +90,12 @@ def download(folder: Path, python_version: str) -> None:
 
 def _requirements(python_version: str) -> Iterator[str]:
     """Yield the lines of a requirements file with the packages that the image lacks, and their hashes."""
-    exported = [sys.executable, "-m", "uv", "export", "--quiet", "--frozen", "--no-emit-project", "--no-annotate"]
-    text = subprocess.run([*exported, *NEEDED], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    exported = [sys.executable, "-m", "uv", "export", "--quiet", "--color=never", "--frozen", "--no-emit-project"]
+    result = subprocess.run([*exported, "--no-annotate", *NEEDED], cwd=ROOT, capture_output=True, text=True, check=True)
     packages = _locked()
     image = closure(packages, IN_IMAGE)
     wanted = closure(packages, ("seft",), {"seft": ("service", "local", "torch")}) | OF_DEV
-    for requirement in text.replace("\\\n", " ").splitlines():
+    for requirement in result.stdout.replace("\\\n", " ").splitlines():
         name = requirement.partition("==")[0]
         if name in wanted - image - LEFT_OUT:
             yield requirement

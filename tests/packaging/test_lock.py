@@ -51,15 +51,20 @@ def install(
 
 
 def chosen(checkout: Path, *options: str, finds_cpu: bool) -> str:
-    """Return the packages with hashes that are installed if pip finds the CPU build of torch, or does not."""
+    """Return the packages with hashes that are installed if pip finds the CPU build of torch, or does not.
+
+    Colours are forced, because pip cannot read them.
+    """
     python = checkout.parent / "env/bin/python"
     python.write_text(PIP.format(python=sys.executable))
     python.chmod(0o755)
     if finds_cpu:
         Path(f"{python}.finds-cpu").touch()
-    ended = install(checkout, *options, environment=checkout.parent / "env")
+    ended = install(checkout, *options, environment=checkout.parent / "env", FORCE_COLOR="1")
     assert ended.returncode == 0, ended.stderr
-    return Path(f"{python}.installed").read_text()
+    packages = Path(f"{python}.installed").read_text()
+    assert "\033" not in packages
+    return packages
 
 
 def test_the_cpu_build_needs_no_package_for_cuda(checkout: Path) -> None:
