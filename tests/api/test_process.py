@@ -73,12 +73,29 @@ def alone(api: Api, pid: int) -> Iterator[None]:
     others = [each for each in serving(api) if each != pid]
     for each in others:
         os.kill(each, signal.SIGSTOP)
-    yield
-    for each in others:
-        os.kill(each, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        for each in others:
+            os.kill(each, signal.SIGCONT)
 
 
-def test_each_process_serves_and_sees_what_the_others_did(api: Api, key: str, metrics_key: str) -> None:
+def test_processes_share_the_work_are_replaced_and_end_with_their_supervisor(
+    api: Api, key: str, metrics_key: str
+) -> None:
+    check_shared(api, key, metrics_key)
+    check_replaced(api)
+    check_ended(api, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_is_left_when_the_supervisor_ends(api: Api, end: signal.Signals) -> None:
+    check_ended(api, end)
+
+
+def check_shared(api: Api, key: str, metrics_key: str) -> None:
+    """Each process serves, and sees what the others did."""
+
     def send(method: str, path: str, secret: str = key, **more: object) -> Call:
         headers = {"Authorization": f"Bearer {secret}", "Idempotency-Key": "once"}
         answer = httpx2.request(method, f"{api.url}{path}", headers=headers, timeout=30, **more)  # type: ignore[arg-type]
@@ -98,7 +115,8 @@ def test_each_process_serves_and_sees_what_the_others_did(api: Api, key: str, me
     assert lines == {'seft_jobs{status="queued"} 1.0'}
 
 
-def test_a_process_that_was_killed_is_replaced(api: Api) -> None:
+def check_replaced(api: Api) -> None:
+    """A process that was killed is replaced."""
     (first, second), before = serving(api), starts(api)
     os.kill(first, signal.SIGKILL)
     wait_for(lambda: starts(api) == before + 1)
@@ -107,8 +125,8 @@ def test_a_process_that_was_killed_is_replaced(api: Api) -> None:
         assert httpx2.get(f"{api.url}/livez", timeout=30).status_code == 200
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_no_process_is_left_when_the_supervisor_ends(api: Api, end: signal.Signals) -> None:
+def check_ended(api: Api, end: signal.Signals) -> None:
+    """No process is left when this signal ends the supervisor."""
     assert api.process is not None
     all_of_them = children_of(api.process.pid)
     assert len(all_of_them) >= 2
