@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -63,18 +64,17 @@ def test_an_extra_installs_what_its_modules_import(extra: str, promised: list[st
     run(sys.executable, "-c", IMPORT, json.dumps(packages(extra)), *names)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_without_an_extra_a_command_of_the_library_has_help_and_names_the_extra_in_one_line(verb: str) -> None:
-    command = [sys.executable, "-c", RUN, json.dumps(packages("")), verb]
-    assert run(*command, "--help").startswith(f"usage: seft {verb}")
-    arguments = [*command, *ARGUMENTS[verb], "--json"]
-    ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    assert re.fullmatch(
-        rf"error: `seft {verb}` works .* needs the package \w+\. Run pip install '\.\[torch\]' .*",
-        ended.stderr.splitlines()[-1],
-    )
-    assert json.loads(ended.stdout)["error"]["code"] == "package_missing"
+def test_without_an_extra_a_command_of_the_library_has_help_and_names_the_extra_in_one_line() -> None:
+    commands = [[verb, *words] for verb in VERBS for words in (["--help"], [*ARGUMENTS[verb], "--json"])]
+    ended = json.loads(run(sys.executable, "-c", RUN, json.dumps(packages("")), json.dumps(commands)))
+    for verb, (code, out, _) in zip(VERBS, ended[::2], strict=True):
+        assert (code, out.startswith(f"usage: seft {verb}")) == (0, True), out
+    for verb, (code, out, errors) in zip(VERBS, ended[1::2], strict=True):
+        assert (code, json.loads(out)["error"]["code"]) == (2, "package_missing")
+        assert re.fullmatch(
+            rf"error: `seft {verb}` works .* needs the package \w+\. Run pip install '\.\[torch\]' .*",
+            errors.splitlines()[-1],
+        )
 
 
 def test_a_package_that_is_not_installed_is_hidden() -> None:
@@ -117,12 +117,30 @@ importlib.machinery.PathFinder.find_spec = staticmethod(find_installed)
 """
 """Begin of a program that can import only the packages in its first argument."""
 IMPORT = HIDE + "for name in sys.argv[2:]: importlib.import_module(name)"
-RUN = HIDE + "from seft.cli import main; sys.exit(main(sys.argv[2:]))"
+RUN = (
+    HIDE
+    + """
+import contextlib, io
+from seft.cli import main
+
+ended = []
+for words in json.loads(sys.argv[2]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            code = main(words)
+        except SystemExit as end:
+            code = end.code
+    ended.append((code, out.getvalue(), errors.getvalue()))
+json.dump(ended, sys.stdout)
+"""
+)
+"""Runs commands of the library, and writes the exit code, the output and the messages of each."""
 
 
+@cache
 def packages(extra: str) -> list[str]:
     """The names of all packages that an installation with this extra has. An empty text means no extra."""
-    options = ("--quiet", "--frozen", "--no-emit-project", "--no-hashes", "--no-header", "--no-annotate")
+    options = ("--quiet", "--frozen", "--color=never", "--no-emit-project", "--no-hashes", "--no-annotate")
     extras = ("--extra", extra) if extra else ()
     locked = run(sys.executable, "-m", "uv", "export", *options, *extras)
     return ["seft", *re.findall(r"^([\w.-]+)==", locked, re.MULTILINE)]
