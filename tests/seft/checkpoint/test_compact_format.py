@@ -192,15 +192,16 @@ def test_packing_and_expanding_a_large_tensor_need_a_few_chunks_of_memory(tmp_pa
 
 
 def test_the_commands_pack_and_expand_need_no_torch(tiny_folder: Path, tmp_path: Path) -> None:
-    first = run("pack", tiny_folder, tmp_path / "tiny.seft", "--json")
-    assert first.returncode == 0, first.stderr
-    second = run("expand", tmp_path / "tiny.seft", tmp_path / "out", "--json")
-    assert second.returncode == 0, second.stderr
-    assert content_of(tmp_path / "out") == content_of(tiny_folder)
-    assert json.loads(first.stdout)["container"] == (tmp_path / "tiny.seft").stat().st_size
-    assert json.loads(first.stdout)["folder"] == json.loads(second.stdout)["folder"]
-    third = run("expand", tiny_folder / "config.json", tmp_path / "other", "--json")
-    assert json.loads(third.stdout)["error"]["code"] == "invalid_container"
+    file, out = tmp_path / "tiny.seft", tmp_path / "out"
+    no_container = ["expand", tiny_folder / "config.json", tmp_path / "other"]
+    commands = [["pack", tiny_folder, file], ["expand", file, out], no_container]
+    ended = run([[*map(str, words), "--json"] for words in commands])
+    assert [code for code, _, _ in ended] == [0, 0, 2], ended
+    first, second, third = (json.loads(output) for _, output, _ in ended)
+    assert content_of(out) == content_of(tiny_folder)
+    assert first["container"] == file.stat().st_size
+    assert first["folder"] == second["folder"]
+    assert third["error"]["code"] == "invalid_container"
 
 
 def test_a_link_to_a_file_is_stored_as_the_file(tmp_path: Path) -> None:

@@ -93,49 +93,48 @@ def test_what_is_no_folder_of_a_model_is_refused(tmp_path: Path) -> None:
         inspect(tmp_path)
 
 
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    """Run a command of the library while torch and transformers cannot be imported."""
+def run(commands: list[list[str]]) -> list[tuple[int, str, str]]:
+    """Run commands of the library in a process in which torch and transformers cannot be imported.
+
+    Return the exit code, the output and the messages of each.
+    """
     script = """
-import sys
+import contextlib, io, json, sys
 sys.modules["torch"] = sys.modules["transformers"] = None
 from seft.cli import main
-sys.exit(main(sys.argv[1:]))
+ended = []
+for words in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as errors:
+        ended.append((main(words), out.getvalue(), errors.getvalue()))
+json.dump(ended, sys.stdout)
 """
-    command = [sys.executable, "-c", script, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", script]
+    process = subprocess.run(command, input=json.dumps(commands), capture_output=True, text=True, check=True)
+    return [(code, out, errors) for code, out, errors in json.loads(process.stdout)]
 
 
 def test_inspect_needs_no_torch(tiny_folder: Path) -> None:
-    ended = run("inspect", tiny_folder, "--json")
-    assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["sparsity"] == sparsity.of_folder(tiny_folder).data()
+    ((code, out, errors),) = run([["inspect", str(tiny_folder), "--json"]])
+    assert code == 0, errors
+    assert json.loads(out)["sparsity"] == sparsity.of_folder(tiny_folder).data()
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["prune", "TINY", "--sparsity", "0.5", "--out", "FULL"], "out must be a new or an empty folder"),
-        (["compress", "TINY", "--sparsity", "0.5", "--data", "DATA", "--out", "FULL"], "out must be a new"),
-        (["repair", "TINY", "--data", "DATA", "--out", "FULL"], "out must be a new"),
-        (["repair", "TINY", "--data", "FULL/none.jsonl", "--out", "NEW"], "data must be a file"),
-        (["repair", "TINY", "--data", "DATA", "--held-out", "x.csv", "--out", "NEW"], "held_out must end in .jsonl"),
-        (["repair", "FULL/none", "--data", "DATA", "--out", "NEW"], "folder must be a folder with a model"),
-        (["prune", "none", "--sparsity", "0.5", "--out", "NEW"], "a model must be a local model or a hub id"),
-        (["compress", "none", "--sparsity", "0.5", "--data", "DATA", "--out", "NEW"], "a model must be a local model"),
-        (["evaluate", "none", "--data", "DATA"], "a model must be a local model"),
-        (["prune", "TINY", "--sparsity", "2", "--out", "NEW"], "sparsity must be from 0.0 to 0.99"),
-        (["prune", "TINY", "--sparsity", "0.5", "--calibration", "none.txt", "--out", "NEW"], "calibration must be a"),
-    ],
-    ids=lambda words: words[0] if isinstance(words, list) else words.replace(" ", "-"),
-)
-def test_wrong_arguments_are_refused_before_torch_is_imported(
-    words: list[str], message: str, tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_wrong_arguments_are_refused_before_torch_is_imported(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
-    (data := tmp_path / "full" / "data.jsonl").write_text('{"text": "a"}\\n')
-    places = {"TINY": str(tiny_folder), "FULL": str(tmp_path / "full"), "DATA": str(data), "NEW": str(tmp_path / "new")}
-    for name, place in places.items():
-        words = [word.replace(name, place) for word in words]
-    ended = run(*words)
-    assert ended.returncode == 2
-    assert ended.stderr.startswith(f"error: {message}"), ended.stderr
+    (data := tmp_path / "full" / "data.jsonl").write_text('{"text": "a"}\n')
+    tiny, full, new = map(str, (tiny_folder, tmp_path / "full", tmp_path / "new"))
+    cases = [
+        (["prune", tiny, "--sparsity", "0.5", "--out", full], "out must be a new or an empty folder"),
+        (["compress", tiny, "--sparsity", "0.5", "--data", str(data), "--out", full], "out must be a new"),
+        (["repair", tiny, "--data", str(data), "--out", full], "out must be a new"),
+        (["repair", tiny, "--data", f"{full}/none.jsonl", "--out", new], "data must be a file"),
+        (["repair", tiny, "--data", str(data), "--held-out", "x.csv", "--out", new], "held_out must end in .jsonl"),
+        (["repair", f"{full}/none", "--data", str(data), "--out", new], "folder must be a folder with a model"),
+        (["prune", "none", "--sparsity", "0.5", "--out", new], "a model must be a local model or a hub id"),
+        (["compress", "none", "--sparsity", "0.5", "--data", str(data), "--out", new], "a model must be a local model"),
+        (["evaluate", "none", "--data", str(data)], "a model must be a local model"),
+        (["prune", tiny, "--sparsity", "2", "--out", new], "sparsity must be from 0.0 to 0.99"),
+        (["prune", tiny, "--sparsity", "0.5", "--calibration", "none.txt", "--out", new], "calibration must be a"),
+    ]
+    for (words, message), (code, _, errors) in zip(cases, run([words for words, _ in cases]), strict=True):
+        assert (code, errors.startswith(f"error: {message}")) == (2, True), (words, errors)
