@@ -71,16 +71,17 @@ def card(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_unfreed_waits_for_the_memory_of_an_ended_process(
-    card: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    card: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = device.used(settings)
     assert before == 500 << 20
     assert device.unfreed(settings, before) == 0
     card.write_text("9000\n")
-    freed = threading.Timer(1.0, lambda: card.write_text("600\n"))
+    (less := tmp_path / "less").write_text("600\n")
+    freed = threading.Timer(1.0, lambda: less.replace(card))
     freed.start()
     assert device.unfreed(settings, before) == 0
-    assert freed.finished.is_set()
+    freed.join()
     card.write_text("9000\n")
     monkeypatch.setattr(device, "FREEING_SECONDS", 0.1)
     assert device.unfreed(settings, before) == 8500 << 20
