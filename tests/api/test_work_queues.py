@@ -1,10 +1,10 @@
 """Previews and uploads: a few run at a time, the queue is short, and pages of the dashboard use the same queue."""
 
 import os
+import resource
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +19,7 @@ from api import deps
 from api.app import make_app
 from api.concurrency import WorkQueue
 from core.errors import ProblemError
+from seft.data.preview import MEMORY_BYTES
 from tests.api.conftest import problem, serving
 from tests.api.dashboard.conftest import Browser, NewBrowser, new_browser, secret
 from tests.waiting import alive, wait_for
@@ -111,8 +112,8 @@ def test_the_tokenizer_process_ends_with_the_api() -> None:
     with subprocess.Popen([sys.executable, "-c", start], stdin=reader, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        time.sleep(1.5)  # until the child reads its request
-        assert alive(child)
+        # It sets this limit when it begins to read its request.
+        wait_for(lambda: resource.prlimit(child, resource.RLIMIT_DATA)[0] == MEMORY_BYTES)
         parent.kill()
         wait_for(lambda: not alive(child))
     os.close(reader)
@@ -133,7 +134,7 @@ def test_a_tenant_sends_a_limited_number_of_uploads_at_the_same_time(
         form = "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 99\r\n\r\n--b"
         with socket.create_connection((server.base_url.host, server.base_url.port or 80), timeout=20) as slow:
             slow.sendall((head + form).encode())
-            time.sleep(0.5)
+            wait_for(lambda: limited.state.services.open_uploads._open)
             problem(server.post("/datasets", files=file), 429, "rate_limited")
             page = server.post("/dashboard/datasets", files=file, data={"csrf": csrf}, headers=signed_in)
             assert (page.status_code, "Uploads are limited per tenant" in page.text) == (429, True)
