@@ -25,6 +25,7 @@ from core.specs import JobSpec
 from core.states import Phase
 from tests.api.conftest import Json, NewClient, problem
 from tests.core.conftest import GPU
+from tests.waiting import wait_for
 
 ACTIONS = ("/cancel", "/pause", "/resume", "/stop", "/start")
 
@@ -242,11 +243,12 @@ def test_no_request_waits_for_a_finished_job_or_a_change_that_has_happened(clien
 
 
 def test_nothing_is_held_open_while_a_poller_waits(app: FastAPI, client: TestClient, job_id: str) -> None:
+    services = app.state.services
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(client.get, f"/jobs/{job_id}", params={"wait": 2})
-        time.sleep(0.5)
-        assert not waiting.done()
-        assert app.state.services.engine.pool.checkedout() == 0
+        waiting = pool.submit(client.get, f"/jobs/{job_id}", params={"wait": 60})
+        wait_for(lambda: services.changes._waiters and not services.engine.pool.checkedout())
+        client.post(f"/jobs/{job_id}/cancel")
+        assert waiting.result().json()["status"] == "cancelled"
 
 
 def test_a_job_of_newer_software_is_returned_unchanged(

@@ -1,6 +1,5 @@
 """Events, metrics and checkpoints over HTTP."""
 
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from api.app import make_app
 from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from tests.api.conftest import Json, problem, serving
+from tests.waiting import wait_for
 
 Sessions = sessionmaker[Session]
 STREAM = {"Accept": "text/event-stream"}
@@ -126,8 +126,8 @@ def test_a_stream_holds_no_transaction_open(live: Client, attempt: Attempt, sess
         lines = answer.iter_lines()
         while next(lines) != "event: job.claimed":
             pass
-        time.sleep(0.2)
-        assert app.state.services.engine.pool.checkedout() == 0
+        services = app.state.services
+        wait_for(lambda: services.changes._waiters and not services.engine.pool.checkedout())
         finish(sessions, attempt)
 
 
