@@ -132,15 +132,15 @@ def test_a_tenant_sees_only_its_own_datasets_newest_first(sessions: Sessions) ->
 
 
 class Slow(Storage):
-    """A storage that answers a request for a time only after some seconds. Meanwhile `busy` is set."""
+    """A storage that answers a request for a time only after `answer` is set. Meanwhile `busy` is set."""
 
-    def __init__(self, settings: Settings, busy: threading.Event, seconds: float) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self.busy, self.seconds = busy, seconds
+        self.busy, self.answer = threading.Event(), threading.Event()
 
     def modified(self, key: str) -> datetime | None:
         self.busy.set()
-        time.sleep(self.seconds)
+        assert self.answer.wait(30)
         return super().modified(key)
 
 
@@ -159,14 +159,15 @@ def test_an_object_stays_locked_while_the_storage_answers_slowly(
 
     def delete() -> bool:
         with sessions.begin() as session:
-            return datasets.delete_object(session, Slow(settings, busy, 2), "datasets/x.jsonl")
+            return datasets.delete_object(session, slow, "datasets/x.jsonl")
 
-    busy = threading.Event()
+    slow = Slow(settings)
     with ThreadPoolExecutor(1) as pool:
         deleted = pool.submit(delete)
-        busy.wait()
+        slow.busy.wait()
         time.sleep(1.5)
         assert is_locked(sessions, "datasets/x.jsonl"), "an upload would add a row for an object that is deleted now"
+        slow.answer.set()
         assert deleted.result()
     assert not is_locked(sessions, "datasets/x.jsonl")
     with sessions.begin() as session:
@@ -181,8 +182,8 @@ def test_a_slow_storage_does_not_block_the_other_requests_of_a_tenant(
 ) -> None:
     content = datasets.Content("0" * 64, 30, 2, Format.TEXT)
     storage.put(content.object_key, b"1")
-    limited, busy = settings.model_copy(update={"tenant_bytes": 1000}), threading.Event()
-    store = DatasetStore(limited, sessions, Slow(settings, busy, 0.5))
+    limited, slow = settings.model_copy(update={"tenant_bytes": 1000}), Slow(settings)
+    store = DatasetStore(limited, sessions, slow)
 
     def add() -> bool:
         with sessions.begin() as session:
@@ -190,6 +191,7 @@ def test_a_slow_storage_does_not_block_the_other_requests_of_a_tenant(
 
     with ThreadPoolExecutor(1) as pool:
         added = pool.submit(add)
-        busy.wait()
+        slow.busy.wait()
         assert not is_locked(sessions, "bytes of ours")
+        slow.answer.set()
         assert added.result()
