@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from core.infra.storage import Part, Storage
+from core.infra.storage import PART_BYTES, Part, Storage
 from core.jobs import actions, recovery
 from core.states import Status
 from seft.checkpoint.formats import write_format
@@ -152,6 +152,7 @@ def stored(backend: Backend, job_id: str) -> dict[str, bytes]:
 def test_a_worker_that_is_killed_in_the_middle_of_a_file_leaves_nothing_and_the_next_attempt_stores_it(
     backend: Backend, workers: Workers, job_id: str
 ) -> None:
+    assert len(FORMAT) > PART_BYTES
     first = workers.start(backend, STAND_IN, "store_until_killed")
     wait_for(lambda: uploads(backend))
     first.kill()
