@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from seft.checkpoint.facts import MANIFEST, canonical_json, manifest
 from seft.checkpoint.verify import PACKAGE_ROOT, check, verify
 from seft.errors import VerifyError
 from tests.seft.checkpoint.test_export import export_half_sparse
+from tests.waiting import alive, wait_for
 
 VERIFY_IN_NEW_PROCESS = verification.verify_in_new_process
 WEIGHTS = "model.safetensors"
@@ -151,8 +151,7 @@ with standby():
         (waiting,) = parent.stdout.readline().split()
         parent.kill()
         assert parent.stdout.read() == "", "the copy has closed it, so the pipe ends with its parent"
-    while Path(f"/proc/{waiting}/stat").exists() and " Z " not in Path(f"/proc/{waiting}/stat").read_text():
-        time.sleep(0.05)
+    wait_for(lambda: not alive(int(waiting)))
 
 
 def test_a_flipped_bit_is_detected(folder: Path) -> None:
