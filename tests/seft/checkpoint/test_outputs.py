@@ -169,7 +169,9 @@ def test_an_export_that_is_terminated_while_it_is_verified_leaves_nothing(tiny_f
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and not list(tmp_path.glob("*/new.seft")):
             time.sleep(0.01)
-        assert not out.exists()
+        process.send_signal(signal.SIGSTOP)
+        verified = out.exists()
         process.terminate()
-    assert process.returncode == 143
+        process.send_signal(signal.SIGCONT)
+    assert (verified, process.returncode) == (False, 143)
     assert not list(tmp_path.iterdir())
