@@ -36,6 +36,8 @@ SPEC: dict[str, Any] = {
     "evaluate": {"windows": 8, "tokens": 128},
     "seed": 3,
 }
+OUTPUT = {"formats": ["dense", "compact"]}
+LONG: dict[str, Any] = {**SPEC, "repair": {**SPEC["repair"], "steps": 100_000}}
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -44,12 +46,12 @@ def end(service: Service, job_id: str) -> Job:
     return job
 
 
-def in_mid_repair(service: Service, job_id: str) -> bool:
-    """Return whether the job is training and has saved a state after the first step."""
-    states = [event["data"]["step"] for event in service.client.events(job_id) if event["type"] == "state.saved"]
+def in_mid_repair(service: Service, job_id: str, attempt: int = 1) -> bool:
+    """Return whether this attempt is training and has saved a state after the first step."""
+    saved = [each for each in service.client.events(job_id) if each["type"] == "state.saved"]
     job = service.client.job(job_id)
     assert job["status"] in {"queued", "running"}, job
-    return job["phase"] == "training" and bool(states) and states[-1] > 0
+    return job["phase"] == "training" and any(each["attempt"] == attempt and each["data"]["step"] > 0 for each in saved)
 
 
 def zeros_of_linears(file: Path) -> tuple[int, int]:
@@ -64,30 +66,19 @@ def zeros_of_linears(file: Path) -> tuple[int, int]:
     return zeros, weights
 
 
-def test_a_job_from_post_to_download(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    service.start_worker()
-    undisturbed = service.post(**SPEC, output={"formats": ["dense", "compact"]})
+@pytest.mark.timeout(900)
+def test_jobs_from_post_to_download(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = service.start_worker()
+    undisturbed = service.post(**SPEC, output=OUTPUT)
     states = list(service.client.watch(undisturbed))
     check_times(states)
     check_result(service, states[-1], tmp_path / "checkpoint")
     check_compact(service, undisturbed, tmp_path / "checkpoint", monkeypatch)
     check_log(service, undisturbed)
     check_trace(service, undisturbed)
-
-
-def test_a_killed_and_a_paused_job_end_with_the_bytes_of_an_undisturbed_one(service: Service) -> None:
-    worker = service.start_worker()
-    undisturbed = service.post(**SPEC)
-    end(service, undisturbed)
-    sha256 = service.client.checkpoints(undisturbed)[0]["sha256"]
-    check_killed(service, worker, sha256)
-    check_paused(service, service.workers.processes[-1].pid, sha256)
-
-
-def test_jobs_are_stopped_and_cancelled_while_they_train(service: Service) -> None:
-    worker = service.start_worker()
     check_stopped(service)
     check_cancelled(service, worker)
+    check_killed_and_paused(service, worker, service.client.checkpoints(undisturbed)[0]["sha256"])
 
 
 def check_result(service: Service, job: Job, folder: Path) -> None:
@@ -166,17 +157,18 @@ def check_trace(service: Service, job_id: str) -> None:
     assert (top.process, top.name) == ("seft-api", "POST /jobs")
 
 
-def check_killed(service: Service, worker: int, sha256: str) -> None:
-    """If the worker is killed during repair, another one finishes the job with the same bytes."""
-    job_id = service.post(**SPEC)
+def check_killed_and_paused(service: Service, worker: int, sha256: str) -> None:
+    """A job whose worker is killed, and that is paused at another one, ends with the bytes of an undisturbed one."""
+    job_id = service.post(**SPEC, output=OUTPUT)
     wait_for(lambda: in_mid_repair(service, job_id))
     family = children_of(worker)
     assert family
     os.kill(worker, signal.SIGKILL)
     wait_for(lambda: not any(alive(process) for process in family))
-    service.start_worker()
+    pause(service, job_id, service.start_worker())
+    assert service.client.resume(job_id)["status"] in {"queued", "running"}
     job = end(service, job_id)
-    assert (job["status"], job["attempt"]) == ("succeeded", 2), job
+    assert (job["status"], job["attempt"]) == ("succeeded", 3), job
     assert service.client.checkpoints(job_id)[0]["sha256"] == sha256
     events = list(service.client.events(job_id))
     assert [each["data"]["step"] for each in events if each["type"] == "topology.evolved"] == [1, *range(5, 31, 5)]
@@ -187,30 +179,31 @@ def check_killed(service: Service, worker: int, sha256: str) -> None:
         "job.lost",
         "job.claimed",
         "attempt.resumed",
+        "job.pausing",
+        "job.released",
+        "job.paused",
+        "job.resumed",
+        "job.claimed",
+        "attempt.resumed",
         "job.succeeded",
     ]
     attempts = {key.split("/")[2] for key in service.backend.storage.keys(f"jobs/{job_id}/")}
-    assert attempts == {"2"}
+    assert attempts == {"3"}
 
 
-def check_paused(service: Service, worker: int, sha256: str) -> None:
-    """A pause during repair ends the training process soon. After a resume, the job ends with the same bytes."""
-    job_id = service.post(**SPEC)
-    wait_for(lambda: in_mid_repair(service, job_id))
+def pause(service: Service, job_id: str, worker: int) -> None:
+    """Pause a job during repair in its second attempt. The training process ends soon."""
+    wait_for(lambda: in_mid_repair(service, job_id, attempt=2))
     family = children_of(worker)
     assert family
     assert service.client.pause(job_id)["pausing"]
     wait_for(lambda: not any(alive(process) for process in family))
     wait_for(lambda: service.client.job(job_id)["status"] == "paused")
-    assert service.client.resume(job_id)["status"] in {"queued", "running"}
-    job = end(service, job_id)
-    assert (job["status"], job["attempt"]) == ("succeeded", 2), job
-    assert service.client.checkpoints(job_id)[0]["sha256"] == sha256
 
 
 def check_stopped(service: Service) -> None:
     """A stop during repair publishes the current weights."""
-    job_id = service.post(**{**SPEC, "repair": {**SPEC["repair"], "steps": 100_000}})
+    job_id = service.post(**LONG)
     wait_for(lambda: in_mid_repair(service, job_id))
     assert service.client.stop(job_id)["stopping"]
     job = end(service, job_id)
@@ -221,7 +214,7 @@ def check_stopped(service: Service) -> None:
 
 def check_cancelled(service: Service, worker: int) -> None:
     """A cancel during repair ends the training process soon and leaves no object in storage."""
-    job_id = service.post(**{**SPEC, "repair": {**SPEC["repair"], "steps": 100_000}})
+    job_id = service.post(**LONG)
     wait_for(lambda: in_mid_repair(service, job_id))
     family = children_of(worker)
     assert family
