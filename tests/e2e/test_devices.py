@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from safetensors.torch import load_file
 from local.processes import children_of
 from seft.client.responses import Job
 from tests.e2e.conftest import Service
-from tests.e2e.test_jobs import SPEC, end, in_mid_repair
+from tests.e2e.test_jobs import OUTPUT, SPEC, end, in_mid_repair
 from tests.waiting import alive, wait_for
 
 ONE: dict[str, Any] = {**SPEC, "repair": {**SPEC["repair"], "steps": 24}}
-TWO: dict[str, Any] = {**ONE, "devices": 2, "output": {"formats": ["dense", "compact"]}}
+TWO: dict[str, Any] = {**ONE, "devices": 2, "output": OUTPUT}
 
 SHARDED: dict[str, Any] = {"devices": 2, "sharded": True}
 SPLIT = {**TWO, **SHARDED}
@@ -45,7 +46,9 @@ def trainers(worker: int) -> Iterator[int]:
 
 def trains(process: int) -> bool:
     """Return whether a process is the launcher or one that it started, and not one that measures the device."""
-    return b"worker.training" in Path(f"/proc/{process}/cmdline").read_bytes()
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        return b"worker.training" in Path(f"/proc/{process}/cmdline").read_bytes()
+    return False
 
 
 def sha256(service: Service, job: Job) -> str:
@@ -61,8 +64,10 @@ def test_two_devices_repair_a_model_together_and_a_killed_one_changes_no_bit(ser
     together = end(service, waiting)
     assert (together["status"], together["attempt"]) == ("succeeded", 1), together
     check_equal_to_one_device(service, together, tmp_path)
-    check_killed(service, worker, TWO, sha256(service, together))
-    check_paused(service, worker, sha256(service, together))
+    job_id = service.post(**TWO)
+    kill(service, worker, job_id)
+    pause(service, worker, job_id)
+    check_resumed(service, job_id, 3, sha256(service, together))
 
 
 @pytest.mark.timeout(900)
@@ -70,7 +75,9 @@ def test_two_devices_repair_a_model_that_is_split_over_both(service: Service) ->
     worker = start_worker(service, 2)
     whole, split = finish(service, **TWO, **UNIFORM), finish(service, **SPLIT)
     assert split["scores"] == pytest.approx(whole["scores"], rel=0.01)
-    check_killed(service, worker, SPLIT, sha256(service, split))
+    job_id = service.post(**SPLIT)
+    kill(service, worker, job_id)
+    check_resumed(service, job_id, 2, sha256(service, split))
     pruned = [finish(service, **NOT_TRAINED | spec, repair={"method": "none"}) for spec in (UNIFORM, SHARDED)]
     assert sha256(service, pruned[0]) == sha256(service, pruned[1])
 
@@ -93,30 +100,29 @@ def check_equal_to_one_device(service: Service, together: Job, folder: Path) -> 
     assert alone["measured"]["grown_zeros"] > 0
 
 
-def check_killed(service: Service, worker: int, spec: dict[str, Any], expected: str) -> None:
-    """A killed process ends the attempt and all its processes. The next attempt ends with the same bytes."""
-    job_id = service.post(**spec)
+def kill(service: Service, worker: int, job_id: str) -> None:
+    """Kill one of the two processes of the first attempt in mid repair. The other one ends too."""
     wait_for(lambda: in_mid_repair(service, job_id))
     first, second = trainers(worker)
     os.kill(second, signal.SIGKILL)
     wait_for(lambda: not alive(first))
-    job = end(service, job_id)
-    assert (job["status"], job["attempt"]) == ("succeeded", 2), job
-    events = {event["type"]: event["data"] for event in service.client.events(job_id)}
-    assert events["job.retried"]["error"]["code"] == "training_process_died"
-    assert events["attempt.resumed"]["step"] > 0
-    assert sha256(service, job) == expected
 
 
-def check_paused(service: Service, worker: int, expected: str) -> None:
-    """A pause saves the state and ends all processes."""
-    job_id = service.post(**TWO)
-    wait_for(lambda: in_mid_repair(service, job_id))
+def pause(service: Service, worker: int, job_id: str) -> None:
+    """Pause the second attempt in mid repair, and resume the job. A pause ends all processes."""
+    wait_for(lambda: in_mid_repair(service, job_id, attempt=2))
     processes = list(trainers(worker))
     assert service.client.pause(job_id)["pausing"]
     wait_for(lambda: not any(alive(process) for process in processes))
     wait_for(lambda: service.client.job(job_id)["status"] == "paused")
     service.client.resume(job_id)
+
+
+def check_resumed(service: Service, job_id: str, attempts: int, expected: str) -> None:
+    """A job of which a process was killed resumes from a saved state, and ends with the same bytes."""
     job = end(service, job_id)
-    assert (job["status"], job["attempt"]) == ("succeeded", 2), job
+    assert (job["status"], job["attempt"]) == ("succeeded", attempts), job
+    events = {event["type"]: event["data"] for event in service.client.events(job_id)}
+    assert events["job.retried"]["error"]["code"] == "training_process_died"
+    assert events["attempt.resumed"]["step"] > 0
     assert sha256(service, job) == expected
