@@ -24,7 +24,7 @@ VALID = {
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("SEFT_")}
 COMMANDS = (
     *("api", "api keys create --name me", "api hub-tokens encrypt", "api bucket save folder", "migrations"),
-    *("migrations back", "worker", "worker health", "seft doctor", "local up", "local run", "local demo"),
+    *("migrations back 0271", "worker", "worker health", "seft doctor", "local up", "local run", "local demo"),
 )
 
 

@@ -132,7 +132,7 @@ def test_the_memory_of_pruning_includes_the_statistics_of_dsnot(tmp_path: Path, 
     """The model is so wide that DSnoT needs a fifth of the memory of the process."""
     pruned = {"method": "wanda", "refine": "dsnot", "calibration": {"samples": 4, "tokens": 256}}
     spec = job_spec({"prune": pruned, "repair": {"method": "none"}})
-    write_model(tmp_path / "model", vocab_size=1024, hidden_size=1024, intermediate_size=4096, num_hidden_layers=2)
+    write_model(tmp_path / "model", vocab_size=1024, hidden_size=1024, intermediate_size=4096, num_hidden_layers=1)
     source = find("model", roots=[tmp_path])
     expected = memory_by_phase(read_dimensions(source, shapes(source)), spec)[Phase.PRUNING].combined
     peak = peaks_of(write_job(tmp_path / "job", spec, tiny_texts))[Phase.PRUNING]
