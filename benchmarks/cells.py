@@ -24,7 +24,7 @@ from benchmarks.changes import applied
 from benchmarks.questions import read_questions
 from benchmarks.turns import peak_bytes
 from seft.checkpoint.pruned_state import load_pruned, save_pruned
-from seft.config import CalibrationOrder, PruneConfig, RepairConfig, Retain
+from seft.config import CalibrationOrder, PruneConfig, RepairConfig, RepairMethod, Retain
 from seft.data.packing import cut_windows
 from seft.data.records import Record
 from seft.data.text import encode, tokenize, windows
@@ -91,8 +91,10 @@ class Cell:
 
     @property
     def side(self) -> str:
-        """Name of the way to train in `benchmarks.step`."""
+        """Name of the way to train in `benchmarks.step`. The steps of `lora_reprune` are those of PEFT's LoRA."""
         assert self.repair
+        if self.repair.method is RepairMethod.LORA_REPRUNE:
+            return "lora"
         return "all" if self.repair.trains_all else str(self.repair.method)
 
     @property
