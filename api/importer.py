@@ -18,7 +18,7 @@ from api.deps import Services
 from core.datasets import datasets, imports, sources
 from core.datasets.datasets import Content
 from core.errors import Code, ProblemError
-from core.infra.storage import is_outage
+from core.infra.storage import is_outage, status_of
 from core.poller import Poller, renewed
 from core.states import ImportState
 from core.tables import Import
@@ -82,7 +82,8 @@ class Importer(Poller):
                     imports.complete(held, dataset)
                     done = True
         except (Boto3Error, BotoCoreError, ClientError) as error:
-            if not is_outage(error):
+            # A bucket of the tenant may reject a request for good.
+            if not is_outage(error) or (row.source is not None and (status_of(error) or 500) < 500):
                 raise
             log.warning("import.storage_away", id=row.id, error=str(error))
             with services.sessions.begin() as session:
