@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from tests.waiting import alive, wait_for
 ONE: dict[str, Any] = {**SPEC, "repair": {**SPEC["repair"], "steps": 24}}
 TWO: dict[str, Any] = {**ONE, "devices": 2, "output": OUTPUT}
 
+Interrupt = Callable[[Service, str, list[int]], None]
 SHARDED: dict[str, Any] = {"devices": 2, "sharded": True}
 SPLIT = {**TWO, **SHARDED}
 NOT_TRAINED = {name: value for name, value in TWO.items() if name != "repair"}
@@ -64,10 +65,8 @@ def test_two_devices_repair_a_model_together_and_a_killed_one_changes_no_bit(ser
     together = end(service, waiting)
     assert (together["status"], together["attempt"]) == ("succeeded", 1), together
     check_equal_to_one_device(service, together, tmp_path)
-    job_id = service.post(**TWO)
-    kill(service, worker, job_id)
-    pause(service, worker, job_id)
-    check_resumed(service, job_id, 3, sha256(service, together))
+    check_interrupted(service, worker, TWO, kill, sha256(service, together))
+    check_interrupted(service, worker, TWO, pause, sha256(service, together))
 
 
 @pytest.mark.timeout(900)
@@ -75,9 +74,7 @@ def test_two_devices_repair_a_model_that_is_split_over_both(service: Service) ->
     worker = start_worker(service, 2)
     whole, split = finish(service, **TWO, **UNIFORM), finish(service, **SPLIT)
     assert split["scores"] == pytest.approx(whole["scores"], rel=0.01)
-    job_id = service.post(**SPLIT)
-    kill(service, worker, job_id)
-    check_resumed(service, job_id, 2, sha256(service, split))
+    check_interrupted(service, worker, SPLIT, kill, sha256(service, split))
     pruned = [finish(service, **NOT_TRAINED | spec, repair={"method": "none"}) for spec in (UNIFORM, SHARDED)]
     assert sha256(service, pruned[0]) == sha256(service, pruned[1])
 
@@ -100,29 +97,32 @@ def check_equal_to_one_device(service: Service, together: Job, folder: Path) -> 
     assert alone["measured"]["grown_zeros"] > 0
 
 
-def kill(service: Service, worker: int, job_id: str) -> None:
-    """Kill one of the two processes of the first attempt in mid repair. The other one ends too."""
+def check_interrupted(service: Service, worker: int, spec: dict[str, Any], interrupt: Interrupt, expected: str) -> None:
+    """A job that is interrupted in mid repair resumes from a saved state, and ends with the same bytes."""
+    job_id = service.post(**spec)
     wait_for(lambda: in_mid_repair(service, job_id))
-    first, second = trainers(worker)
+    interrupt(service, job_id, list(trainers(worker)))
+    job = end(service, job_id)
+    assert (job["status"], job["attempt"]) == ("succeeded", 2), job
+    assert [
+        each["data"]["step"] > 0 for each in service.client.events(job_id) if each["type"] == "attempt.resumed"
+    ] == [True]
+    assert sha256(service, job) == expected
+
+
+def kill(service: Service, job_id: str, processes: list[int]) -> None:
+    """Kill one of the two processes. The other one ends too."""
+    first, second = processes
     os.kill(second, signal.SIGKILL)
     wait_for(lambda: not alive(first))
+    wait_for(lambda: "job.retried" in {each["type"] for each in service.client.events(job_id)})
+    (retried,) = (each["data"] for each in service.client.events(job_id) if each["type"] == "job.retried")
+    assert retried["error"]["code"] == "training_process_died"
 
 
-def pause(service: Service, worker: int, job_id: str) -> None:
-    """Pause the second attempt in mid repair, and resume the job. A pause ends all processes."""
-    wait_for(lambda: in_mid_repair(service, job_id, attempt=2))
-    processes = list(trainers(worker))
+def pause(service: Service, job_id: str, processes: list[int]) -> None:
+    """Pause and resume the job. A pause ends all processes."""
     assert service.client.pause(job_id)["pausing"]
     wait_for(lambda: not any(alive(process) for process in processes))
     wait_for(lambda: service.client.job(job_id)["status"] == "paused")
     service.client.resume(job_id)
-
-
-def check_resumed(service: Service, job_id: str, attempts: int, expected: str) -> None:
-    """A job of which a process was killed resumes from a saved state, and ends with the same bytes."""
-    job = end(service, job_id)
-    assert (job["status"], job["attempt"]) == ("succeeded", attempts), job
-    events = {event["type"]: event["data"] for event in service.client.events(job_id)}
-    assert events["job.retried"]["error"]["code"] == "training_process_died"
-    assert events["attempt.resumed"]["step"] > 0
-    assert sha256(service, job) == expected

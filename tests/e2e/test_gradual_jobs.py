@@ -12,7 +12,7 @@ from tests.waiting import wait_for
 
 
 def test_a_gradual_job_that_is_killed_ends_with_the_bytes_of_an_undisturbed_one(service: Service) -> None:
-    repair = {**SPEC["repair"], "density": "auto", "learning_rate": "auto"}
+    repair = {**SPEC["repair"], "steps": 40, "density": "auto", "learning_rate": "auto"}
     spec = {**SPEC, "prune": {"schedule": "gradual"}, "repair": repair}
     worker = service.start_worker()
     undisturbed = service.post(**spec)

@@ -25,7 +25,7 @@ from tests.waiting import alive, wait_for
 SPEC: dict[str, Any] = {
     "prune": {"method": "sparsegpt", "calibration": {"samples": 8, "tokens": 128}},
     "repair": {
-        "steps": 40,
+        "steps": 60,
         "batch_tokens": 1024,
         "sequence_tokens": 128,
         "update_interval": 5,
@@ -92,7 +92,7 @@ def check_result(service: Service, job: Job, folder: Path) -> None:
     assert abs(zeros / weights - 0.6) < 0.01
     assert of_folder(folder).linears.zeros == zeros
     assert job["measured"]["grown_zeros"] > 0
-    assert [row["step"] for row in service.client.metrics(job["id"])] == list(range(1, 41))
+    assert [row["step"] for row in service.client.metrics(job["id"])] == list(range(1, 61))
 
 
 def check_compact(service: Service, job_id: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,8 @@ def check_killed_and_paused(service: Service, worker: int, sha256: str) -> None:
     assert (job["status"], job["attempt"]) == ("succeeded", 3), job
     assert service.client.checkpoints(job_id)[0]["sha256"] == sha256
     events = list(service.client.events(job_id))
-    assert [each["data"]["step"] for each in events if each["type"] == "topology.evolved"] == [1, *range(5, 31, 5)]
+    assert [each["data"]["step"] for each in events if each["type"] == "topology.evolved"] == [1, *range(5, 46, 5)]
+    assert all(each["data"]["step"] > 0 for each in events if each["type"] == "attempt.resumed")
     types = [event["type"] for event in events]
     assert [kind for kind in types if kind.startswith(("job.", "attempt."))] == [
         "job.created",

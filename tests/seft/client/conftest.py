@@ -110,7 +110,7 @@ def running(servers: Servers, template: str, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def service(running: Running) -> Iterator[Service]:
-    """The running API with an empty database, an empty queue and a new key."""
+    """The running API with an empty database, an empty queue, an empty bucket and a new key."""
     owner = make_engine(running.owner)
     with owner.begin() as connection:
         for table in reversed(Base.metadata.sorted_tables):
@@ -118,11 +118,13 @@ def service(running: Running) -> Iterator[Service]:
     owner.dispose()
     with redis.Redis.from_url(str(running.settings.broker_url)) as client:
         client.flushdb()
+    storage = Storage(running.settings)
+    storage.delete(storage.keys(""))
     engine = make_engine(running.settings)
     sessions = make_sessions(engine)
     with sessions.begin() as session:
         _, secret = issue(session, "default", "tests", Scope.ADMIN)
-    yield Service(running.api.url, secret, sessions, Storage(running.settings))
+    yield Service(running.api.url, secret, sessions, storage)
     engine.dispose()
 
 
