@@ -54,7 +54,7 @@ up: $(READY) ## start the stack in the background; print its addresses, an API k
 down: $(READY) ## stop that stack and keep its data
 	@$(BIN)/python -m local down
 
-secrets: ## write .env with new secrets for docker-compose.yml, and PROFILES= or gpu; fails if .env exists
+secrets: ## write .env with new secrets and the profile gpu, or those of PROFILES=; fails if .env exists
 	@umask 077; set -C; { echo COMPOSE_PROFILES=$(or $(PROFILES),gpu); \
 		for name in DATABASE_PASSWORD DATABASE_SERVICE_PASSWORD BROKER_PASSWORD S3_PASSWORD GRAFANA_PASSWORD SECRET_KEY; do \
 		echo "SEFT_$$name=$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')"; done; } > .env

@@ -34,7 +34,7 @@ def upgrade(settings: DatabaseSettings, to: str = "head") -> None:
 
 
 def downgrade(settings: DatabaseSettings, to: str) -> None:
-    """Undo all migrations after a revision, so that the software whose newest revision it is can run. Idempotent.
+    """Undo all migrations after a revision, so that the software whose newest revision it is can run.
 
     Data that only the columns of these migrations hold is lost. Raises ValueError if there is no such revision, or if
     a later one cannot be undone.

@@ -5,6 +5,8 @@
 
 import sys
 
+from alembic.util import CommandError
+
 from core.settings import DatabaseSettings, read
 from migrations import downgrade, upgrade
 
@@ -15,7 +17,7 @@ if __name__ == "__main__":
         case ["back", revision]:
             try:
                 downgrade(read(DatabaseSettings), revision)
-            except ValueError as error:
+            except (ValueError, CommandError) as error:
                 sys.exit(f"{error}.")
         case words:
             sys.exit(

@@ -60,7 +60,7 @@ def pytest_collection() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exclude these objects from the garbage collections of the tests."""
+    """Exclude what the imports made from the garbage collections of the tests."""
     gc.freeze()
     gc.enable()
 

@@ -101,7 +101,7 @@ def delete_unreferenced(sessions: sessionmaker[Session], storage: Storage) -> in
             try:
                 deleted += delete(sessions, storage, page)
             except ClientError as error:
-                log.warning("storage.undeletable", prefix=prefix, error=str(error))
+                log.warning("storage.not_deleted", prefix=prefix, error=str(error))
     return deleted
 
 

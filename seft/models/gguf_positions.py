@@ -30,6 +30,8 @@ def read_rope_parameters(header: Mapping[str, Any], vectors: Mapping[str, Sequen
     """
     name = str(header.get("general.architecture"))
     base = float(header.get(f"{name}.rope.freq_base", 10_000.0))
+    if not 0 < base < math.inf:
+        raise _unknown(f"{name}.rope.freq_base", base)
     for other in sorted(vectors.keys() - {FACTORS}):
         raise _unknown(other, f"{len(vectors[other])} factors")
     factor, factors = _factor(header, f"{name}.rope."), vectors.get(FACTORS, ())
@@ -106,8 +108,8 @@ def _turns(base: float, size: int) -> list[float]:
 def llama3_parameters(factors: Sequence[float], base: float) -> dict[str, Any] | None:
     """Return the settings of the rope type `llama3` that give these factors, or None if there are none.
 
-    Settings with a common multiple of `low_freq_factor`, `high_freq_factor` and the context give the same factors. The
-    first is 1 here.
+    If `low_freq_factor`, `high_freq_factor` and the context are multiplied by one number, the factors stay the same. So
+    `low_freq_factor` is 1 here.
     """
     factor, size = float(f"{factors[-1]:.7g}"), 2 * len(factors)
     if not 1 < factor < math.inf or min(factors) <= 0:

@@ -59,7 +59,7 @@ def can_compile_for_cuda() -> bool:
 
 def has_compiler() -> bool:
     """Return whether there is a C compiler that Triton finds."""
-    return bool(os.environ.get("CC") or which("gcc") or which("clang"))
+    return "CC" in os.environ or bool(which("gcc") or which("clang"))
 
 
 @cache

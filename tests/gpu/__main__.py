@@ -125,7 +125,7 @@ def run(part: Part, *, small: bool, card_bytes: int, model: Path | None, out: Pa
     began = time.monotonic()
     # The temporary files of a part that is killed are deleted too.
     with (
-        tempfile.TemporaryDirectory(prefix="seft-gpu-") as temporary,
+        tempfile.TemporaryDirectory(prefix="seft-gpu-", ignore_cleanup_errors=True) as temporary,
         subprocess.Popen(
             [sys.executable, "-m", *command],
             stdout=subprocess.PIPE,
