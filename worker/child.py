@@ -79,10 +79,10 @@ def _growth_reported(folder: Path, report: Callable[[], None]) -> Iterator[None]
 
     The thread has ended when the block ends. So its messages are not mixed with later ones.
     """
-    ended = threading.Event()
+    ended, reported = threading.Event(), disk_space.size(folder)
 
     def watch() -> None:
-        reported = disk_space.size(folder)
+        nonlocal reported
         while not ended.wait(REPORT_SECONDS):
             if (size := disk_space.size(folder)) != reported:
                 reported = size
