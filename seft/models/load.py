@@ -29,8 +29,6 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from seft.errors import SourceError
-from seft.models.gguf_header import read_header
-from seft.models.gguf_positions import TENSORS, read_rope_parameters
 from seft.models.loadable import loadable
 from seft.models.model_files import GENERATION_CONFIG
 from seft.models.source import Kind, ModelSource, fetch
@@ -73,10 +71,10 @@ def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch
     with _header_read_once():
         tokenizer = load_tokenizer(source)
         with _source_errors(source.reference), _location(source) as (folder, options):
-            model = _load_model(source.reference, folder, options, dtype)
+            model = _load_model(source, folder, options, dtype)
             if not _restore_buffers(model):
                 del model
-                model = _load_model(source.reference, folder, options)
+                model = _load_model(source, folder, options)
     model.config.use_cache = False
     for weight in model.parameters():
         weight.data = weight.data.to(dtype, copy=True)
@@ -141,13 +139,13 @@ def require_floats(reference: str, name: str, dtype: str, shape: Sequence[int]) 
         )
 
 
-def _load_model(reference: str, folder: Path, options: dict[str, str], dtype: torch.dtype = torch.float32) -> Any:
+def _load_model(source: ModelSource, folder: Path, options: dict[str, str], dtype: torch.dtype = torch.float32) -> Any:
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no dictionary)
                 tensor = file.get_slice(name)
-                require_floats(reference, name, tensor.get_dtype(), tensor.get_shape())
-    rope = read_rope_parameters(*read_header(folder / options["gguf_file"], TENSORS)) if options else None
+                require_floats(source.reference, name, tensor.get_dtype(), tensor.get_shape())
+    rope = source.rope_parameters
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
@@ -158,7 +156,7 @@ def _load_model(reference: str, folder: Path, options: dict[str, str], dtype: to
         **options,
         **({"rope_parameters": rope} if rope else {}),  # transformers does not read it from the file
     )
-    _require_match(reference, info)
+    _require_match(source.reference, info)
     if options:
         # The weights are dequantised. With these two attributes transformers would not save the model.
         del model.config.quantization_config, model.hf_quantizer
@@ -171,7 +169,7 @@ def load_model(source: ModelSource, *, device: str, dtype: torch.dtype) -> nn.Mo
     Some architectures keep a few weights in float32, and some buffers have `dtype`. Raises SourceError like `load`.
     """
     with _source_errors(source.reference), _location(source) as (folder, options):
-        model = _load_model(source.reference, folder, options, dtype)
+        model = _load_model(source, folder, options, dtype)
     return cast("nn.Module", model.to(device).eval())
 
 

@@ -85,6 +85,8 @@ class ModelSource:
     """Sizes in bytes of the files on the hub, by name. Empty for a model whose files are not on the hub."""
     branch: str | None = None
     """Branch, tag or commit by which the model was found on the hub. None for the default branch."""
+    rope_parameters: dict[str, Any] | None = None
+    """Scaled positions of a GGUF file, which transformers does not read from the file. None: they are not scaled."""
 
     def files(self, *, weights: bool = True) -> list[str]:
         """Return the names of the files on the hub that a loader reads, with or without those of the weights."""
@@ -240,14 +242,15 @@ def _find_gguf(reference: str, path: Path) -> ModelSource:
     if "tokenizer.ggml.tokens" not in header:
         raise SourceError(REFUSED, f"{reference!r} has no tokenizer. Give a GGUF file that contains the vocabulary.")
     try:
-        read_rope_parameters(header, vectors)
+        rope = read_rope_parameters(header, vectors)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise SourceError(
             REFUSED,
             f"the positions of a GGUF file must be those of a config for transformers; in {reference!r}, {error}. Give"
             " the model's folder instead.",
         ) from error
-    return ModelSource(reference, Kind.GGUF, path, None, dict(header), checked_licence(header.get("general.license")))
+    licence = checked_licence(header.get("general.license"))
+    return ModelSource(reference, Kind.GGUF, path, None, dict(header), licence, rope_parameters=rope)
 
 
 def find_on_hub(reference: str, revision: str | None, *, token: Callable[[], str | None] = lambda: None) -> ModelSource:
