@@ -107,37 +107,37 @@ def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_ze
         raise AccelerateError(
             "a model must have its own linear layers; this one is accelerated already. Load it again."
         )
-    _require_one_device(model)
-    for name, parameter in model.named_parameters():
-        _require_usable(name, parameter.detach())
+    values = Values(values)
+    _require_usable_weights(model)
     whole: Any = model
     left, memory = 0, HugePages()
     for name, target in target_linears(model).items():
         if target.number is not None or not _is_product(target.module):
             left += 1
-        elif layer := _faster(target.weight, target.bias, Values(values), least_zeros, memory):
+        elif layer := _faster(target.weight, target.bias, values, least_zeros, memory):
             _replace(model, name, layer)
             target.module._parameters.clear()
     head = whole.get_output_embeddings()
-    if isinstance(head, nn.Linear) and not _is_product(head):
-        left += 1
-    elif isinstance(head, nn.Linear) and (
-        layer := _faster(head.weight, head.bias, Values(values), least_zeros, memory)
-    ):
-        whole.set_output_embeddings(layer)
+    if isinstance(head, nn.Linear):
+        if not _is_product(head):
+            left += 1
+        elif layer := _faster(head.weight, head.bias, values, least_zeros, memory):
+            whole.set_output_embeddings(layer)
     if left:
         log.warning("%d matrices of experts or of layers with their own forward function stay dense", left)
     trim_memory()  # otherwise the heap keeps the memory of the dense weights
     return model.eval().requires_grad_(requires_grad=False)
 
 
-def _require_one_device(model: nn.Module) -> None:
+def _require_usable_weights(model: nn.Module) -> None:
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1 or not {each.type for each in devices} <= {"cpu", "cuda"}:
         found = ", ".join(sorted(map(str, devices)))
         raise AccelerateError(
             f"a model must be on the CPU or on one CUDA device; it is on {found}. Use model.to('cpu')."
         )
+    for name, parameter in model.named_parameters():
+        _require_usable(name, parameter.detach())
 
 
 def _is_product(module: nn.Module) -> bool:

@@ -134,9 +134,9 @@ class _Handler(BaseHTTPRequestHandler):
                 " Shorten the prompt or lower max_tokens."
             )
             raise RequestError(400, message, code="context_length_exceeded")
-        answer = Answer(self.app.name, len(prompt), chat=isinstance(request, ChatRequest))
+        chat = isinstance(request, ChatRequest)
+        answer = Answer(self.app.name, len(prompt), chat=chat)
         with self.app.turn:
-            chat = isinstance(request, ChatRequest)
             generated = self.app.model.stream(prompt, most, request.sampling, request.stop, chat=chat)
             pieces = self._while_connected(generated)
             if request.stream:
