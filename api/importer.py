@@ -82,8 +82,9 @@ class Importer(Poller):
                     imports.complete(held, dataset)
                     done = True
         except (Boto3Error, BotoCoreError, ClientError) as error:
+            status = status_of(error)
             # A bucket of the tenant may reject a request for good.
-            if not is_outage(error) or (row.source is not None and (status_of(error) or 500) < 500):
+            if not is_outage(error) or (row.source is not None and status is not None and status < 500):
                 raise
             log.warning("import.storage_away", id=row.id, error=str(error))
             with services.sessions.begin() as session:

@@ -202,7 +202,7 @@ class QuantisedFile:
     def _part(self, owner: str, name: str, place: slice) -> bytes:
         """Return bytes of the tensor `name`, which the tensor `owner` of the dense file becomes.
 
-        What it becomes is kept until as many bytes were read as it has.
+        All tensors that `owner` becomes stay in memory until all their bytes were read.
         """
         with self._lock:
             if owner not in self._made:
