@@ -6,7 +6,7 @@ from typing import Any
 
 from api.schemas.jobs import JobDetail, JobView
 from core.states import Reason
-from seft.config import PruneSchedule, Variant, format_of, trains_all
+from seft.config import PruneSchedule, Variant, trains_all
 
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 COUNT_UNITS = ("", "k", "M", "B", "T")
@@ -19,11 +19,6 @@ SCORES = ("dense", "pruned", "repaired")
 def size(count: float) -> str:
     """Format bytes in decimal units: 1.5 GB."""
     return _with_unit(count, BYTE_UNITS)
-
-
-def file_format(name: str) -> str:
-    """Return the format that a file of a checkpoint belongs to, or an empty text if it belongs to all formats."""
-    return format_of(name) or ""
 
 
 def short_count(count: float) -> str:

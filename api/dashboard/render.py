@@ -14,6 +14,7 @@ from api.dashboard import formatting
 from api.dashboard.visitors import Visitor
 from api.etags import tagged
 from core.states import Status
+from seft.config import format_of
 
 ROOT = "/dashboard"
 HERE = Path(__file__).parent
@@ -35,7 +36,6 @@ FILTERS = (
     "is_gradual",
     "score_names",
     "has_events",
-    "file_format",
     "recovered_fraction",
     "lost_nothing",
     "waiting_reason",
@@ -79,7 +79,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {name: getattr(formatting, name) for name in FILTERS}
+    templates.filters |= {name: getattr(formatting, name) for name in FILTERS} | {"format_of": format_of}
     templates.globals |= {"root": ROOT, "asset": asset, "version": core.__version__, "Status": Status}
     return templates
 
