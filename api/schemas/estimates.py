@@ -28,7 +28,7 @@ class EstimateSpec(JobSpec):
         """Require nothing, because the estimate does not depend on the datasets."""
 
 
-class StageView(BaseModel):
+class PhaseView(BaseModel):
     """Peak memory of one phase of a job. The error of the estimate is about 10 %."""
 
     phase: Phase
@@ -116,7 +116,7 @@ class EstimateView(BaseModel):
     target_weights: int = Field(description="Number of weights in the linear layers that are pruned.")
     steps: int = Field(description="Number of optimizer steps.")
     tokens: TokensView
-    memory: list[StageView] = Field(
+    memory: list[PhaseView] = Field(
         description="Peak memory of each phase, in the order of the phases. With the dtype `auto`, these are the values"
         " for `float32`; `workers` has those of each worker's own dtype."
     )

@@ -46,7 +46,7 @@ class Job(TypedDict):
     estimate: NotRequired["Estimate | None"]
 
 
-class StageMemory(TypedDict):
+class PhaseMemory(TypedDict):
     """Peak memory of a phase in bytes: on the device, on its host, and in total if both share the same memory."""
 
     phase: str
@@ -80,7 +80,7 @@ class Estimate(TypedDict):
     target_weights: int
     steps: int
     tokens: dict[str, int]
-    memory: list[StageMemory]
+    memory: list[PhaseMemory]
     checkpoint_bytes: int
     disk_bytes: int
     fits: bool | None

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from api.dashboard import layers
 from api.dashboard.actions import ACTIONS, available_actions
 from api.dashboard.events import event_line
-from api.dashboard.phases import stage_progress
 from api.dashboard.render import go, page
 from api.dashboard.snippets import request_snippets, run_commands
+from api.dashboard.stages import stage_progress
 from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.deps import CurrentServices, Services
 from api.etags import tagged

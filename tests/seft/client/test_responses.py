@@ -46,7 +46,7 @@ from seft.client import responses
         (responses.Part, dataset_schemas.RecordPart),
         (responses.Model, model_schemas.ModelView),
         (responses.HubToken, model_schemas.HubTokenView),
-        (responses.StageMemory, estimate_schemas.StageView),
+        (responses.PhaseMemory, estimate_schemas.PhaseView),
         (responses.Fit, estimate_schemas.FitView),
         (responses.Estimate, estimate_schemas.EstimateView),
     ],
