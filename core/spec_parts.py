@@ -287,9 +287,6 @@ class EvaluateSpec(Spec):
         description="Fraction of the training dataset's records that is held out from training and used for"
         f" evaluation. {HELD_OUT} unless the evaluation has a dataset of its own.",
     )
-    tasks: tuple[Literal["perplexity"], ...] = Field(
-        default=("perplexity",), min_length=1, max_length=1, description="Metrics to measure."
-    )
     windows: Integer = Field(
         default=20,
         ge=1,
@@ -307,6 +304,14 @@ class EvaluateSpec(Spec):
         if not isinstance(data, dict) or data.get("held_out") is not None:
             return data
         return {**data, "held_out": HELD_OUT if data.get("dataset") is None else None}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_tasks(cls, data: Any) -> Any:
+        """Read requests of versions before 16, whose field `tasks` could only be `["perplexity"]`."""
+        if isinstance(data, dict) and data.get("tasks") == ["perplexity"]:
+            return {name: value for name, value in data.items() if name != "tasks"}
+        return data
 
 
 def _named_format(value: object) -> object:

@@ -31,7 +31,7 @@ from seft import config
 from seft.config import MOST_SPARSE, Allocation, Retain, SparsityOf
 from seft.errors import ConfigError
 
-SPEC_VERSION = 15
+SPEC_VERSION = 16
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
 MAX_SECONDS = 366 * 24 * 3600
 SHARDABLE = (RepairMethod.NONE, RepairMethod.SEFT, RepairMethod.FIXED_MASK, RepairMethod.MASKED_FULL)

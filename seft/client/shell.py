@@ -40,7 +40,7 @@ Settings = Annotated[
     typer.Option("--file", help="JSON file with fields of the job, such as settings for a CPU.", metavar="JSON"),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. It never asks if the input is not a terminal.")]
-LISTS = ("evaluate.tasks", "output.formats")
+LISTS = ("output.formats",)
 """Fields of a job whose value is a list. On the command line, one word stands for a list of this word."""
 HASTY = (0.5, 1.0, 2.0)
 PATIENT = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)

@@ -279,7 +279,7 @@ def test_the_schema_of_a_request_has_not_changed_without_its_version() -> None:
     digest = hashlib.sha256(
         json.dumps(without_annotations(JobSpec.model_json_schema()), sort_keys=True).encode()
     ).hexdigest()
-    assert (SPEC_VERSION, digest[:16]) == (15, "9af7c01fa2b74ab2"), "raise SPEC_VERSION, and put it and the digest here"
+    assert (SPEC_VERSION, digest[:16]) == (16, "69898aa522a90bf6"), "raise SPEC_VERSION, and put it and the digest here"
 
 
 def without_annotations(schema: Any) -> Any:
@@ -300,6 +300,15 @@ def test_a_stored_request_with_a_single_format_is_read() -> None:
     assert request.output.formats == ("dense",)
     assert request.fingerprint() == JobSpec.model_validate(MINIMAL).fingerprint()
     assert with_defaults(stored)["output"]["formats"] == ["dense"]
+
+
+def test_a_stored_request_with_tasks_is_read() -> None:
+    stored = JobSpec.model_validate(MINIMAL).model_dump(mode="json")
+    stored["evaluate"]["tasks"] = ["perplexity"]  # as versions before 16 stored it
+    request = JobSpec.model_validate(stored)
+    assert request == JobSpec.model_validate(MINIMAL)
+    assert request.fingerprint() == JobSpec.model_validate(MINIMAL).fingerprint()
+    assert "tasks" not in with_defaults(stored)["evaluate"]
 
 
 def test_a_stored_request_without_a_push_is_read() -> None:
