@@ -49,10 +49,9 @@ def admit(
     """
     _require_run_time(spec, settings.job_seconds_of(caller.tenant))
     body = spec.fingerprint()
-    if idempotency_key is not None:
-        with sessions.begin() as session:
-            if existing := jobs.find_by_idempotency_key(session, caller.tenant, idempotency_key, body):
-                return existing, False
+    with sessions.begin() as session:
+        if existing := jobs.find_by_idempotency_key(session, caller.tenant, idempotency_key, body):
+            return existing, False
     if spec.output.push.repository is not None:
         resolver.require_writable(caller.tenant, spec.output.push.repository, "output.push.repository")
     source = resolver.find(caller.tenant, spec.model, spec.revision)
@@ -60,20 +59,15 @@ def admit(
     pinned = fitted(spec, dimensions, source).model_copy(update={"revision": source.revision})
     gradual = spec.prune.gradual
     with sessions.begin() as session:
-        try:
-            fairness.require_waiting_quota(session, caller, settings)
-        except ProblemError:
-            # The same request may have created its job since the first look, and that job reached the limit.
-            if idempotency_key is not None and (
-                existing := jobs.find_by_idempotency_key(session, caller.tenant, idempotency_key, body)
-            ):
-                return existing, False
-            raise
+        # The same request may have created its job since the first look. This look locks the key until the commit.
+        if existing := jobs.find_by_idempotency_key(session, caller.tenant, idempotency_key, body):
+            return existing, False
+        fairness.require_waiting_quota(session, caller, settings)
         fairness.require_storage_quota(session, caller.tenant, settings.tenant_bytes)
         estimated = None if spec.auto_start and not gradual else estimate(session, dimensions, pinned, settings)
         if gradual and estimated:
             _require_memory(estimated, spec.devices)
-        job, new = jobs.create(
+        job = jobs.create(
             session,
             caller.tenant,
             pinned,
@@ -83,9 +77,8 @@ def admit(
             request_id=caller.request_id,
             estimate=None if spec.auto_start else estimated,
         )
-        if new:
-            audit.record(session, caller, action, job.id)
-        return job, new
+        audit.record(session, caller, action, job.id)
+        return job, True
 
 
 def fitted(spec: AnySpec, model: Dimensions, source: ModelSource) -> AnySpec:

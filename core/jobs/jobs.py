@@ -65,18 +65,13 @@ def create(
     key_id: str | None = None,
     request_id: str | None = None,
     estimate: Json | None = None,
-) -> tuple[Job, bool]:
-    """Create a job.
+) -> Job:
+    """Create a job. It is queued, or paused if `auto_start` is false.
 
-    Returns the new job and True. If the same idempotency key and body have created a job before, returns that job and
-    False. The new job is queued, or paused if `auto_start` is false. Raises INVALID_REQUEST if the tenant has no such
-    datasets or they cannot be used together, MODEL_NOT_FOUND if the model was the result of a job and is gone, and the
-    errors of `find_by_idempotency_key`.
+    If there is an idempotency key, `find_by_idempotency_key` must have returned None for it in this transaction.
+    Raises INVALID_REQUEST if the tenant has no such datasets or they cannot be used together, and MODEL_NOT_FOUND if
+    the model was the result of a job and is gone.
     """
-    if idempotency_key is not None and (
-        existing := find_by_idempotency_key(session, tenant, idempotency_key, body_sha256)
-    ):
-        return existing, False
     _require_datasets(session, tenant, spec)
     _require_result(session, tenant, spec.model)
     job = Job(
@@ -105,15 +100,17 @@ def create(
         session.refresh(job)
     if idempotency_key is not None:
         session.add(IdempotencyKey(tenant=tenant, key=idempotency_key, body_sha256=body_sha256, job_id=job.id))
-    return job, True
+    return job
 
 
-def find_by_idempotency_key(session: Session, tenant: str, key: str, body_sha256: str) -> Job | None:
-    """Return the job that was created with this idempotency key, or None.
+def find_by_idempotency_key(session: Session, tenant: str, key: str | None, body_sha256: str) -> Job | None:
+    """Return the job that was created with this idempotency key, or None. Without a key, return None.
 
     Locks the key until the transaction ends. Raises IDEMPOTENCY_CONFLICT if the key was used with another body, and
     IDEMPOTENCY_IN_FLIGHT if another request has locked the key.
     """
+    if key is None:
+        return None
     lock = func.pg_try_advisory_xact_lock(func.hashtextextended(f"{tenant}\n{key}", 0))
     if not session.scalar(select(lock)):
         flaw = Flaw(

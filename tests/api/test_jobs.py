@@ -90,15 +90,17 @@ def test_a_key_in_flight_is_a_conflict(client: TestClient, body: Json, sessions:
     assert answer.headers["retry-after"]
 
 
-def test_a_key_sent_many_times_at_once_makes_one_job(client: TestClient, body: Json) -> None:
-    def send(_: int) -> int:
-        return client.post("/jobs", json=body, headers={"Idempotency-Key": "k"}).status_code
-
-    with ThreadPoolExecutor(8) as pool:
-        statuses = set(pool.map(send, range(16)))
-    assert 202 in statuses
-    assert statuses <= {202, 409}
-    assert len(client.get("/jobs").json()["data"]) == 1
+def test_a_key_sent_many_times_at_once_makes_one_job_also_at_the_limit_of_waiting_jobs(
+    app: FastAPI, new_client: NewClient, body: Json
+) -> None:
+    service = make_app(app.state.services.settings.model_copy(update={"tenant_waiting": 1}))
+    headers = {"Authorization": new_client("ours").headers["Authorization"], "Idempotency-Key": "k"}
+    with TestClient(service, headers=headers) as client, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: client.post("/jobs", json=body), range(16)))
+        assert len(client.get("/jobs").json()["data"]) == 1
+    outcomes = {(answer.status_code, answer.json().get("code")) for answer in answers}
+    assert (202, None) in outcomes
+    assert outcomes <= {(202, None), (409, "idempotency_in_flight")}
 
 
 def test_a_model_or_dataset_that_is_not_there_makes_no_job(client: TestClient, body: Json) -> None:

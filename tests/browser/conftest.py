@@ -64,7 +64,7 @@ class Site:
         fields = {"model": "tiny", "dataset": self.dataset, "sparsity": 0.6, "repair": {"steps": 100}, **spec}
         job_spec = JobSpec.model_validate(fields)
         with self.sessions.begin() as session:
-            return jobs.create(session, TENANT, job_spec, None, job_spec.fingerprint())[0].id
+            return jobs.create(session, TENANT, job_spec, None, job_spec.fingerprint()).id
 
     def claim_job(self) -> SimulatedJob:
         """Claim the next job of the queue."""

@@ -75,7 +75,7 @@ def make_job(sessions: Sessions, spec: JobSpec) -> MakeJob:
     def make(priority: int = 0, **fields: Any) -> str:
         request = spec.model_copy(update={"priority": priority, **fields})
         with sessions.begin() as session:
-            return jobs.create(session, "ours", request, None, request.fingerprint())[0].id
+            return jobs.create(session, "ours", request, None, request.fingerprint()).id
 
     return make
 

@@ -141,7 +141,7 @@ def check_other_tenant_is_rejected(service: Service) -> None:
         assert (caught.value.code, "PUT /hub-token" in str(caught.value)) == ("model_not_found", True)
         with service.backend.sessions.begin() as session:
             spec = JobSpec.model_validate({**body, "revision": COMMIT})
-            smuggled = jobs.create(session, "theirs", spec, None, "")[0].id
+            smuggled = jobs.create(session, "theirs", spec, None, "").id
         last = list(stranger.watch(smuggled))[-1]
     assert last["status"] == "failed"
     assert last["error"]

@@ -64,7 +64,7 @@ class Backend:
             {"model": "tiny", "sparsity": 0.6, "dataset": dataset, "dtype": "float32", **spec}
         )
         with self.sessions.begin() as session:
-            return jobs.create(session, TENANT, job_spec, None, "")[0].id
+            return jobs.create(session, TENANT, job_spec, None, "").id
 
     def claim(self, capability: Capability = UNLIMITED) -> Attempt:
         with self.sessions.begin() as session:

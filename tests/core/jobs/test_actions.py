@@ -113,7 +113,7 @@ def test_a_pending_pause_can_be_cancelled(sessions: Sessions, make_job: MakeJob)
 def test_a_job_can_be_created_to_wait_for_its_start(sessions: Sessions, spec: JobSpec) -> None:
     waiting = spec.model_copy(update={"auto_start": False})
     with sessions.begin() as session:
-        job, _ = jobs.create(session, "ours", waiting, None, "")
+        job = jobs.create(session, "ours", waiting, None, "")
     assert (job.status, reason_code(job)) == (Status.PAUSED, Reason.NOT_STARTED)
     assert act(sessions, actions.pause, job.id).status == Status.PAUSED
     assert act(sessions, actions.start, job.id).status == Status.QUEUED

@@ -31,7 +31,7 @@ def published(sessions: Sessions, spec: JobSpec) -> str:
     """Id of a job with metadata, an idempotency key, metrics and a checkpoint."""
     request = JobSpec.model_validate({**spec.model_dump(mode="json"), "metadata": {"team": "a"}})
     with sessions.begin() as session:
-        job, _ = jobs.create(session, "ours", request, "k", "body")
+        job = jobs.create(session, "ours", request, "k", "body")
     publish(sessions)
     return job.id
 
@@ -101,7 +101,7 @@ def test_webhooks_receive_the_deletion(sessions: Sessions, published: str) -> No
 def test_a_job_whose_result_another_job_needs_is_not_deleted(sessions: Sessions, spec: JobSpec, published: str) -> None:
     request = spec.model_copy(update={"model": published})
     with sessions.begin() as session:
-        user = jobs.create(session, "ours", request, None, "")[0].id
+        user = jobs.create(session, "ours", request, None, "").id
     with pytest.raises(ProblemError, match=f"{user} uses the result of {published}") as caught:
         delete(sessions, published)
     assert caught.value.code is Code.CONFLICT
@@ -126,7 +126,7 @@ def test_a_deletion_waits_for_a_job_that_is_being_created_with_the_result(
 
     with ThreadPoolExecutor(1) as pool:
         with sessions.begin() as session:
-            user = jobs.create(session, "ours", request, None, "")[0].id
+            user = jobs.create(session, "ours", request, None, "").id
             future = pool.submit(start_deletion)
             started.wait()
             with pytest.raises(TimeoutError):

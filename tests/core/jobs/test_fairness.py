@@ -35,7 +35,7 @@ def make(sessions: Sessions, spec: JobSpec) -> MakeFor:
     def job(tenant: str, priority: int = 0, key: str | None = None) -> str:
         request = spec.model_copy(update={"dataset": data[tenant], "priority": priority})
         with sessions.begin() as session:
-            return jobs.create(session, tenant, request, None, "", key_id=key)[0].id
+            return jobs.create(session, tenant, request, None, "", key_id=key).id
 
     return job
 

@@ -173,7 +173,7 @@ class JobLife(RuleBasedStateMachine):
     def create(self, priority: int, auto_start: bool) -> str:
         request = self.spec.model_copy(update={"priority": priority, "auto_start": auto_start})
         with self.sessions.begin() as session:
-            job, _ = jobs.create(session, "ours", request, None, "")
+            job = jobs.create(session, "ours", request, None, "")
         self.expected[job.id] = ModelJob()
         if not auto_start:
             self.expected[job.id].hold(Reason.NOT_STARTED)

@@ -18,9 +18,11 @@ from tests.core.conftest import AddDataset, MakeJob, Sessions, evaluate_on, reta
 from tests.core.jobs.test_attempts import claimed, event_types
 
 
-def create(sessions: Sessions, spec: JobSpec, key: str | None = None, tenant: str = "ours") -> tuple[Job, bool]:
+def create(sessions: Sessions, spec: JobSpec, key: str | None = None, tenant: str = "ours") -> Job:
+    """Create a job as admission does, unless its key has created one before."""
     with sessions.begin() as session:
-        return jobs.create(session, tenant, spec, key, spec.fingerprint())
+        existing = jobs.find_by_idempotency_key(session, tenant, key, spec.fingerprint())
+        return existing or jobs.create(session, tenant, spec, key, spec.fingerprint())
 
 
 def rejection_code(sessions: Sessions, spec: JobSpec, key: str | None = None, tenant: str = "ours") -> Code:
@@ -30,18 +32,15 @@ def rejection_code(sessions: Sessions, spec: JobSpec, key: str | None = None, te
 
 
 def test_a_new_job_is_queued_with_all_defaults(sessions: Sessions, spec: JobSpec) -> None:
-    job, new = create(sessions, spec)
-    assert new
+    job = create(sessions, spec)
     assert (job.status, job.attempt, job.failures, job.scores) == (Status.QUEUED, 0, 0, {})
     assert JobSpec.model_validate(job.spec) == spec
     assert event_types(sessions, job.id) == ["job.created"]
 
 
 def test_the_same_key_and_body_create_one_job(sessions: Sessions, spec: JobSpec) -> None:
-    first, new = create(sessions, spec, "k")
-    again, newer = create(sessions, spec, "k")
-    assert (new, newer) == (True, False)
-    assert first.id == again.id
+    assert create(sessions, spec, "k").id == create(sessions, spec, "k").id
+    assert create(sessions, spec, "another key").id != create(sessions, spec, "k").id
 
 
 def test_the_same_key_with_another_body_is_rejected(sessions: Sessions, spec: JobSpec) -> None:
@@ -53,8 +52,8 @@ def test_a_key_in_use_by_another_request_is_rejected(sessions: Sessions, spec: J
     with sessions.begin() as session:
         assert jobs.find_by_idempotency_key(session, "ours", "k", "body") is None
         assert rejection_code(sessions, spec, "k") is Code.IDEMPOTENCY_IN_FLIGHT
-        assert create(sessions, spec, "another key")[1]
-    assert create(sessions, spec, "k")[1]
+        create(sessions, spec, "another key")
+    create(sessions, spec, "k")
 
 
 def test_tenants_do_not_share_idempotency_keys(sessions: Sessions, spec: JobSpec) -> None:
@@ -72,7 +71,7 @@ def test_a_second_dataset_must_be_one_of_the_tenant_that_is_not_deleted(
     field: str, sessions: Sessions, spec: JobSpec, add_dataset: AddDataset
 ) -> None:
     named = add_dataset(1 << 20)
-    job, _ = create(sessions, SECOND[field](spec, named))
+    job = create(sessions, SECOND[field](spec, named))
     columns = {"repair.retain_dataset": job.retain_dataset_id, "evaluate.dataset": job.evaluate_dataset_id}
     assert (job.dataset_id, columns) == (spec.dataset, {**dict.fromkeys(columns), field: named})
     deleted = add_dataset(1 << 20)
@@ -100,7 +99,7 @@ def test_a_second_dataset_that_is_too_small_or_a_copy_is_rejected(
         assert flaw.rule.startswith(rule)
         assert flaw.value.startswith(value)
     for dataset_id in (add_dataset(1024), add_dataset(30, Format.MESSAGES)):
-        assert create(sessions, SECOND[field](spec, dataset_id))[1], "a chat template can add any number of tokens"
+        assert create(sessions, SECOND[field](spec, dataset_id)), "a chat template can add any number of tokens"
 
 
 def test_a_copy_of_the_retained_dataset_is_not_evaluated_on(
@@ -110,7 +109,7 @@ def test_a_copy_of_the_retained_dataset_is_not_evaluated_on(
         sha256 = datasets.get(session, "ours", str(retaining.repair.retain_dataset)).sha256
     with pytest.raises(ProblemError, match=r"other records than the dataset in repair\.retain_dataset"):
         create(sessions, evaluate_on(retaining, add_dataset(1 << 20, sha256=sha256)))
-    assert create(sessions, evaluate_on(retaining, add_dataset(1 << 20)))[1]
+    assert create(sessions, evaluate_on(retaining, add_dataset(1 << 20)))
 
 
 @pytest.mark.parametrize("order", Order)
@@ -118,7 +117,7 @@ def test_jobs_come_in_every_order_page_by_page(sessions: Sessions, spec: JobSpec
     values = [(0.5, 30.0), (0.7, None), (0.5, 9.5), (0.9, 30.0), (0.7, 101.0), (0.6, None)]
     sparsity, perplexity, age = {}, {}, {}
     for number, (fraction, score) in enumerate(values):
-        job, _ = create(sessions, spec.model_copy(update={"sparsity": fraction}))
+        job = create(sessions, spec.model_copy(update={"sparsity": fraction}))
         sparsity[job.id], perplexity[job.id], age[job.id] = fraction, score or math.inf, -number
         with sessions.begin() as session:
             session.get_one(Job, job.id).scores = {"repaired": score} if score else {"dense": 1.0}

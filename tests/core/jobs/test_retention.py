@@ -121,7 +121,7 @@ def test_all_datasets_of_a_job_are_kept_equally_long(
     request = evaluate_on(retaining, add_dataset(1 << 20))
     all_three = {request.dataset, request.repair.retain_dataset, request.evaluate.dataset}
     with sessions.begin() as session:
-        job_id = jobs.create(session, "ours", request, None, "")[0].id
+        job_id = jobs.create(session, "ours", request, None, "").id
     run(sessions, "UPDATE datasets SET uploaded_at = now() - interval '11 days'")
     assert expire_datasets(sessions) == [], "a job waits"
     for dataset_id in all_three:
@@ -172,7 +172,7 @@ def test_a_dataset_is_either_used_by_a_new_job_or_deleted(sessions: Sessions, sp
     def make() -> str:
         with sessions.begin() as session:
             started.set()
-            return jobs.create(session, "ours", spec, None, "")[0].id
+            return jobs.create(session, "ours", spec, None, "").id
 
     with ThreadPoolExecutor(1) as pool, sessions.begin() as session:
         assert retention.expire_datasets(session, DAYS) == [spec.dataset]
