@@ -7,13 +7,12 @@ are those of the library: a valid request can be converted to the library's sett
 
 import hashlib
 import json
-import re
 from dataclasses import fields
 from enum import StrEnum
 from functools import partial
 from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from core import ids
@@ -49,10 +48,12 @@ def _describe_job(schema: dict[str, Any]) -> None:
     }
 
 
-def _pattern_sparsity(pattern: object) -> float | None:
-    """Return the fraction of zeros in an N:M pattern. Returns None if `pattern` is not such a pattern."""
-    match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", pattern) if isinstance(pattern, str) else None
-    return 1 - int(match[1]) / int(match[2]) if match else None
+def _implied_sparsity(pattern: object) -> float:
+    """Return the fraction of zeros in an N:M pattern, or 0 for anything else."""
+    try:
+        return min(config.Pattern.parse(str(pattern)).sparsity(None), MOST_SPARSE)
+    except ConfigError:
+        return 0.0
 
 
 class Dtype(StrEnum):
@@ -155,27 +156,21 @@ class JobSpec(Spec):
     @model_validator(mode="before")
     @classmethod
     def _fill_sparsity(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "sparsity" not in data:
-            implied = _pattern_sparsity(data.get("pattern"))
-            # An impossible pattern is an error of `pattern`, not of a field that was not sent.
-            return data if implied is None else {**data, "sparsity": min(max(implied, 0.0), MOST_SPARSE)}
+        if isinstance(data, dict) and "sparsity" not in data and data.get("pattern", "unstructured") != "unstructured":
+            # A wrong pattern is an error of `pattern`, not of a field that was not sent.
+            return {**data, "sparsity": _implied_sparsity(data["pattern"])}
         return data
 
     @field_validator("pattern")
     @classmethod
-    def _require_matching_sparsity(cls, value: str, info: ValidationInfo) -> str:
-        implied = _pattern_sparsity(value)
-        if implied is None:
-            return value
-        example = "Use for example 2:4, which keeps 2 of every 4 weights."
-        if implied <= 0:
-            raise _contradiction("must be N:M with N smaller than M", example)
-        if implied > MOST_SPARSE:
-            raise _contradiction(f"must set at most {MOST_SPARSE:g} of the weights to zero", example)
-        sparsity = info.data.get("sparsity")
-        if sparsity is not None and abs(sparsity - implied) > 1e-9:
-            rule = f"must agree with sparsity ({sparsity}); {value} implies {implied:.12g}"
-            raise _contradiction(rule, f"Leave sparsity out, or write {implied:.12g}.")
+    def _require_possible_pattern(cls, value: str) -> str:
+        try:
+            pattern = config.Pattern.parse(value)
+        except ConfigError as error:
+            raise _contradiction(error.rule, error.way_out) from error
+        if pattern.grouped and pattern.sparsity(None) > MOST_SPARSE:
+            rule = f"must set at most {MOST_SPARSE:g} of the weights to zero"
+            raise _contradiction(rule, "Use for example 2:4, which keeps 2 of every 4 weights.")
         return value
 
     @model_validator(mode="after")

@@ -59,12 +59,12 @@ FIELDS: list[tuple[Json, str, str, str, str]] = [
     ({"pattern": "2/4"}, "pattern", "match pattern", "'2/4'", 'The default is "unstructured".'),
     (
         {"pattern": "2:4"},
-        "pattern",
-        "agree with sparsity (0.6); 2:4 implies 0.5",
-        "'2:4'",
-        "out, or write 0.5.",
+        "sparsity",
+        "must be 0.5, the sparsity of the pattern 2:4",
+        "0.6",
+        "Leave out sparsity or the pattern.",
     ),
-    ({"pattern": "4:2"}, "pattern", "must be N:M with N smaller than M", "'4:2'", "for example 2:4"),
+    ({"pattern": "4:2"}, "pattern", "must be unstructured, or N:M with 0 < N < M", "'4:2'", "for example 2:4"),
     ({"pattern": "1:200"}, "pattern", "at most 0.99 of the weights", "'1:200'", "for example 2:4"),
     ({"allocation": "best"}, "allocation", "'owl'", "'best'", "The default is"),
     (
@@ -119,7 +119,7 @@ def test_all_wrong_fields_are_named_at_once(client: TestClient) -> None:
     assert missing["way_out"].endswith('Example: "HuggingFaceTB/SmolLM2-135M-Instruct".')
 
 
-@pytest.mark.parametrize("pattern", ["4:2", "2:2", "1:200"])
+@pytest.mark.parametrize("pattern", ["2/4", "4:2", "2:2", "1:200"])
 def test_an_impossible_pattern_is_no_error_of_the_sparsity_that_it_implies(
     client: TestClient, body: Json, pattern: str
 ) -> None:

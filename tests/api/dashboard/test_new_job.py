@@ -163,7 +163,8 @@ def test_dataset_to_evaluate_on_is_selected_in_the_form(
             "repair.retain_dataset",
         ),
         ({"metadata": "no pair"}, "metadata"),
-        ({"pattern": "2:4"}, "pattern"),
+        ({"pattern": "2:4"}, "sparsity"),
+        ({"pattern": "4:2"}, "pattern"),
     ],
 )
 def test_error_is_shown_at_its_field_and_all_values_are_kept(
