@@ -33,6 +33,7 @@ from sqlalchemy.orm import Session
 
 from core import ids
 from core.errors import Code, Flaw, ProblemError
+from core.infra.database import page_of
 from core.tables import Job, Json, Webhook, WebhookDelivery
 
 MAX_WEBHOOKS = 100
@@ -207,11 +208,10 @@ def deliveries(
     The second value is true if there are older deliveries.
     """
     query = select(WebhookDelivery).where(WebhookDelivery.webhook_id == webhook_id)
-    query = query.order_by(WebhookDelivery.id.desc()).limit(limit + 1)
+    query = query.order_by(WebhookDelivery.id.desc())
     if after is not None:
         query = query.where(WebhookDelivery.id < after)
-    rows = session.scalars(query).all()
-    return rows[:limit], len(rows) > limit
+    return page_of(session, query, limit)
 
 
 def claim(

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from core.access.keys import Scope
 from core.errors import Code, ProblemError
+from core.infra.database import page_of
 from core.tables import AuditEntry
 
 COUNTED = 1000
@@ -51,8 +52,7 @@ def page(session: Session, tenant: str, *, before: int | None, limit: int) -> tu
 
     The second value is true if there are older entries.
     """
-    query = select(AuditEntry).where(AuditEntry.tenant == tenant).order_by(AuditEntry.id.desc()).limit(limit + 1)
+    query = select(AuditEntry).where(AuditEntry.tenant == tenant).order_by(AuditEntry.id.desc())
     if before is not None:
         query = query.where(AuditEntry.id < before)
-    rows = session.scalars(query).all()
-    return rows[:limit], len(rows) > limit
+    return page_of(session, query, limit)

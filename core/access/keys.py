@@ -15,6 +15,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core import ids
 from core.errors import Code, ProblemError
+from core.infra.database import page_of
 from core.tables import ApiKey
 
 USE_SECONDS = 60
@@ -92,11 +93,10 @@ def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tup
 
     The second value is true if there are older keys.
     """
-    query = select(ApiKey).where(ApiKey.tenant == tenant).order_by(ApiKey.id.desc()).limit(limit + 1)
+    query = select(ApiKey).where(ApiKey.tenant == tenant).order_by(ApiKey.id.desc())
     if after is not None:
         query = query.where(ApiKey.id < after)
-    rows = session.scalars(query).all()
-    return rows[:limit], len(rows) > limit
+    return page_of(session, query, limit)
 
 
 def revoke(session: Session, tenant: str, key_id: str, *, by: str) -> ApiKey:

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from core import ids, totals
 from core.errors import Code, Flaw, ProblemError
+from core.infra.database import page_of
 from core.infra.storage import Storage
 from core.tables import Dataset, Job
 from core.totals import Kind, Sum
@@ -121,11 +122,10 @@ def page(session: Session, tenant: str, *, after: str | None = None, limit: int)
 
     The second value is true if there are older datasets.
     """
-    query = select(Dataset).where(Dataset.tenant == tenant, NOT_DELETED).order_by(Dataset.id.desc()).limit(limit + 1)
+    query = select(Dataset).where(Dataset.tenant == tenant, NOT_DELETED).order_by(Dataset.id.desc())
     if after is not None:
         query = query.where(Dataset.id < after)
-    rows = session.scalars(query).all()
-    return rows[:limit], len(rows) > limit
+    return page_of(session, query, limit)
 
 
 def delete(session: Session, tenant: str, dataset_id: str) -> Dataset:

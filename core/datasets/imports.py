@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from core import fair_queueing, ids
 from core.errors import Code, Flaw, ProblemError
 from core.fair_queueing import Queue
+from core.infra.database import page_of
 from core.infra.storage import part_bytes
 from core.states import ImportState
 from core.tables import Dataset, Import, Json
@@ -92,11 +93,10 @@ def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tup
 
     The second value is true if there are older imports.
     """
-    query = select(Import).where(Import.tenant == tenant).order_by(Import.id.desc()).limit(limit + 1)
+    query = select(Import).where(Import.tenant == tenant).order_by(Import.id.desc())
     if after is not None:
         query = query.where(Import.id < after)
-    rows = session.scalars(query).all()
-    return rows[:limit], len(rows) > limit
+    return page_of(session, query, limit)
 
 
 def claim(session: Session, *, busy: Collection[str] = ()) -> Import | None:

@@ -1,10 +1,11 @@
-"""Create the database engine and the session factory. This module has no queries. Its import opens no connection."""
+"""Create the database engine and the session factory, and read pages of rows. Its import opens no connection."""
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from psycopg.errors import ReadOnlySqlTransaction
-from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make_url
+from sqlalchemy import URL, Engine, ExceptionContext, Select, create_engine, event, make_url
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -15,6 +16,7 @@ STATEMENT_SECONDS = 30
 """Timeout of an SQL statement, in seconds. All statements of this software are fast. A slow one waits for a lock."""
 KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 """Connection options: a server that does not answer is dropped after 20 seconds. The kernel's default is 15 minutes."""
+Row = TypeVar("Row")
 
 
 def url(settings: DatabaseSettings) -> URL:
@@ -75,3 +77,9 @@ def make_sessions(engine: Engine) -> sessionmaker[Session]:
     Objects that were read in a session can still be used after its commit.
     """
     return sessionmaker(engine, expire_on_commit=False)
+
+
+def page_of(session: Session, query: Select[Row], limit: int) -> tuple[Sequence[Row], bool]:
+    """Return the first `limit` rows of a query, and whether more rows follow."""
+    rows = session.scalars(query.limit(limit + 1)).all()
+    return rows[:limit], len(rows) > limit

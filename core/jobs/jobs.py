@@ -30,6 +30,7 @@ from core import ids
 from core.access import keys
 from core.errors import Code, Flaw, ProblemError
 from core.infra import tracing
+from core.infra.database import page_of
 from core.jobs import fairness
 from core.jobs.transitions import hold, record_event
 from core.models import results
@@ -168,7 +169,7 @@ def page(
     if after is not None and order in {Order.SPARSEST, Order.BEST} and not find(session, tenant, [after]):
         detail = f"There is no job {after} after which the list could continue. Start again at the first page."
         raise ProblemError(Code.NOT_FOUND, detail)
-    query = _ordered(select(Job).where(Job.tenant == tenant), tenant, order, after).limit(limit + 1)
+    query = _ordered(select(Job).where(Job.tenant == tenant), tenant, order, after)
     if status is not None:
         query = query.where(Job.status == status)
     if model is not None:
@@ -180,8 +181,7 @@ def page(
         query = query.where(Job.id >= ids.floor("job", since))
     if until is not None:
         query = query.where(Job.id < ids.floor("job", until))
-    rows = session.scalars(query).all()
-    return rows[:limit], len(rows) > limit
+    return page_of(session, query, limit)
 
 
 def _ordered(query: Select[Job], tenant: str, order: Order, after: str | None) -> Select[Job]:

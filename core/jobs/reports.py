@@ -9,6 +9,7 @@ from sqlalchemy import BigInteger, ColumnElement, Double, Select, cast, column, 
 from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
 from sqlalchemy.orm import Session
 
+from core.infra.database import page_of
 from core.states import TOPOLOGY_EVOLVED
 from core.tables import Checkpoint, JobEvent, JobMetric, Json
 
@@ -87,8 +88,7 @@ def metrics(session: Session, job_id: str, *, after_step: int, limit: int) -> tu
     The second value is true if more rows follow.
     """
     query = select(JobMetric).where(JobMetric.job_id == job_id, JobMetric.step > after_step).order_by(JobMetric.step)
-    rows = session.scalars(query.limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    return page_of(session, query, limit)
 
 
 def downsample_metrics(session: Session, job_id: str, *, after_step: int, points: int) -> Sequence[MetricPoint]:
