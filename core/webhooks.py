@@ -33,7 +33,7 @@ from sqlalchemy.orm import Session
 
 from core import ids
 from core.errors import Code, Flaw, ProblemError
-from core.infra.database import page_of
+from core.infra.database import lock, page_of
 from core.tables import Job, Json, Webhook, WebhookDelivery
 
 MAX_WEBHOOKS = 100
@@ -98,7 +98,7 @@ class DeliveryResult:
 def create(session: Session, tenant: str, url: str, events: Sequence[str]) -> Webhook:
     """Create a webhook. Raises CONFLICT if the tenant already has `MAX_WEBHOOKS` webhooks."""
     # Without the lock, two concurrent requests could both create the last one.
-    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"webhooks\n{tenant}", 0))))
+    lock(session, f"webhooks\n{tenant}")
     if (session.scalar(select(func.count()).where(Webhook.tenant == tenant)) or 0) >= MAX_WEBHOOKS:
         raise ProblemError(
             Code.CONFLICT, f"You can have at most {MAX_WEBHOOKS} webhooks and have that many. Delete one first."

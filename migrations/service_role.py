@@ -8,14 +8,9 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
 
-from core.infra.database import url
+from core.infra.database import Lock, url
 from core.settings import DatabaseSettings
 
-GRANT_LOCK = 0x5EF75
-"""Key of an advisory lock, because Postgres fails if two processes grant rights on a table at the same moment.
-
-The number must differ from those of all other advisory locks.
-"""
 POWERS = ("rolsuper", "rolcreaterole", "rolcreatedb", "rolreplication", "rolbypassrls")
 GRANTS = (
     "GRANT CONNECT ON DATABASE {database} TO {role}",
@@ -40,7 +35,7 @@ def grant(settings: DatabaseSettings) -> None:
         return
     role = sql.Identifier(str(service.username))
     with psycopg.connect(owner.set(drivername="postgresql").render_as_string(hide_password=False)) as connection:
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", [GRANT_LOCK])
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [Lock.GRANT.value])
         powers = sql.SQL(", ").join(map(sql.Identifier, POWERS))
         found = connection.execute(
             sql.SQL("SELECT {} FROM pg_roles WHERE rolname = %s").format(powers), [service.username]

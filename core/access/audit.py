@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from core.access.keys import Scope
 from core.errors import Code, ProblemError
-from core.infra.database import page_of
+from core.infra.database import lock, page_of
 from core.tables import AuditEntry
 
 COUNTED = 1000
@@ -37,7 +37,7 @@ def require_rate(session: Session, tenant: str, action: str, *, most: int, secon
     The rows of the audit log are counted, because they are never deleted. Until the transaction ends, other
     transactions that check this operation of the tenant wait.
     """
-    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"rate of {action}\n{tenant}", 0))))
+    lock(session, f"rate of {action}\n{tenant}")
     query = select(AuditEntry.action, AuditEntry.created_at).where(AuditEntry.tenant == tenant)
     newest = query.order_by(AuditEntry.id.desc()).limit(COUNTED).subquery()
     age = func.extract("epoch", func.now() - newest.c.created_at)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from core import ids, totals
 from core.errors import Code, Flaw, ProblemError
-from core.infra.database import page_of
+from core.infra.database import lock, page_of
 from core.infra.storage import Storage
 from core.tables import Dataset, Job
 from core.totals import Kind, Sum
@@ -79,8 +79,7 @@ def reuse_equal(session: Session, tenant: str, name: str, content: Content) -> D
     Until the transaction ends, no other transaction can look up the same name and content.
     """
     cleaned = clean_name(name)
-    lock = func.pg_advisory_xact_lock(func.hashtextextended(f"{tenant}\n{content.sha256}\n{cleaned}", 0))
-    session.execute(select(lock))
+    lock(session, f"{tenant}\n{content.sha256}\n{cleaned}")
     same = (Dataset.tenant == tenant, Dataset.sha256 == content.sha256, Dataset.name == cleaned, NOT_DELETED)
     found = session.scalars(select(Dataset).where(*same).order_by(Dataset.id).limit(1).with_for_update()).first()
     if found:
@@ -177,8 +176,8 @@ def _lock_object(session: Session, key: str) -> None:
     The transaction may wait for the storage for `STORAGE_SECONDS`. Otherwise the database would end it and release the
     lock while the storage may still delete the object.
     """
-    wait = func.set_config("idle_in_transaction_session_timeout", f"{STORAGE_SECONDS}s", True)
-    session.execute(select(wait, func.pg_advisory_xact_lock(func.hashtextextended(key, 0))))
+    session.execute(select(func.set_config("idle_in_transaction_session_timeout", f"{STORAGE_SECONDS}s", True)))
+    lock(session, key)
 
 
 def clean_name(name: str) -> str:

@@ -13,16 +13,11 @@ from sqlalchemy.orm import Session
 from core import fair_queueing, ids
 from core.errors import Code, Flaw, ProblemError
 from core.fair_queueing import Queue
-from core.infra.database import page_of
+from core.infra.database import Lock, lock, page_of
 from core.infra.storage import part_bytes
 from core.states import ImportState
 from core.tables import Dataset, Import, Json
 
-CLAIM_LOCK = 0x5EF73
-"""Advisory lock of a claim. The number must differ from those of all other advisory locks.
-
-It makes one claim see the turns and the imports in work of the claims before it, in other processes too.
-"""
 MAX_ACTIVE = 100
 """Maximum number of unfinished imports per tenant."""
 LEASE = timedelta(seconds=60)
@@ -59,7 +54,7 @@ def require_import_quota(session: Session, tenant: str) -> None:
 
     Until the transaction ends, no other transaction can start an import for the tenant.
     """
-    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"imports\n{tenant}", 0))))
+    lock(session, f"imports\n{tenant}")
     active = (Import.tenant == tenant, Import.state.in_((ImportState.RECEIVING, ImportState.CHECKING)))
     if (session.scalar(select(func.count()).where(*active)) or 0) >= MAX_ACTIVE:
         detail = (
@@ -106,7 +101,7 @@ def claim(session: Session, *, busy: Collection[str] = ()) -> Import | None:
     the tenants in `busy` are not claimed. An import without tries left is marked as failed and returned. Other claims
     wait until this transaction ends.
     """
-    session.execute(select(func.pg_advisory_xact_lock(CLAIM_LOCK)))
+    lock(session, Lock.IMPORT_CLAIM)
     due = (Import.due_at < func.now(), Import.tenant.not_in(busy))
     waiting = session.scalars(select(Import.tenant).where(*due).distinct()).all()
     leased = (Import.tries > 0, Import.due_at.between(func.now(), func.now() + LEASE))

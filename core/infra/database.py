@@ -1,11 +1,27 @@
-"""Create the database engine and the session factory, and read pages of rows. Its import opens no connection."""
+"""Create the database engine and the session factory, take locks, and read pages of rows.
+
+The import of this module opens no connection.
+"""
 
 import json
 from collections.abc import Sequence
+from enum import IntEnum, unique
 from typing import Any, TypeVar
 
 from psycopg.errors import ReadOnlySqlTransaction
-from sqlalchemy import URL, Engine, ExceptionContext, Select, create_engine, event, make_url
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    ExceptionContext,
+    Select,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+)
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -17,6 +33,24 @@ STATEMENT_SECONDS = 30
 KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 """Connection options: a server that does not answer is dropped after 20 seconds. The kernel's default is 15 minutes."""
 Row = TypeVar("Row")
+
+
+@unique
+class Lock(IntEnum):
+    """Advisory locks of the whole service. During an upgrade, processes of two versions must agree on the numbers."""
+
+    SWEEP = 0x5EF7
+    """It makes one sweep at a time requeue jobs."""
+    MIGRATION = 0x5EF71
+    """Of two processes that start together, one migrates, and the other has nothing to do."""
+    JOB_CLAIM = 0x5EF72
+    """It makes one claim see the jobs and the turns of the claims before it."""
+    IMPORT_CLAIM = 0x5EF73
+    """It makes one claim see the turns and the imports in work of the claims before it, in other processes too."""
+    PUSH_CLAIM = 0x5EF74
+    """It makes one claim see the turns and the running pushes of the claims before it."""
+    GRANT = 0x5EF75
+    """Postgres fails if two processes grant rights on a table at the same moment."""
 
 
 def url(settings: DatabaseSettings) -> URL:
@@ -77,6 +111,23 @@ def make_sessions(engine: Engine) -> sessionmaker[Session]:
     Objects that were read in a session can still be used after its commit.
     """
     return sessionmaker(engine, expire_on_commit=False)
+
+
+def lock(session: Session | Connection, what: Lock | str) -> None:
+    """Take an advisory lock until the transaction ends. Wait while another transaction has it.
+
+    A text stands for a lock of its own. Its hash is the number of the lock.
+    """
+    session.execute(select(func.pg_advisory_xact_lock(_number(what))))
+
+
+def try_lock(session: Session, what: Lock | str) -> bool:
+    """Take an advisory lock as `lock` does, and return True. Return False at once if another transaction has it."""
+    return bool(session.scalar(select(func.pg_try_advisory_xact_lock(_number(what)))))
+
+
+def _number(what: Lock | str) -> int | ColumnElement[int]:
+    return int(what) if isinstance(what, Lock) else func.hashtextextended(what, 0)
 
 
 def page_of(session: Session, query: Select[Row], limit: int) -> tuple[Sequence[Row], bool]:

@@ -17,15 +17,11 @@ from core.access.audit import Caller
 from core.capability import Capability, can_run
 from core.errors import Code, ProblemError
 from core.fair_queueing import Queue
+from core.infra.database import Lock, lock
 from core.settings import Settings
 from core.states import ImportState, Status
 from core.tables import Dataset, Holding, Import, Job, Json
 
-CLAIM_LOCK = 0x5EF72
-"""Advisory lock of a claim. The number must differ from those of all other advisory locks.
-
-It makes one claim see the jobs and the turns of the claims before it.
-"""
 CONSIDERED = 500
 """Number of the first queued jobs of a tenant among which a worker looks for one that it can run."""
 CONCURRENT = 200
@@ -59,7 +55,7 @@ def next_job(
     tenant and per key. The value 0 means no limit. `weights` are the weights of tenants; others have the weight 1. Jobs
     that newer software accepted, or whose row is locked, are skipped. Other claims wait until this transaction ends.
     """
-    session.execute(select(func.pg_advisory_xact_lock(CLAIM_LOCK)))
+    lock(session, Lock.JOB_CLAIM)
     weight = {} if weights is None else weights
     waiting = [each for each in _waiting(session) if not tenant_limit or each.running < tenant_limit]
     starts = fair_queueing.starts(session, Queue.JOBS, [each.tenant for each in waiting])
@@ -135,7 +131,6 @@ def require_waiting_quota(session: Session, caller: Caller, settings: Settings) 
     Near a limit, other transactions that create a job of the tenant wait until this one ends. So concurrent requests
     cannot exceed the limit together.
     """
-    lock = select(func.pg_advisory_xact_lock(func.hashtextextended(f"waiting of {caller.tenant}", 0)))
     for whose, key_id, limit in (
         ("your jobs", None, settings.tenant_waiting),
         ("this key's jobs", caller.key_id, settings.key_waiting),
@@ -143,7 +138,7 @@ def require_waiting_quota(session: Session, caller: Caller, settings: Settings) 
         whose_jobs = (caller.tenant, key_id, (Status.QUEUED, Status.PAUSED))
         if not limit or (limit > CONCURRENT and not _has(session, limit - CONCURRENT, *whose_jobs)):
             continue
-        session.execute(lock)
+        lock(session, f"waiting of {caller.tenant}")
         if _has(session, limit, *whose_jobs):
             raise ProblemError(
                 Code.LIMIT_REACHED,
@@ -163,7 +158,7 @@ def require_storage_quota(
     """
     if not limit:
         return
-    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"bytes of {tenant}", 0))))
+    lock(session, f"bytes of {tenant}")
     used = sum(stored_bytes(session, tenant, without=sha256, without_import=import_id))
     if used + more > limit:
         raise ProblemError(

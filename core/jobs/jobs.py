@@ -30,7 +30,7 @@ from core import ids
 from core.access import keys
 from core.errors import Code, Flaw, ProblemError
 from core.infra import tracing
-from core.infra.database import page_of
+from core.infra.database import page_of, try_lock
 from core.jobs import fairness
 from core.jobs.transitions import hold, record_event
 from core.models import results
@@ -112,8 +112,7 @@ def find_by_idempotency_key(session: Session, tenant: str, key: str | None, body
     """
     if key is None:
         return None
-    lock = func.pg_try_advisory_xact_lock(func.hashtextextended(f"{tenant}\n{key}", 0))
-    if not session.scalar(select(lock)):
+    if not try_lock(session, f"{tenant}\n{key}"):
         flaw = Flaw(
             HEADER, "must not be in use by another request", repr(key), "Send the same request again in a second."
         )

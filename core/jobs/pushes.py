@@ -15,17 +15,13 @@ from sqlalchemy.orm import Session
 from core import fair_queueing, ids
 from core.errors import Code, ProblemError
 from core.fair_queueing import Queue
+from core.infra.database import Lock, lock
 from core.jobs.transitions import STATUS_EVENT_PREFIX, record_event
 from core.spec_parts import PushSpec
 from core.states import PushState, Status, Transition
 from core.tables import Checkpoint, Job, Json, Push
 from core.webhooks import JITTER, RETRY_DELAYS
 
-CLAIM_LOCK = 0x5EF74
-"""Advisory lock of a claim. The number must differ from those of all other advisory locks.
-
-It makes one claim see the turns and the running pushes of the claims before it.
-"""
 LEASE = timedelta(seconds=60)
 MAX_TRIES = len(RETRY_DELAYS) + 1
 """Maximum number of tries. All tries together take more than two days, as for webhook messages."""
@@ -101,7 +97,7 @@ def claim(session: Session) -> ClaimedPush | None:
     due = Push.due_at < func.now()
     if session.scalar(select(Push.id).where(due).limit(1)) is None:
         return None
-    session.execute(select(func.pg_advisory_xact_lock(CLAIM_LOCK)))
+    lock(session, Lock.PUSH_CLAIM)
     waiting = session.scalars(select(Push.tenant).where(due).distinct()).all()
     working = select(Push.tenant, func.count()).where(Push.state == PushState.RUNNING, Push.due_at >= func.now())
     in_work = dict(session.execute(working.group_by(Push.tenant)).all())

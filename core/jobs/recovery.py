@@ -10,16 +10,12 @@ from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from core.capability import Capability, can_run
+from core.infra.database import Lock, try_lock
 from core.jobs.attempts import Fault
 from core.jobs.transitions import STATUS_EVENT_PREFIX, requeue, transition
 from core.states import Reason, Status, Transition
 from core.tables import Job, JobEvent
 
-SWEEP_LOCK = 0x5EF7
-"""Advisory lock of the sweep. The number must differ from those of all other locks.
-
-Other locks in `core` are 64-bit hashes, or named constants like this one.
-"""
 FIRST_WAIT, LONGEST_WAIT = 30.0, 3600.0
 """Seconds that a job stays paused for lack of space after the second and further pauses of a day. They double.
 
@@ -33,7 +29,7 @@ def requeue_lost(session: Session, max_failures: int) -> list[str]:
 
     A job is requeued, or paused if its tenant has requested a pause, or failed after `max_failures` failures.
     """
-    if not session.scalar(select(func.pg_try_advisory_xact_lock(SWEEP_LOCK))):
+    if not try_lock(session, Lock.SWEEP):
         return []
     expired = (
         select(Job)

@@ -3,8 +3,6 @@
 All tests of the service use this role, so it has every right that they need.
 """
 
-import re
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -72,14 +70,6 @@ def test_a_role_with_special_rights_is_refused(servers: Servers, settings: Setti
         with pytest.raises(ValueError, match="'mighty' has rolcreaterole"):
             service_role.grant(with_service(servers, settings, "mighty", "x"))
         connection.execute("DROP ROLE mighty")
-
-
-def test_every_advisory_lock_has_a_number_of_its_own() -> None:
-    root = Path(service_role.__file__).parents[1]
-    files = [file for folder in ("api", "core", "migrations", "worker") for file in (root / folder).rglob("*.py")]
-    numbers = [number for file in files for number in re.findall(r"(?m)^\w*LOCK = (\w+)$", file.read_text())]
-    assert len(numbers) >= 6
-    assert len(set(numbers)) == len(numbers)
 
 
 @pytest.mark.parametrize("url", [None, "owner"])
