@@ -6,7 +6,7 @@ from api.deps import Admin, Auth, CurrentServices, RequireContentType
 from api.errors import BODY, responses
 from api.limits import JsonRoute
 from api.schemas.models import HubTokenRequest, HubTokenView
-from api.usecases import hub_tokens as usecases
+from api.usecases.audited import audited
 from core.access import hub_tokens
 from core.errors import Code
 
@@ -25,7 +25,10 @@ def put_hub_token(services: CurrentServices, caller: Admin, body: HubTokenReques
     The token is stored encrypted. It is sent only to the hub, and only after the hub has rejected a request without
     it.
     """
-    return usecases.put(services, caller, body.token.get_secret_value())
+    token = body.token.get_secret_value()
+    encrypted = services.encryption.encrypt(token, caller.tenant)
+    name = services.models.token_owner(caller.tenant, token)
+    return audited(services, caller, "put_hub_token", HubTokenView.of, hub_tokens.put, encrypted, name)
 
 
 @router.get("", operation_id="get_hub_token", responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST))
@@ -38,4 +41,4 @@ def get_hub_token(services: CurrentServices, caller: Auth) -> HubTokenView:
 @router.delete("", operation_id="delete_hub_token", responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST))
 def delete_hub_token(services: CurrentServices, caller: Admin) -> HubTokenView:
     """Delete your tenant's hub token. Files that running jobs downloaded with it are deleted when those jobs end."""
-    return usecases.delete(services, caller)
+    return audited(services, caller, "delete_hub_token", HubTokenView.of, hub_tokens.remove)

@@ -5,15 +5,20 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
-from api.deps import Auth, CurrentServices, Limit, RequireContentType
+from api.deps import Auth, CurrentServices, Limit, RequireContentType, Services
 from api.errors import BODY, responses
 from api.limits import JsonRoute
-from api.schemas.imports import IMPORT_ID, ImportPage, ImportRequest, ImportView, PartPage
-from api.usecases import imports as usecases
+from api.schemas.imports import IMPORT_ID, ImportPage, ImportPart, ImportRequest, ImportView, PartPage
 from core import ids
-from core.datasets import imports
-from core.errors import Code
+from core.access import audit
+from core.access.audit import Caller
+from core.datasets import imports, sources
+from core.datasets.datasets import clean_name
+from core.errors import Code, Flaw, ProblemError
 from core.infra.storage import PARTS
+from core.jobs import fairness
+from core.states import ImportState
+from core.tables import Import
 
 ImportId = Annotated[str, Path(description="Import id.", examples=[IMPORT_ID])]
 ERRORS = responses(Code.NOT_FOUND, Code.INVALID_REQUEST)
@@ -34,7 +39,7 @@ def create_import(services: CurrentServices, caller: Auth, body: ImportRequest, 
     If an unfinished import has the same name, size and `resume_key`, that import is returned. You can then continue
     it.
     """
-    view = usecases.create(services, caller, body)
+    view = _resume(services, caller, body) or _begin(services, caller, body)
     response.headers["Location"] = f"/imports/{view.id}"
     return view
 
@@ -70,7 +75,20 @@ def list_import_parts(
     limit: Limit = 20,
 ) -> PartPage:
     """List the parts of an import. Parts that the storage has not received yet have a link to PUT them to."""
-    return usecases.parts(services, caller, import_id, after=after, limit=limit)
+    with services.sessions.begin() as session:
+        row = imports.get(session, caller.tenant, import_id)
+    if row.upload is None or row.bytes is None:
+        return PartPage(data=[], has_more=False)
+    sent = row.state != ImportState.RECEIVING
+    stored = {} if sent else services.storage.parts(imports.key(row.id), row.upload)
+    count = imports.part_count(row.bytes)
+    data = []
+    for number in range(after + 1, min(after + limit, count) + 1):
+        length = imports.part_length(row.bytes, number)
+        received = sent or (number in stored and stored[number].bytes == length)
+        url = None if received else services.storage.part_link(imports.key(row.id), row.upload, number, length)
+        data.append(ImportPart(number=number, bytes=length, received=received, url=url))
+    return PartPage(data=data, has_more=after + limit < count)
 
 
 @router.post(
@@ -81,10 +99,97 @@ def list_import_parts(
 )
 def complete_import(services: CurrentServices, caller: Auth, import_id: ImportId) -> ImportView:
     """Complete an import after you have sent all parts. The file is then checked like an upload. Idempotent."""
-    return usecases.complete(services, caller, import_id)
+    with services.sessions.begin() as session:
+        row = imports.get(session, caller.tenant, import_id)
+    if row.state == ImportState.RECEIVING:
+        _join(services, row)
+    with services.sessions.begin() as session:
+        row = imports.get(session, caller.tenant, import_id, change=True)
+        if row.state == ImportState.RECEIVING:
+            imports.start_check(row)
+            audit.record(session, caller, "complete_import", row.id)
+            session.flush()
+        return ImportView.of(row)
 
 
 @router.delete("/{import_id}", operation_id="delete_import", responses=ERRORS)
 def delete_import(services: CurrentServices, caller: Auth, import_id: ImportId) -> ImportView:
     """Delete an import and the parts that were sent. The dataset of a finished import is kept."""
-    return usecases.delete(services, caller, import_id)
+    with services.sessions.begin() as session:
+        row = imports.get(session, caller.tenant, import_id, change=True)
+        view, upload = ImportView.of(row), row.upload
+        session.delete(row)
+        audit.record(session, caller, "delete_import", view.id)
+    if upload is not None:
+        services.storage.abort_upload(imports.key(view.id), upload)
+        services.storage.delete([imports.key(view.id)])
+    return view
+
+
+def _resume(services: Services, caller: Caller, body: ImportRequest) -> ImportView | None:
+    """Return the unfinished import with the same name, size and `resume_key`, or None."""
+    if body.resume_key is None or body.bytes is None:
+        return None
+    with services.sessions.begin() as session:
+        name = clean_name(body.name or "")
+        row = imports.find_unfinished(session, caller.tenant, name, body.bytes, body.resume_key)
+        return ImportView.of(row) if row else None
+
+
+def _begin(services: Services, caller: Caller, body: ImportRequest) -> ImportView:
+    """Begin an import.
+
+    Raises INVALID_REQUEST if the source is not allowed or the file is too large, and LIMIT_REACHED if the tenant has
+    too many unfinished imports or its storage is full.
+    """
+    settings = services.settings
+    if body.source is not None:
+        default_name = sources.require_allowed(body.source, settings.dataset_buckets)
+    elif body.bytes is not None and body.bytes > settings.max_dataset_bytes:
+        way_out = "Split the file, or ask the operator to raise SEFT_MAX_DATASET_BYTES."
+        flaw = Flaw("bytes", f"must be at most {settings.max_dataset_bytes}", str(body.bytes), way_out)
+        detail = f"A file must have at most {settings.max_dataset_bytes} bytes; `bytes` is {body.bytes}. {way_out}"
+        raise ProblemError(Code.INVALID_REQUEST, detail, (flaw,))
+    else:
+        default_name = ""
+    row = Import(
+        id=ids.new("imp"),
+        tenant=caller.tenant,
+        name=clean_name(body.name or default_name),
+        source=body.source,
+        bytes=body.bytes,
+        resume_key=body.resume_key,
+        skip_percentage=body.invalid_sample_skip_percentage,
+    )
+    with services.sessions.begin() as session:
+        fairness.require_storage_quota(session, caller.tenant, settings.tenant_bytes, more=body.bytes or 1)
+        imports.require_import_quota(session, caller.tenant)
+        if body.source is None:
+            row.state, row.upload = ImportState.RECEIVING, services.storage.begin_upload(imports.key(row.id))
+        else:
+            imports.start_check(row)
+        session.add(row)
+        session.flush()
+        session.refresh(row)
+        audit.record(session, caller, "create_import", row.id)
+        return ImportView.of(row)
+
+
+def _join(services: Services, row: Import) -> None:
+    """Join the parts into one object. Raises CONFLICT if a part is missing or has the wrong length."""
+    assert row.bytes is not None
+    assert row.upload is not None
+    key, count = imports.key(row.id), imports.part_count(row.bytes)
+    stored = services.storage.parts(key, row.upload)
+    lengths = {number: imports.part_length(row.bytes, number) for number in range(1, count + 1)}
+    missing = [number for number, length in lengths.items() if number not in stored or stored[number].bytes != length]
+    # The object exists if another request has joined the parts in the meantime.
+    if missing and services.storage.modified(key) is None:
+        numbers = ", ".join(map(str, missing[:10])) + ("…" if len(missing) > 10 else "")
+        way_out = f"Get the links of these parts with GET /imports/{row.id}/parts. Send each part with PUT to its link."
+        flaw = Flaw(
+            "parts", "must all be received completely", f"incomplete or missing for the numbers {numbers}", way_out
+        )
+        raise ProblemError(Code.CONFLICT, f"{len(missing)} of {count} parts are missing or incomplete.", (flaw,))
+    if not missing:
+        services.storage.finish_upload(key, row.upload, {number: stored[number] for number in lengths})
