@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Annotated
 
-from fastapi import Depends, Header, Path, Query, Request
+from fastapi import Depends, Path, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
@@ -23,7 +23,7 @@ from core.access.hub_tokens import HubTokens
 from core.access.keys import Scope
 from core.access.rates import Limiter
 from core.datasets.uploads import DatasetStore
-from core.errors import Code, Flaw, ProblemError
+from core.errors import Code, ProblemError
 from core.infra.database import make_engine, make_sessions
 from core.infra.queue import Broker, make_app
 from core.infra.storage import Storage
@@ -243,26 +243,6 @@ def require_scope(caller: Caller, needed: Scope) -> None:
             f"This request needs an API key with the scope {needed}. Your key has the scope {caller.scope}. {creator}"
             f" can create one with {command}.",
         )
-
-
-class RequireContentType:
-    """Dependency that raises UNSUPPORTED_MEDIA_TYPE unless the request body has the expected media type."""
-
-    def __init__(self, media_type: str) -> None:
-        self.media_type = media_type
-
-    async def __call__(self, content_type: Annotated[str, Header(include_in_schema=False)] = "") -> None:
-        """Check the media type of one request."""
-        media_type = content_type.partition(";")[0].strip().lower()
-        if media_type != self.media_type:
-            flaw = Flaw(
-                "Content-Type", f"must be {self.media_type}", repr(media_type), f"Send the body as {self.media_type}."
-            )
-            raise ProblemError(
-                Code.UNSUPPORTED_MEDIA_TYPE,
-                f"The Content-Type must be {self.media_type}; it is {media_type!r}.",
-                (flaw,),
-            )
 
 
 JobId = Annotated[str, Path(description="Job id.", examples=["job_01jz5h4c8m2v9q7w3t6x0y1b2d"])]

@@ -1,4 +1,4 @@
-"""Limits on request bodies: size, speed, and nesting of JSON.
+"""Limits on request bodies: media type, size, speed, and nesting of JSON.
 
 FastAPI turns any exception while it reads a body into status 400, except its own HTTPException. So the error for an
 exceeded limit is a subclass of HTTPException.
@@ -43,13 +43,18 @@ class LimitError(HTTPException):
 
 
 class JsonRoute(APIRoute):
-    """A route that checks how deep a JSON body is nested before parsing it. Deep nesting is expensive to parse."""
+    """A route whose body, if it has one, must be JSON.
+
+    It checks how deep the body is nested before parsing it. Deep nesting is expensive to parse.
+    """
 
     @override
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def handle_checked(request: Request) -> Response:
+            if self.body_field is not None:
+                require_media_type(request, "application/json")
             return await handle(_ShallowRequest(request.scope, request.receive))
 
         return handle_checked
@@ -62,6 +67,15 @@ class _ShallowRequest(Request):
         _require_utf8(body)
         _require_shallow(body)
         return await super().json()
+
+
+def require_media_type(request: Request, expected: str) -> None:
+    """Raise UNSUPPORTED_MEDIA_TYPE unless the request body has the expected media type."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != expected:
+        flaw = Flaw("Content-Type", f"must be {expected}", repr(media_type), f"Send the body as {expected}.")
+        detail = f"The Content-Type must be {expected}; it is {media_type!r}."
+        raise ProblemError(Code.UNSUPPORTED_MEDIA_TYPE, detail, (flaw,))
 
 
 def limited(scope: Scope, receive: Receive, most: int) -> Receive:

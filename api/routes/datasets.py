@@ -4,12 +4,13 @@ from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.datastructures import UploadFile
 
 from api.connections import read_form, while_connected
-from api.deps import Auth, CurrentServices, Limit, RequireContentType, Services
+from api.deps import Auth, CurrentServices, Limit, Services
 from api.errors import BODY, responses
+from api.limits import require_media_type
 from api.schemas.datasets import DatasetPage, DatasetView, PreviewView
 from api.schemas.shared import FILE_ID, MODEL, FileView
 from api.usecases import datasets as usecases
@@ -49,7 +50,6 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
     "",
     operation_id="create_dataset",
     status_code=HTTPStatus.CREATED,
-    dependencies=[Depends(RequireContentType("multipart/form-data"))],
     openapi_extra=UPLOAD,
     responses=responses(
         *BODY,
@@ -70,6 +70,7 @@ async def create_dataset(
     A file with invalid lines is rejected. The error lists the first invalid lines. If you upload the same file again
     under the same name, the response is the existing dataset.
     """
+    require_media_type(request, "multipart/form-data")
     # The form is not a parameter: FastAPI would read it before the API key is checked, and anyone could fill the disk.
     with services.open_uploads.hold(caller.tenant):
         view = await _receive(services, caller, request, invalid_sample_skip_percentage)

@@ -1,8 +1,8 @@
 """The tenant's access token for the model hub: put, get, delete. No response contains the token."""
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
-from api.deps import Admin, Auth, CurrentServices, RequireContentType
+from api.deps import Admin, Auth, CurrentServices
 from api.errors import BODY, responses
 from api.limits import JsonRoute
 from api.schemas.models import HubTokenRequest, HubTokenView
@@ -16,7 +16,6 @@ router = APIRouter(prefix="/hub-token", tags=["models"], route_class=JsonRoute)
 @router.put(
     "",
     operation_id="put_hub_token",
-    dependencies=[Depends(RequireContentType("application/json"))],
     responses=responses(*BODY, Code.CONFLICT, Code.HUB_UNREACHABLE, Code.HUB_BUSY),
 )
 def put_hub_token(services: CurrentServices, caller: Admin, body: HubTokenRequest) -> HubTokenView:

@@ -3,9 +3,9 @@
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 
-from api.deps import Auth, CurrentServices, Limit, RequireContentType, Services
+from api.deps import Auth, CurrentServices, Limit, Services
 from api.errors import BODY, responses
 from api.limits import JsonRoute
 from api.schemas.imports import IMPORT_ID, ImportPage, ImportPart, ImportRequest, ImportView, PartPage
@@ -30,7 +30,6 @@ router = APIRouter(prefix="/imports", tags=["datasets"], route_class=JsonRoute)
     "",
     operation_id="create_import",
     status_code=HTTPStatus.CREATED,
-    dependencies=[Depends(RequireContentType("application/json"))],
     responses=responses(*BODY, Code.LIMIT_REACHED),
 )
 def create_import(services: CurrentServices, caller: Auth, body: ImportRequest, response: Response) -> ImportView:

@@ -7,13 +7,13 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
 
 from api.changes import JobVersion
 from api.connections import while_connected
-from api.deps import LIMITED_WAITS, Auth, CurrentServices, JobId, Limit, RequireContentType
+from api.deps import LIMITED_WAITS, Auth, CurrentServices, JobId, Limit
 from api.errors import BODY, responses
 from api.etags import ACCEPTED, TAGGED, IfNoneMatch, etag_of, tagged_json
 from api.limits import JsonRoute
@@ -65,7 +65,6 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
     "",
     operation_id="create_job",
     status_code=HTTPStatus.ACCEPTED,
-    dependencies=[Depends(RequireContentType("application/json"))],
     responses={**ACCEPTED, **responses(*CREATE_ERRORS)},
 )
 def create_job(
@@ -78,7 +77,6 @@ def create_job(
 @router.post(
     "/estimate",
     operation_id="estimate_job",
-    dependencies=[Depends(RequireContentType("application/json"))],
     responses=responses(
         *BODY,
         Code.MODEL_NOT_FOUND,
@@ -178,7 +176,6 @@ def delete_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDet
     "/{job_id}/clone",
     operation_id="clone_job",
     status_code=HTTPStatus.ACCEPTED,
-    dependencies=[Depends(RequireContentType("application/json"))],
     responses={**ACCEPTED, **responses(Code.NOT_FOUND, *CREATE_ERRORS)},
 )
 def clone_job(

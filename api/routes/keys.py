@@ -3,9 +3,9 @@
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 
-from api.deps import Admin, CurrentServices, Limit, RequireContentType
+from api.deps import Admin, CurrentServices, Limit
 from api.errors import BODY, responses
 from api.limits import JsonRoute
 from api.schemas.keys import AuditPage, AuditView, KeyPage, KeyRequest, KeySecret, KeyView
@@ -22,7 +22,6 @@ router = APIRouter(tags=["keys"], route_class=JsonRoute)
     "/keys",
     operation_id="create_key",
     status_code=HTTPStatus.CREATED,
-    dependencies=[Depends(RequireContentType("application/json"))],
     responses=responses(*BODY),
 )
 def create_key(services: CurrentServices, caller: Admin, body: KeyRequest, response: Response) -> KeySecret:

@@ -2,9 +2,9 @@
 
 from http import HTTPStatus
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
-from api.deps import Auth, CurrentServices, JobId, RequireContentType
+from api.deps import Auth, CurrentServices, JobId
 from api.errors import BODY, responses
 from api.limits import JsonRoute
 from api.schemas.pushes import PushList, PushRequest, PushView
@@ -18,7 +18,6 @@ router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"], route_class=JsonRoute
     "/push",
     operation_id="push_job",
     status_code=HTTPStatus.ACCEPTED,
-    dependencies=[Depends(RequireContentType("application/json"))],
     responses=responses(*BODY, Code.NOT_FOUND, Code.CONFLICT, Code.LIMIT_REACHED),
 )
 def push_job(services: CurrentServices, caller: Auth, job_id: JobId, target: PushRequest) -> PushView:

@@ -3,9 +3,9 @@
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 
-from api.deps import Auth, CurrentServices, Limit, RequireContentType
+from api.deps import Auth, CurrentServices, Limit
 from api.errors import BODY, responses
 from api.limits import JsonRoute
 from api.schemas.webhooks import (
@@ -31,7 +31,6 @@ router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=JsonRoute)
     "",
     operation_id="create_webhook",
     status_code=HTTPStatus.CREATED,
-    dependencies=[Depends(RequireContentType("application/json"))],
     responses=responses(*BODY, Code.CONFLICT),
 )
 def create_webhook(services: CurrentServices, caller: Auth, body: WebhookRequest, response: Response) -> WebhookSecret:

@@ -32,7 +32,7 @@ def test_a_body_without_bounds_is_cut_off(client: TestClient) -> None:
 
 
 @pytest.mark.usefixtures("known_hub")
-def test_no_json_body_may_nest_deeply(app: FastAPI, client: TestClient) -> None:
+def test_no_json_body_may_nest_deeply_or_have_another_media_type(app: FastAPI, client: TestClient) -> None:
     world, taking = make_world(client), [each for each in operations(app) if each.example is not None]
     assert len(taking) >= 3
     for operation in taking:
@@ -44,6 +44,8 @@ def test_no_json_body_may_nest_deeply(app: FastAPI, client: TestClient) -> None:
         answer = client.request(operation.method, address, content=nested(JSON_DEPTH), headers=AS_JSON)
         report = problem(answer, 422, "invalid_request")
         assert "deep" not in report["detail"]
+        answer = client.request(operation.method, address, content="{}", headers={"Content-Type": "text/plain"})
+        assert problem(answer, 415, "unsupported_media_type")["param"] == "Content-Type"
 
 
 def test_a_json_body_in_another_encoding_is_rejected(client: TestClient) -> None:

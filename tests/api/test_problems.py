@@ -198,7 +198,7 @@ def test_every_operation_refuses_unknown_query_parameters(app: FastAPI, client: 
             described = methods[method].get("parameters", [])
             known = [each["name"] for each in described if each["in"] == "query"]
             url = path.replace("{", "").replace("}", "")
-            answer = client.request(method, f"{url}?unknown=1&api_key=seft_123&unknown=2")
+            answer = client.request(method, f"{url}?unknown=1&api_key=seft_123&unknown=2", headers=AS_JSON)
             report = problem(answer, 422, "invalid_request")
             assert [(flaw["param"], flaw["value"]) for flaw in report["errors"]] == [
                 ("unknown", "'2'"),
