@@ -6,6 +6,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, Field, SecretStr
 
 from api.schemas.shared import TIME, example
+from core.models.catalogue import CatalogueEntry
+from core.models.results import is_result
 from core.request_fields import Spec
 from core.tables import HubToken
 
@@ -40,6 +42,23 @@ class ModelView(BaseModel):
     fits_on: list[str] = Field(
         description="Names of live workers that have enough memory for a job with default settings."
     )
+
+    @classmethod
+    def of(cls, entry: CatalogueEntry) -> Self:
+        """Return the view of an entry of the catalogue."""
+        return cls.model_validate(
+            {
+                "id": entry.source.reference,
+                "kind": "result" if is_result(entry.source.reference) else entry.source.kind,
+                "revision": entry.source.revision,
+                "architecture": entry.dimensions.architecture,
+                "licence": entry.source.licence,
+                "context": entry.dimensions.context,
+                "parameters": entry.dimensions.parameters,
+                "target_weights": entry.dimensions.targets,
+                "fits_on": entry.fits_on,
+            }
+        )
 
 
 class SkippedModel(BaseModel):

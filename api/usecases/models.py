@@ -10,7 +10,7 @@ def page(services: Services, caller: Caller, *, after: str | None, limit: int) -
     """List local models, models in the service's hub cache, and results of the tenant's jobs."""
     part = services.catalogue.page(caller.tenant, after=after, limit=limit)
     return ModelPage(
-        data=[ModelView.model_validate(entry.to_json()) for entry in part.entries],
+        data=[ModelView.of(entry) for entry in part.entries],
         has_more=part.next is not None,
         next=part.next,
         skipped=[SkippedModel.model_validate(each, from_attributes=True) for each in part.skipped],
@@ -23,7 +23,7 @@ def get(services: Services, caller: Caller, model_id: str, revision: str | None 
     Other functions raise MODEL_NOT_FOUND for a missing model, but a route that reads answers NOT_FOUND.
     """
     try:
-        return ModelView.model_validate(services.catalogue.get(caller.tenant, model_id, revision).to_json())
+        return ModelView.of(services.catalogue.get(caller.tenant, model_id, revision))
     except ProblemError as error:
         if error.code is not Code.MODEL_NOT_FOUND:
             raise

@@ -18,7 +18,7 @@ from core.models import results
 from core.models.resolver import ModelResolver
 from core.settings import Settings
 from core.specs import JobSpec
-from core.tables import Json, Worker
+from core.tables import Worker
 from seft.models.dimensions import Dimensions
 from seft.models.source import ModelSource
 from seft.storable import printable
@@ -34,20 +34,6 @@ class CatalogueEntry:
     source: ModelSource
     dimensions: Dimensions
     fits_on: Sequence[str]
-
-    def to_json(self) -> Json:
-        """Return the values of the fields of `api.schemas.models.ModelView`."""
-        return {
-            "id": self.source.reference,
-            "kind": "result" if results.is_result(self.source.reference) else self.source.kind,
-            "revision": self.source.revision,
-            "architecture": self.dimensions.architecture,
-            "licence": self.source.licence,
-            "context": self.dimensions.context,
-            "parameters": self.dimensions.parameters,
-            "target_weights": self.dimensions.targets,
-            "fits_on": list(self.fits_on),
-        }
 
 
 @dataclass(frozen=True, slots=True)
