@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Strict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 
 def _storable(value: str) -> str:
@@ -16,6 +16,8 @@ def _storable(value: str) -> str:
 
 
 StorableText = Annotated[str, AfterValidator(_storable)]
+Revision = Annotated[StorableText, Field(max_length=255)]
+"""Branch, tag or commit of a hub model."""
 
 
 def _to_int(value: object) -> object:

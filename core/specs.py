@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from core import ids
-from core.request_fields import Boolean, Integer, Number, Spec, StorableText
+from core.request_fields import Boolean, Integer, Number, Revision, Spec, StorableText
 from core.spec_parts import (
     EXAMPLE_DATASET,
     CalibrationSpec,
@@ -30,7 +30,7 @@ from seft import config
 from seft.config import MOST_SPARSE, Allocation, Retain, SparsityOf
 from seft.errors import ConfigError
 
-SPEC_VERSION = 16
+SPEC_VERSION = 17
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
 MAX_SECONDS = 366 * 24 * 3600
 SHARDABLE = (RepairMethod.NONE, RepairMethod.SEFT, RepairMethod.FIXED_MASK, RepairMethod.MASKED_FULL)
@@ -79,9 +79,7 @@ class JobSpec(Spec):
         description="Id of a hub model, path of a model in a folder that the operator made available, or id of a job"
         " whose result to use.",
     )
-    revision: StorableText | None = Field(
-        default=None, max_length=128, description="Branch, tag or commit of a hub model."
-    )
+    revision: Revision | None = Field(default=None, description="Branch, tag or commit of a hub model.")
     dataset: str = Field(
         pattern=ids.pattern("file"), description="Id of an uploaded dataset. `POST /datasets` uploads one."
     )

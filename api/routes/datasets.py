@@ -18,7 +18,7 @@ from core import ids
 from core.access.audit import Caller
 from core.datasets import datasets
 from core.errors import Code, Flaw, ProblemError
-from core.request_fields import StorableText
+from core.request_fields import Revision, StorableText
 
 UPLOAD: dict[str, Any] = {
     "requestBody": {
@@ -36,6 +36,7 @@ UPLOAD: dict[str, Any] = {
     }
 }
 
+DatasetId = Annotated[str, Path(description="Dataset id.", examples=[FILE_ID])]
 Skip = Annotated[
     float,
     Query(
@@ -111,7 +112,7 @@ def list_datasets(
 def get_dataset(
     services: CurrentServices,
     caller: Auth,
-    dataset_id: Annotated[str, Path(description="Dataset id.", examples=[FILE_ID])],
+    dataset_id: DatasetId,
 ) -> DatasetView:
     """Get one dataset."""
     with services.sessions.begin() as session:
@@ -126,7 +127,7 @@ def get_dataset(
 def get_dataset_file(
     services: CurrentServices,
     caller: Auth,
-    dataset_id: Annotated[str, Path(description="Dataset id.", examples=[FILE_ID])],
+    dataset_id: DatasetId,
 ) -> FileView:
     """Get the file of a dataset: its size, SHA-256 and download links. The file has the records as plain JSONL."""
     return usecases.file(services, caller, dataset_id)
@@ -150,13 +151,11 @@ async def preview_dataset(
     caller: Auth,
     request: Request,
     *,
-    dataset_id: Annotated[str, Path(description="Dataset id.", examples=[FILE_ID])],
+    dataset_id: DatasetId,
     model: Annotated[
         StorableText, Query(min_length=1, max_length=512, description="Model, as in a job.", examples=[MODEL])
     ],
-    revision: Annotated[
-        StorableText | None, Query(max_length=255, description="Branch, tag or commit of a hub model.")
-    ] = None,
+    revision: Annotated[Revision | None, Query(description="Branch, tag or commit of a hub model.")] = None,
     limit: Annotated[int, Query(ge=1, le=20, description="Number of records to show, 1 to 20.")] = 5,
 ) -> PreviewView:
     """Preview the first records of a dataset as training input of a model, with token counts.
@@ -175,7 +174,7 @@ async def preview_dataset(
 def delete_dataset(
     services: CurrentServices,
     caller: Auth,
-    dataset_id: Annotated[str, Path(description="Dataset id.", examples=[FILE_ID])],
+    dataset_id: DatasetId,
 ) -> DatasetView:
     """Delete a dataset that no unfinished job uses. The stored file is deleted within two days."""
     return usecases.delete(services, caller, dataset_id)

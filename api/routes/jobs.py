@@ -24,6 +24,7 @@ from core import ids
 from core.errors import Code
 from core.jobs import jobs
 from core.jobs.overrides import apply_overrides
+from core.request_fields import StorableText
 from core.specs import JobSpec
 from core.states import Status
 from core.tables import Json
@@ -102,7 +103,7 @@ def list_jobs(
     *,
     status: Annotated[Status | None, Query(description="Only jobs with this status.")] = None,
     model: Annotated[
-        str | None, Query(max_length=512, pattern=r"^[^\x00]*$", description="Only jobs with this value of `model`.")
+        StorableText | None, Query(max_length=512, description="Only jobs with this value of `model`.")
     ] = None,
     metadata: Annotated[
         list[MetadataPair] | None,

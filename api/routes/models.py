@@ -9,8 +9,7 @@ from api.errors import responses
 from api.schemas.models import ModelPage, ModelView
 from api.usecases import models
 from core.errors import Code
-
-ID = r"^[^\x00]*$"
+from core.request_fields import Revision, StorableText
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -20,7 +19,7 @@ def list_models(
     services: CurrentServices,
     caller: Auth,
     after: Annotated[
-        str | None, Query(max_length=512, pattern=ID, description="Id of a model. The page starts after it.")
+        StorableText | None, Query(max_length=512, description="Id of a model. The page starts after it.")
     ] = None,
     limit: Limit = 20,
 ) -> ModelPage:
@@ -37,17 +36,14 @@ def get_model(
     services: CurrentServices,
     caller: Auth,
     model_id: Annotated[
-        str,
+        StorableText,
         Path(
             max_length=512,
-            pattern=ID,
             description="Model id, as in the list, or the id of any model on the Hugging Face Hub.",
             examples=["tiny"],
         ),
     ],
-    revision: Annotated[
-        str | None, Query(max_length=128, pattern=ID, description="Branch, tag or commit of a hub model.")
-    ] = None,
+    revision: Annotated[Revision | None, Query(description="Branch, tag or commit of a hub model.")] = None,
 ) -> ModelView:
     """Get one model: size, architecture, licence, and which workers can run a job with it.
 

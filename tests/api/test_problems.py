@@ -179,6 +179,9 @@ REFUSED: list[tuple[Callable[[TestClient], Any], int, str]] = [
     (lambda c: c.get("/jobs?after=%00"), 422, "invalid_request"),
     (lambda c: c.get("/jobs?model=%00"), 422, "invalid_request"),
     (lambda c: c.get("/jobs?status=lost"), 422, "invalid_request"),
+    (lambda c: c.get("/models?after=%00"), 422, "invalid_request"),
+    (lambda c: c.get("/models/a%00b"), 422, "invalid_request"),
+    (lambda c: c.get(f"/models/tiny?revision={'x' * 256}"), 422, "invalid_request"),
 ]
 
 

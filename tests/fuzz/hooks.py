@@ -22,7 +22,7 @@ def map_body(context: HookContext, body: Any) -> Any:
         if isinstance(body.get("model"), str) and 0 < len(body["model"]) <= 512:
             body = {"sparsity": 0.5, **body, "model": "tiny"}
             # Only hub models have revisions. An invalid revision stays invalid.
-            if isinstance(body.get("revision"), str) and len(body["revision"]) <= 128:
+            if isinstance(body.get("revision"), str) and len(body["revision"]) <= 255:
                 body["revision"] = None
     return body
 
