@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from typing_extensions import override
 
 from seft import file_commands as files
+from seft.client.commands.library import VERBS
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, default_batch, default_steps
 from seft.console import describe_checkpoint, progress_reporter
 from seft.data.records import require_file
@@ -260,25 +261,21 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     """
     parser = _Parser(prog=program, description="Make language models sparse and repair them.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    descriptions: tuple[tuple[str, Command, Callable[[argparse.ArgumentParser], None], str], ...] = (
-        ("prune", _prune, _add_prune, "Set a fraction of the weights of a model to zero."),
-        ("repair", _repair, _add_repair, "Train a pruned model. It stays as sparse as it is."),
-        ("compress", _compress, _add_compress, "Prune a dense model and repair it, in one command."),
-        ("evaluate", _evaluate, _add_evaluate, "Measure the perplexity of a model, multiple choice or a named task."),
-        ("export", files.export, files.add_export, "Write a model folder as one file of another format."),
-        ("inspect", files.inspect, files.add_inspect, "Count the zeros in the files of a model folder."),
-        ("pack", files.pack, files.add_pack, "Store a model folder in one compact file. See docs/compact-format.md."),
-        (
-            "expand",
-            files.expand,
-            files.add_expand,
-            "Restore a model folder from a compact file. int8 and NF4 become bfloat16.",
-        ),
-        ("reproduce", files.reproduce, files.add_reproduce, "Make a checkpoint again from its recipe, and compare it."),
-        ("generate", runtime.generate, runtime.add_generate, "Generate text with a pruned model."),
-        ("serve", runtime.serve, runtime.add_serve, "Serve a pruned model with OpenAI's API."),
-    )
-    for name, run, add_arguments, text in descriptions:
+    functions: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] = {
+        "prune": (_prune, _add_prune),
+        "repair": (_repair, _add_repair),
+        "compress": (_compress, _add_compress),
+        "evaluate": (_evaluate, _add_evaluate),
+        "export": (files.export, files.add_export),
+        "inspect": (files.inspect, files.add_inspect),
+        "pack": (files.pack, files.add_pack),
+        "expand": (files.expand, files.add_expand),
+        "reproduce": (files.reproduce, files.add_reproduce),
+        "generate": (runtime.generate, runtime.add_generate),
+        "serve": (runtime.serve, runtime.add_serve),
+    }
+    for name, text in VERBS.items():
+        run, add_arguments = functions[name]
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         add_arguments(command)
         command.add_argument("--json", action="store_true", help="Print one JSON object.")
