@@ -70,14 +70,13 @@ def main(name: str, threads: int, parent: int) -> None:
     end_with_parent(parent)
     import torch
 
+    from seft.devices import choose_device
     from seft.float32_products import use_float32_products
 
     use_float32_products()
     if threads:
         torch.set_num_threads(threads)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    device = torch.device(choose_device(name))
     sys.stdout.write(json.dumps({each: median(measure_all(torch, device, each)) for each in DTYPES}))
 
 

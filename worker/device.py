@@ -91,8 +91,8 @@ def ask_torch(name: str, count: int) -> Device:
     if answer.returncode:
         reason = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
         sys.stderr.write(
-            f"SEFT_DEVICE and SEFT_DEVICES must be devices of this machine; they are {name!r} and {count}, and torch"
-            f" says: {reason}. Example: SEFT_DEVICE=cpu\n"
+            f"SEFT_DEVICE and SEFT_DEVICES must be devices of this machine; they are {name!r} and {count}. The error"
+            f" is: {reason} Example: SEFT_DEVICE=cpu\n"
         )
         raise SystemExit(INVALID)
     return Device(*json.loads(answer.stdout))
@@ -115,9 +115,9 @@ def main(name: str, count: int) -> None:
     """Print the first device of a worker as a JSON list. Raises ValueError unless the others are of the same kind."""
     import torch
 
-    from seft.devices import has_bfloat16
+    from seft.devices import choose_device, has_bfloat16
 
-    device = torch.device(("cuda" if torch.cuda.is_available() else CPU) if name == "auto" else name)
+    device = torch.device(choose_device(name))
     if device.type == CPU:
         result = cpu()
     else:
