@@ -21,10 +21,10 @@ from core.models.hub_cache import CacheFullError
 from core.states import Phase
 from seft.models.source import Kind, fetch, find
 from worker import disk_space, environment
-from worker.hub import retry_hub
 from worker.parent_death import exit_with_parent
 from worker.protocol import Progressed, Task
 from worker.reporting import errors_sent, sender
+from worker.retries import retry_hub
 
 REPORT_SECONDS = 60.0
 """Seconds between two reports that a download makes progress. The worker ends a process that is silent for long."""

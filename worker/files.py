@@ -27,8 +27,8 @@ from seft.models.source import fetch_into, find, find_on_hub
 from worker import child_files, disk_space
 from worker.child_files import RefusedFileError
 from worker.format_service import FormatService
-from worker.hub import retry_hub
 from worker.protocol import DATA, ENOUGH, HELD_OUT_DATA, MODELS, RESULT, RESUME, RETAIN_DATA, STATE, Task
+from worker.retries import retry_hub
 from worker.transfers import GoneError, Transfers, hash_open
 
 MANIFEST, MAX_MANIFEST_BYTES = "manifest.json", 4 << 20

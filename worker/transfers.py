@@ -7,7 +7,6 @@ at once. Rejected credentials count as unreachable: the operator may be changing
 import contextvars
 import hashlib
 import threading
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from http import HTTPStatus
@@ -21,15 +20,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from core.infra.storage import Part, Storage, answer_of, is_missing, is_outage, status_of
 from seft.checkpoint.compact.ordered import ordered
+from worker.retries import retry
 
-RETRY_SECONDS = 600.0
-"""Seconds for which a transfer is retried while object storage is unreachable."""
-LONGEST_PAUSE = 10.0
-"""Maximum seconds between two tries."""
 UPLOADERS = 2
 """Threads that send the parts of one object. Up to twice as many parts wait or are sent, and one is being filled."""
 FULL_STATUS, FULL_CODES = 507, frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"})
 """HTTP status and error codes with which an S3 server reports that it is full. Amazon S3 is never full."""
+STORAGE_ERRORS = (BotoCoreError, Boto3Error, ClientError)
+"""Errors with which a request to the storage can end."""
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -182,21 +180,16 @@ class Transfers:
         self.check()
 
     def _retry(self, action: Callable[[], T]) -> T:
-        deadline, pause = time.monotonic() + RETRY_SECONDS, 0.2
-        while True:
-            self.check()
-            try:
-                return action()
-            except (BotoCoreError, Boto3Error, ClientError) as error:
-                if _full(error):
-                    raise StorageFullError(f"object storage: {error}") from error
-                if status_of(error) == HTTPStatus.NOT_FOUND:
-                    raise GoneError(f"object storage: {error}") from error
-                if not is_outage(error) or time.monotonic() > deadline:
-                    raise TransferError(f"object storage: {error}") from error
-                log.warning("storage.away", error=str(error))
-            self.pause(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+        self.check()
+        try:
+            return retry(action, _is_temporary, self.pause)
+        except STORAGE_ERRORS as error:
+            message = f"object storage: {error}"
+            if _is_full(error):
+                raise StorageFullError(message) from error
+            if status_of(error) == HTTPStatus.NOT_FOUND:
+                raise GoneError(message) from error
+            raise TransferError(message) from error
 
 
 def hash_file(path: Path) -> str:
@@ -210,7 +203,12 @@ def hash_open(file: BinaryIO) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def _full(error: Exception) -> bool:
+def _is_temporary(error: Exception) -> bool:
+    """Return whether the request is repeated after this error. If the storage is full, the job is paused instead."""
+    return isinstance(error, STORAGE_ERRORS) and is_outage(error) and not _is_full(error)
+
+
+def _is_full(error: Exception) -> bool:
     response = answer_of(error)
     code = response.response.get("Error", {}).get("Code") if response else None
     return status_of(error) == FULL_STATUS or code in FULL_CODES

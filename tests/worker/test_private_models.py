@@ -83,7 +83,7 @@ def test_a_missing_model_is_a_user_error_and_an_unreachable_hub_is_not(
 ) -> None:
     job = add_job(backend, "acme/private")
     with monkeypatch.context() as unreachable:
-        unreachable.setattr("worker.hub.RETRY_SECONDS", 0.0)
+        unreachable.setattr("worker.retries.RETRY_SECONDS", 0.0)
         unreachable.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
         assert not supervisor(backend).run()
     assert (backend.job(job).status, backend.job(job).failures) == (Status.QUEUED, 1)
@@ -110,7 +110,7 @@ def test_a_short_outage_of_the_hub_fails_no_attempt(
 def test_an_attempt_that_ends_does_not_wait_for_the_hub(
     backend: Backend, away: threading.Event, seen: list[tuple[str, str | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.hub.FIRST_PAUSE", 600.0)
+    monkeypatch.setattr("worker.retries.FIRST_PAUSE", 600.0)
     job = add_job(backend, "acme/private")
     away.set()
     with Running(supervisor(backend)) as running:

@@ -1,0 +1,50 @@
+"""Repeat a request to the hub or to object storage while it is unreachable, so that a short outage fails no attempt."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from huggingface_hub import constants
+
+from seft.errors import SourceError
+from seft.models.hub_files import UNREACHABLE
+
+RETRY_SECONDS = 600.0
+"""Seconds for which a request is repeated."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
+"""Seconds between two tries. Each pause is twice as long as the one before."""
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def retry(
+    action: Callable[[], T], is_outage: Callable[[Exception], bool], wait: Callable[[float], object] = time.sleep
+) -> T:
+    """Return the result of `action`. Raises its error if it is no outage, or if the outage takes too long.
+
+    `wait` waits for a number of seconds. It may raise an error to end the tries.
+    """
+    deadline, pause = time.monotonic() + RETRY_SECONDS, FIRST_PAUSE
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            if not is_outage(error) or time.monotonic() > deadline:
+                raise
+            log.warning("The next try is in %s s: %s", pause, error)
+        wait(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def retry_hub(action: Callable[[], T], wait: Callable[[float], object] = time.sleep) -> T:
+    """Return the result of `action`, which asks the hub. Raises its SourceError if the hub is unreachable for too long.
+
+    `wait` is that of `retry`.
+    """
+    return retry(action, _hub_is_unreachable, wait)
+
+
+def _hub_is_unreachable(error: Exception) -> bool:
+    return isinstance(error, SourceError) and error.code == UNREACHABLE and not constants.HF_HUB_OFFLINE
