@@ -6,6 +6,7 @@ connects tensors on a CPU, NCCL those on GPUs.
 """
 
 import os
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -91,6 +92,18 @@ def threads_of(task: Task) -> int:
     if task.spec.devices == 1:
         return task.threads
     return max(1, (task.threads or len(os.sched_getaffinity(0))) // task.spec.devices)
+
+
+def peak_memory(device: str) -> int:
+    """Return the peak memory in bytes.
+
+    On CUDA, this is the peak of tensors since the last call. Otherwise it is the peak of the process since its start.
+    """
+    if device.startswith("cuda"):
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # Linux counts in KiB
 
 
 @contextmanager

@@ -34,9 +34,9 @@ from seft.repair.shards import Shards
 from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
 from seft.retain import load_retained, save_retained, split_retained
-from worker import disk_space, usage
+from worker import disk_space
 from worker.conditions import read_conditions, write_conditions
-from worker.launch import device_of, dtype_of, find_model, threads_of
+from worker.launch import device_of, dtype_of, find_model, peak_memory, threads_of
 from worker.progress import ProgressEstimator
 from worker.protocol import (
     ENOUGH,
@@ -269,7 +269,7 @@ class Pipeline:
                 del values["layers"], values["undone"]
             del values["step"]
             metrics |= values
-        metrics["memory_bytes"] = usage.peak_usage(self._device)
+        metrics["memory_bytes"] = peak_memory(self._device)
         self.send(Measured(step=self.step, values=metrics))
 
     @property
