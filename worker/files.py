@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +29,7 @@ from worker.child_files import RefusedFileError
 from worker.format_service import FormatService
 from worker.protocol import DATA, ENOUGH, HELD_OUT_DATA, MODELS, RESULT, RESUME, RETAIN_DATA, STATE, Task
 from worker.retries import retry_hub
-from worker.transfers import GoneError, Transfers, hash_open
+from worker.transfers import GoneError, Transfers
 
 MANIFEST, MAX_MANIFEST_BYTES = "manifest.json", 4 << 20
 
@@ -212,7 +212,8 @@ class Files:
 
     def _describe(self, *place: str) -> Json:
         with child_files.open_file(self.folder, *place) as file:
-            return {"name": place[-1], "size": os.fstat(file.fileno()).st_size, "sha256": hash_open(file)}
+            digest = file_digest(file, "sha256")  # type: ignore[arg-type]
+            return {"name": place[-1], "size": os.fstat(file.fileno()).st_size, "sha256": digest.hexdigest()}
 
     def _size(self, *place: str) -> int:
         with child_files.open_file(self.folder, *place) as file:

@@ -5,7 +5,6 @@ at once. Rejected credentials count as unreachable: the operator may be changing
 """
 
 import contextvars
-import hashlib
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -20,6 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from core.infra.storage import Part, Storage, answer_of, is_missing, is_outage, status_of
 from seft.checkpoint.compact.ordered import ordered
+from seft.checkpoint.facts import sha256 as hash_file
 from worker.retries import retry
 
 UPLOADERS = 2
@@ -190,17 +190,6 @@ class Transfers:
             if status_of(error) == HTTPStatus.NOT_FOUND:
                 raise GoneError(message) from error
             raise TransferError(message) from error
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hex."""
-    with path.open("rb") as file:
-        return hash_open(file)
-
-
-def hash_open(file: BinaryIO) -> str:
-    """Return the SHA-256 of an open file in hex."""
-    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _is_temporary(error: Exception) -> bool:

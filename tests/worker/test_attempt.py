@@ -18,11 +18,11 @@ from core.jobs import actions, attempts, recovery
 from core.settings import Settings
 from core.states import Phase, Status
 from core.tables import Job
+from seft.checkpoint.facts import sha256
 from tests.waiting import alive, wait_for
 from tests.worker.conftest import Backend, Running, supervisor
 from worker import cleanup
 from worker.protocol import DATA, HELD_OUT_DATA, RETAIN_DATA, Task
-from worker.transfers import hash_file
 
 
 def test_a_result_is_published_with_everything_reported(backend: Backend, job_id: str) -> None:
@@ -356,7 +356,7 @@ def test_the_training_process_gets_all_datasets(backend: Backend, job_of_three: 
         folder = attempt.files.folder
         for name, letter in ((RETAIN_DATA, "a"), (HELD_OUT_DATA, "c")):
             assert json.loads((folder / name).read_text().splitlines()[0]) == {"text": letter * 1024}
-        task, hashes = Task.read(folder), [hash_file(folder / name) for name in (DATA, RETAIN_DATA, HELD_OUT_DATA)]
+        task, hashes = Task.read(folder), [sha256(folder / name) for name in (DATA, RETAIN_DATA, HELD_OUT_DATA)]
         assert [task.dataset_sha256, task.retained_sha256, task.held_out_sha256] == hashes
         sizes = [(folder / name).stat().st_size for name in (DATA, RETAIN_DATA, HELD_OUT_DATA)]
         assert attempt.files.dataset_bytes() == sum(sizes)

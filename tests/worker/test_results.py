@@ -9,12 +9,12 @@ from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.models import results
 from core.tables import Json
-from seft.checkpoint.facts import Record
+from seft.checkpoint.facts import Record, sha256
 from tests.worker.conftest import Backend
 from worker.files import MANIFEST, Files
 from worker.pipeline import Pipeline
 from worker.protocol import RESULT, Finished, Message, Task
-from worker.transfers import Transfers, hash_file
+from worker.transfers import Transfers
 
 SPEC: dict[str, Any] = {
     "prune": {"method": "magnitude"},
@@ -29,7 +29,7 @@ def publish(backend: Backend, attempt: Attempt, folder: Path) -> None:
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     for path in paths:
         backend.storage.upload(path, prefix + path.name)
-    files: list[Json] = [{"name": path.name, "size": path.stat().st_size, "sha256": hash_file(path)} for path in paths]
+    files: list[Json] = [{"name": path.name, "size": path.stat().st_size, "sha256": sha256(path)} for path in paths]
     with backend.sessions.begin() as session:
         attempts.publish(
             session, attempt, step=0, prefix=prefix, sha256=files[0]["sha256"], files=files, scores={}, measured={}
