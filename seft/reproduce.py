@@ -304,7 +304,7 @@ class _Rerun:
             for item in work.advance():
                 self.report(item)
             self.report(Progress(Phase.TRAINING, work.step, config.steps))
-        result = stages.finish_repair(work, self.report)
+        result = work.finish(self.report)
         del work
         if not self.is_job:
             model.to("cpu")

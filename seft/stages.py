@@ -6,7 +6,7 @@ input gives equal bits. The callers read files, resume and decide when to stop.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,22 +31,12 @@ from seft.models.load import Loaded
 from seft.prune.detect_zeros import find_zeros, found_config
 from seft.prune.loop import prune_model
 from seft.prune.reconstruct import reconstruct
-from seft.repair import Repair
+from seft.repair import Repair, RepairResult
 from seft.report import Phase, Progress, Reporter, silent
 from seft.retain import opening_tokens, split_retained, with_predictions, write_windows
 
 LoadModel = Callable[[], Any]
 """Function that loads a dense model. It is called only if the stage needs the model."""
-
-
-@dataclass(frozen=True, slots=True)
-class RepairResult:
-    """How a repair ended: its last step, the step whose weights were kept, zeros that became nonzero, peak rate."""
-
-    last_step: int
-    kept_step: int
-    grown_zeros: int
-    peak_rate: float
 
 
 def calibration_windows(
@@ -167,12 +157,6 @@ def _held_out_loss(model: Any, held_out: Packed, retained: Packed | None, share:
     """Return the mean loss on held-out text. With retained text, its loss has the weight that it has in training."""
     loss = mean_loss(model, held_out, alive)
     return loss if retained is None else (1 - share) * loss + share * mean_loss(model, retained, alive)
-
-
-def finish_repair(repair: Repair, report: Reporter = silent) -> RepairResult:
-    """Write the best weights into the model. Returns how the repair ended."""
-    repair.finish(report)
-    return RepairResult(repair.step, repair.kept_step, repair.grown_zeros, repair.peak_rate)
 
 
 def pruned_facts(

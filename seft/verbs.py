@@ -368,7 +368,7 @@ def _repair(
         held_out=held_out,
     )
     work.run(report)
-    result = stages.finish_repair(work, report)
+    result = work.finish(report)
     # Export needs float32 weights. With teacher and master weights on the device, its memory may not be enough.
     del work
     loaded.model.to("cpu")

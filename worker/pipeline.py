@@ -29,7 +29,7 @@ from seft.evaluate import perplexity
 from seft.models.load import Loaded, load, load_tokenizer
 from seft.models.source import ModelSource
 from seft.prune.detect_zeros import LEAST
-from seft.repair import Repair
+from seft.repair import Repair, RepairResult
 from seft.repair.shards import Shards
 from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
@@ -221,7 +221,7 @@ class Pipeline:
             micro_batch = self.repair.micro_batch if self.repair else None
             self.conditions = [replace(first, micro_batch=micro_batch) for first in self.conditions[:1]]
 
-    def _repair(self, loaded: Loaded, text: JobTexts, training: Packed, config: RepairConfig) -> stages.RepairResult:
+    def _repair(self, loaded: Loaded, text: JobTexts, training: Packed, config: RepairConfig) -> RepairResult:
         """Train to the last step, then evaluate the best state of the training."""
         start = Start(training, text.held_out, self.retained, self.prune, config, self.step)
         tell(start, self._shards)
@@ -231,7 +231,7 @@ class Pipeline:
             repair = start.open(loaded, self.folder, self._report_training)
         self._progress(Stage.TRAINING, self.step / config.steps)  # the pace of the steps counts from here
         self._train(repair, config.steps)
-        result = stages.finish_repair(repair, self._report_finishing)
+        result = repair.finish(self._report_finishing)
         del repair  # its moments would count towards the memory of the evaluation
         round_weights(loaded.model)
         self._evaluate("repaired", Stage.REPAIRED, loaded, text)

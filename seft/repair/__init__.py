@@ -1,5 +1,5 @@
 """Repair of a sparse model by training. The number of nonzeros does not increase; the method `seft` moves them."""
 
-from seft.repair.loop import Repair
+from seft.repair.loop import Repair, RepairResult
 
-__all__ = ["Repair"]
+__all__ = ["Repair", "RepairResult"]

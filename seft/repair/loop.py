@@ -6,7 +6,7 @@ takes the steps. The file format of a saved state is in `seft.repair.state`. The
 
 import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,16 @@ from seft.repair.recompute import Recompute
 from seft.repair.swaps import CHECKED
 from seft.report import Evolved, Judged, Phase, Progress, Reporter, Step, silent
 from seft.retain import require_retained
+
+
+@dataclass(frozen=True, slots=True)
+class RepairResult:
+    """How a repair ended: its last step, the step whose weights were kept, zeros that became nonzero, peak rate."""
+
+    last_step: int
+    kept_step: int
+    grown_zeros: int
+    peak_rate: float
 
 
 class Repair:
@@ -140,11 +150,11 @@ class Repair:
         return [item for item in reports if item is not None]
 
     @torch.no_grad()
-    def finish(self, report: Reporter = silent) -> None:
+    def finish(self, report: Reporter = silent) -> RepairResult:
         """Write the weights of `kept_step` into the model, restore its modules, and unfreeze its parameters.
 
         If the sparsity rises during training and has not reached its end, it is raised at once. Raises TrainError if
-        it has to rise and no step was taken.
+        it has to rise and no step was taken. Returns how the repair ended.
         """
         if self._rise_end and self.step == 0:
             raise TrainError("the sparsity must rise before the end; no step was taken. Take at least one step.")
@@ -154,6 +164,7 @@ class Repair:
         self._method.finish(report)
         for parameter in self._trainable:
             parameter.requires_grad_(True)
+        return RepairResult(self.step, self.kept_step, self.grown_zeros, self.peak_rate)
 
     def save(self, folder: Path) -> None:
         """Save everything that is needed to resume after this step, except the pruned weights."""
