@@ -7,6 +7,7 @@ has ended.
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TypeVar
 
 import structlog
@@ -83,8 +84,8 @@ class AttemptWriter:
                 match event:
                     case Progressed():
                         attempts.set_progress(session, self._attempt, **event.model_dump(exclude={"type"}))
-                    case TopologyEvolved():
-                        attempts.record_evolution(session, self._attempt, event.model_dump(exclude={"type"}))
+                    case TopologyEvolved(event=evolved):
+                        attempts.record_evolution(session, self._attempt, asdict(evolved))
 
         if events or metrics or scores:
             self.write(change)

@@ -259,13 +259,13 @@ class Pipeline:
     def _send_step(self, reports: Sequence[Step | Evolved | Judged]) -> None:
         """Send the measurements of one step to the worker.
 
-        All metrics of the step are one message. A topology update is a message with its counts per pruned layer.
+        All metrics of the step are one message. A topology event is a message of its own.
         """
         metrics: dict[str, float] = {}
         for report in reports:
             values = asdict(report)
             if isinstance(report, Evolved):
-                self.send(TopologyEvolved(**values))
+                self.send(TopologyEvolved(event=report))
                 del values["layers"], values["undone"]
             del values["step"]
             metrics |= values

@@ -27,10 +27,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 from core.estimate.speed import LONGEST_SECONDS, Speed
 from core.specs import JobSpec
 from core.states import Phase
+from seft.report import Evolved
 from seft.storable import printable
 
 MAX_MESSAGE_BYTES = 64 << 20
-"""Largest line that a worker reads. A message about a topology update has about 100 bytes per pruned layer, and a model
+"""Largest line that a worker reads. A message about a topology event has about 100 bytes per pruned layer, and a model
 of many experts has tens of thousands of layers."""
 MAX_REQUEST_BYTES, MAX_BLOCK_BYTES = 1 << 16, 8 << 20
 """Largest request about a file of a format, and largest number of its bytes in one message, in both directions."""
@@ -112,26 +113,11 @@ class Measured(_Part):
     values: dict[str, float]
 
 
-class LayerChange(_Part):
-    """Counts of a topology update in one pruned layer, or their sums over all layers. See `seft.report.Change`."""
-
-    dropped: int
-    grown: int
-    reactivated: int
-    pruned: int
-
-
-class TopologyEvolved(LayerChange):
-    """Message: a topology update, with the sums and with the counts of each pruned layer by name.
-
-    `sparsity` is the fraction of zeros in all pruned layers after it. If the update was undone, `undone` is true.
-    """
+class TopologyEvolved(_Part):
+    """Message: a topology event."""
 
     type: Literal["topology_evolved"] = "topology_evolved"
-    step: int
-    sparsity: float
-    undone: bool
-    layers: dict[str, LayerChange]
+    event: Evolved
 
 
 class Scored(_Part):

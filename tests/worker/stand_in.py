@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from core.states import Phase
 from seft.checkpoint.facts import ListedFile
+from seft.report import Change, Evolved
 from worker.format_store import FormatStore
 from worker.parent_death import exit_with_parent
 from worker.protocol import (
@@ -27,7 +28,6 @@ from worker.protocol import (
     STATE,
     Failed,
     Finished,
-    LayerChange,
     Measured,
     MeasureFile,
     Message,
@@ -74,13 +74,9 @@ class StandIn:
         self.say(Measured(step=3, values={"loss": 0.5}))
 
     def evolve(self, *steps: int) -> None:
-        change = {"dropped": 2, "grown": 2, "reactivated": 1, "pruned": 1}
+        change = Change(dropped=2, grown=2, reactivated=1, pruned=1)
         for step in steps:
-            self.say(
-                TopologyEvolved(
-                    step=step, **change, sparsity=0.6, undone=False, layers={"up_proj": LayerChange(**change)}
-                )
-            )
+            self.say(TopologyEvolved(event=Evolved.of(step, {"up_proj": change}, 0.6)))
 
     def finish(self) -> None:
         result = self.folder / RESULT
@@ -93,10 +89,9 @@ class StandIn:
     # The scenarios.
 
     def evolve_many_experts(self) -> None:
-        change = {"dropped": 123456, "grown": 123456, "reactivated": 123456, "pruned": 123456}
+        change = Change(dropped=123456, grown=123456, reactivated=123456, pruned=123456)
         layers = {f"model.layers.{block}.mlp.experts.{n}.gate_proj": change for block in range(100) for n in range(125)}
-        message = TopologyEvolved(step=1, **change, sparsity=0.6, undone=False, layers=layers)
-        line = encode(message)
+        line = encode(TopologyEvolved(event=Evolved.of(1, layers, 0.6)))
         while line:
             line = line[os.write(self.pipe, line) :]
         self.finish()

@@ -105,7 +105,7 @@ def test_a_gradual_job_is_not_pruned_before_training_and_has_no_score_of_a_prune
     result = result_of(run)
     assert set(result.scores) == {"dense", "repaired"}
     assert result.measured["linears"]["share"] == pytest.approx(0.6, abs=1e-3)
-    events = run.of_type(TopologyEvolved)
+    events = [message.event for message in run.of_type(TopologyEvolved)]
     assert [event.step for event in events] == [2, 4]
     assert 0 < events[0].sparsity < events[1].sparsity == pytest.approx(0.6, abs=1e-3)
     assert all(event.pruned > 0 and not event.undone for event in events)

@@ -180,7 +180,7 @@ def test_reading_is_reported_before_a_tokenizer_runs_and_can_be_stopped(
 
 
 def test_topology_updates_are_reported_per_layer_and_their_sums_are_in_the_metrics(uninterrupted: Run) -> None:
-    updates = uninterrupted.of_type(TopologyEvolved)
+    updates = [message.event for message in uninterrupted.of_type(TopologyEvolved)]
     rows = {message.step: message.values for message in uninterrupted.of_type(Measured)}
     assert [event.step for event in updates] == [1, 3, 6]
     for event in updates:

@@ -3,10 +3,10 @@
 import pytest
 
 from core.states import Phase
+from seft.report import Change, Evolved
 from worker.protocol import (
     Failed,
     Finished,
-    LayerChange,
     Measured,
     Message,
     NoDiskSpace,
@@ -26,14 +26,9 @@ MESSAGES: list[Message] = [
     Reading(records=7),
     Measured(step=7, values={"loss": 0.1 + 0.2, "tokens_per_second": 1e-300}),
     TopologyEvolved(
-        step=60,
-        dropped=2,
-        grown=2,
-        reactivated=1,
-        pruned=1,
-        sparsity=0.6,
-        undone=False,
-        layers={"model.layers.0.mlp.up_proj": LayerChange(dropped=2, grown=2, reactivated=1, pruned=1)},
+        event=Evolved.of(
+            60, {"model.layers.0.mlp.up_proj": Change(dropped=2, grown=2, reactivated=1, pruned=1)}, sparsity=0.6
+        )
     ),
     Scored(scores={"dense": 20.630000000000003}),
     Saved(step=7),
