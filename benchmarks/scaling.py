@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.scaling_check import RESULTS, by_formula, read_rows
 from benchmarks.shapes import config_of, dimensions_of
-from core.capability import LARGEST, Capability
+from core.capability import Capability
 from core.estimate.calibration import count_operations, pruning_operations
 from core.estimate.fitting import USABLE_FRACTION, fit
 from core.estimate.footprint import memory_by_phase, pruning_parts, retained_bytes, training_parts
@@ -23,6 +23,7 @@ from core.spec_parts import EXAMPLE_DATASET
 from core.specs import JobSpec
 from core.states import Phase
 from seft.models.dimensions import Dimensions
+from tests.claims import LARGEST
 
 MODELS = ("7B", "13B", "70B")
 CARDS = 8

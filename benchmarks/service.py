@@ -31,13 +31,13 @@ from benchmarks.many_jobs import RARE, STEPS, fill
 from core.access import keys, sign_ins
 from core.access.keys import Scope
 from core.infra.database import make_engine, make_sessions
-from core.jobs import attempts
 from core.settings import Settings
 from local.folder import FolderLock
 from local.processes import children_of
 from local.servers import Servers, make_settings
 from local.stack import Api
 from migrations import upgrade
+from tests import claims
 from tests.hollow import TEXTS, write_hollow
 
 FEW = 100
@@ -215,7 +215,7 @@ def _claims(site: Site, rounds: int) -> list[float]:
     for _ in range(rounds):
         with make_sessions(engine)() as session:
             began = time.perf_counter()
-            if attempts.claim(session, "benchmark", 60, tenant_running=32) is None:
+            if claims.claim(session, "benchmark", 60, tenant_running=32) is None:
                 raise RuntimeError("there is no queued job to claim")
             seconds.append(time.perf_counter() - began)
             session.rollback()

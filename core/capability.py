@@ -13,7 +13,6 @@ from core.specs import SPEC_VERSION
 from core.tables import Job, Worker
 
 CPU = "cpu"
-LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +32,6 @@ class Capability:
     """Whether the device has instructions for bfloat16. Jobs with the dtype `auto` then run in bfloat16."""
     spec_version: int = SPEC_VERSION
     """Newest version of job requests that the worker can run."""
-
-
-UNLIMITED = Capability(CPU, "", LARGEST, LARGEST)
-"""Capability of a CPU worker with enough memory and disk space for every job."""
 
 
 def can_run(worker: Capability | type[Worker]) -> ColumnElement[bool]:

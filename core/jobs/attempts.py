@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from core import ids, totals
 from core.access import hub_tokens
-from core.capability import UNLIMITED, Capability
+from core.capability import Capability
 from core.errors import LeaseLostError
 from core.jobs import fairness, pushes
 from core.jobs.transitions import hold, record_event, requeue, transition
@@ -82,11 +82,11 @@ def claim(
     session: Session,
     worker: str,
     lease_seconds: float,
-    capability: Capability = UNLIMITED,
+    capability: Capability,
     *,
-    tenant_running: int = 0,
-    key_running: int = 0,
-    weights: Mapping[str, float] | None = None,
+    tenant_running: int,
+    key_running: int,
+    weights: Mapping[str, float],
 ) -> Attempt | None:
     """Claim the next job of the queue and start a new attempt. Returns None if no waiting job can run on this worker.
 
@@ -155,7 +155,7 @@ def _stored(session: Session, dataset_id: str | None) -> StoredDataset | None:
     return session.get_one(Dataset, dataset_id).stored if dataset_id else None
 
 
-def heartbeat(session: Session, attempt: Attempt, lease_seconds: float, ran: float = 0.0) -> PendingActions:
+def heartbeat(session: Session, attempt: Attempt, lease_seconds: float, ran: float) -> PendingActions:
     """Renew the lease and return the actions that the tenant has requested.
 
     `ran` are the seconds that the attempt has run since its last heartbeat. Does not change `updated_at`, because

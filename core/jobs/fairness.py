@@ -45,9 +45,9 @@ def next_job(
     session: Session,
     capability: Capability,
     *,
-    tenant_limit: int = 0,
-    key_limit: int = 0,
-    weights: Mapping[str, float] | None = None,
+    tenant_limit: int,
+    key_limit: int,
+    weights: Mapping[str, float],
 ) -> tuple[Job, Dataset] | None:
     """Lock and return the next job that a worker with this capability can run, and take the turn of its tenant.
 
@@ -56,15 +56,14 @@ def next_job(
     that newer software accepted, or whose row is locked, are skipped. Other claims wait until this transaction ends.
     """
     lock(session, Lock.JOB_CLAIM)
-    weight = {} if weights is None else weights
     waiting = [each for each in _waiting(session) if not tenant_limit or each.running < tenant_limit]
     starts = fair_queueing.starts(session, Queue.JOBS, [each.tenant for each in waiting])
     query = _first_job(capability, key_limit)
     for each in sorted(
-        waiting, key=lambda each: (each.running / weight.get(each.tenant, 1.0), starts[each.tenant], each.first)
+        waiting, key=lambda each: (each.running / weights.get(each.tenant, 1.0), starts[each.tenant], each.first)
     ):
         if row := session.execute(query, {"tenant": each.tenant}).first():
-            fair_queueing.take(session, Queue.JOBS, each.tenant, starts[each.tenant], weight.get(each.tenant, 1.0))
+            fair_queueing.take(session, Queue.JOBS, each.tenant, starts[each.tenant], weights.get(each.tenant, 1.0))
             return row[0], row[1]
     return None
 

@@ -25,6 +25,7 @@ from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.settings import Settings
 from core.tables import Import
+from tests import claims
 from tests.hollow import TEXTS, write_hollow
 from tests.hub import hub, use_hub
 
@@ -104,7 +105,7 @@ def job_id(client: TestClient, body: Json) -> str:
 @pytest.fixture
 def attempt(job_id: str, sessions: sessionmaker[Session]) -> Attempt:
     with sessions.begin() as session:
-        claimed = attempts.claim(session, "gpu-1", 60)
+        claimed = claims.claim(session, "gpu-1", 60)
     assert claimed is not None
     return claimed
 

@@ -21,6 +21,7 @@ from core.jobs.attempts import Attempt
 from core.states import Phase
 from local.servers import Servers, make_settings
 from migrations import upgrade
+from tests import claims
 from tests.core.conftest import GPU
 from tests.hollow import write_hollow
 
@@ -98,7 +99,7 @@ def _steps(app: FastAPI, client: TestClient) -> Iterator[str]:
 def _train(app: FastAPI) -> Attempt:
     """Do what a worker does in the first half of a job."""
     with app.state.services.sessions.begin() as session:
-        attempt = attempts.claim(session, "gpu-1:4242:9f86d081", 3600, GPU)
+        attempt = claims.claim(session, "gpu-1:4242:9f86d081", 3600, GPU)
         assert attempt is not None
         attempts.set_progress(session, attempt, phase=Phase.LOADING, progress=0.0, step=0)
         attempts.set_progress(session, attempt, phase=Phase.PRUNING, progress=0.05, step=0)

@@ -23,6 +23,7 @@ from core.models.resolver import TENANT_HUB_CALLS
 from core.settings import Settings
 from core.specs import JobSpec
 from core.states import Phase
+from tests import claims
 from tests.api.conftest import Json, NewClient, problem
 from tests.core.conftest import GPU
 from tests.waiting import wait_for
@@ -50,7 +51,7 @@ def test_a_job_says_in_which_data_type_it_runs(
 ) -> None:
     assert client.get(f"/jobs/{job_id}").json()["dtype"] is None
     with sessions.begin() as session:
-        assert attempts.claim(session, "gpu-1", 60, GPU)
+        assert claims.claim(session, "gpu-1", 60, GPU)
     for job in (client.get(f"/jobs/{job_id}").json(), *client.get("/jobs").json()["data"]):
         assert (job["spec"]["dtype"], job["dtype"]) == ("auto", "bfloat16")
 
@@ -186,7 +187,7 @@ def test_a_poller_gets_304_if_nothing_changed(
         same = client.get(path, headers={"If-None-Match": header})
         assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
     with sessions.begin() as session:
-        attempts.heartbeat(session, attempt, 60)
+        attempts.heartbeat(session, attempt, 60, 0.0)
     assert client.get(path, headers={"If-None-Match": etag}).status_code == 304
     with sessions.begin() as session:
         attempts.set_progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=7)
@@ -354,7 +355,7 @@ def test_a_job_is_made_to_wait_started_paused_and_resumed(
     problem(client.post(f"/jobs/{job['id']}/start"), 409, "conflict")
     assert act("resume")["queue_position"] == 1
     with sessions.begin() as session:
-        assert attempts.claim(session, "gpu-1", 60)
+        assert claims.claim(session, "gpu-1", 60)
     assert act("pause")["pausing"]
     stopping = act("stop")
     assert (stopping["status"], stopping["pausing"], stopping["stopping"]) == ("running", False, True)

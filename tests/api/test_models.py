@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 
 from core import workers
 from core.capability import CPU, Capability
-from core.jobs import attempts
 from core.tables import Job
+from tests import claims
 from tests.api.conftest import SHA256, Json, NewClient, problem
 from tests.hollow import CONTEXT, SHAPES, TEXTS, safetensors, write_hollow
 from tests.hub import COMMIT, Repo, hub, use_hub
@@ -124,7 +124,7 @@ def test_a_job_repairs_what_another_one_of_its_tenant_has_published(
     wrong = client.post("/jobs", json={**body, "model": result, "revision": "main"})
     assert problem(wrong, 422, "invalid_request")["param"] == "revision"
     with sessions.begin() as session:
-        claimed = attempts.claim(session, "gpu-1", 60)
+        claimed = claims.claim(session, "gpu-1", 60)
         assert claimed is not None
         names = {file["name"] for file in claimed.model_files}
         assert {"config.json", "model.safetensors"} <= names

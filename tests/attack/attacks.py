@@ -15,10 +15,10 @@ from httpx2 import Client, Response
 from api.deps import PREVIEWS
 from api.unknown_callers import FAILURES
 from core.access.keys import Scope
-from core.jobs import attempts
 from core.models.resolver import TENANT_HUB_CALLS
 from core.states import ImportState
 from core.tables import Import, Job
+from tests import claims
 from tests.api.conftest import let_leases_end
 from tests.api.receivers import DRIPS, dripping, receiving
 from tests.attack.target import BOMBS, CHAT, INBOX, Costs, Target
@@ -190,7 +190,7 @@ def priority_flood(target: Target) -> Iterator[Finding]:
     tenants = []
     for _ in range(6):
         with target.sessions.begin() as session:
-            attempt = attempts.claim(session, "attack", 60)
+            attempt = claims.claim(session, "attack", 60)
             tenants.append(session.get_one(Job, attempt.job_id).tenant if attempt else "nobody")
     good = all(tenants[n : n + 2].count("victim") == 1 for n in range(0, 6, 2))
     yield Finding("of every two claims, one is the victim's", " ".join(tenants), good)

@@ -14,7 +14,7 @@ from core.jobs.attempts import Attempt, Fault
 from core.jobs.reports import CHANGES
 from core.states import Phase
 from seft.config import PruneSchedule
-from tests import hollow
+from tests import claims, hollow
 
 PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -38,7 +38,7 @@ class SimulatedJob:
     def __init__(self, sessions: sessionmaker[Session], storage: Storage, worker: str = "gpu-1") -> None:
         self.sessions, self.storage = sessions, storage
         with sessions.begin() as session:
-            claimed = attempts.claim(session, worker, LEASE_SECONDS)
+            claimed = claims.claim(session, worker, LEASE_SECONDS)
         assert claimed is not None, "no job is waiting"
         self.attempt: Attempt = claimed
         self.steps = claimed.spec.repair.steps

@@ -7,13 +7,15 @@ import pytest
 from sqlalchemy import text, update
 
 from core import workers
-from core.capability import UNLIMITED, Capability
+from core.capability import Capability
 from core.jobs import attempts, fairness
 from core.jobs.attempts import Attempt
 from core.settings import Settings
 from core.specs import SPEC_VERSION, Dtype
 from core.states import Reason, Status
 from core.tables import Job, Worker
+from tests import claims
+from tests.claims import UNLIMITED
 from tests.core.conftest import GPU, MakeJob, Sessions
 from tests.core.jobs.test_attempts import LEASE, row
 
@@ -24,7 +26,7 @@ OLDER = replace(GPU, bfloat16=False)
 
 def claim(sessions: Sessions, capability: Capability) -> Attempt | None:
     with sessions.begin() as session:
-        return attempts.claim(session, "w1", LEASE, capability=capability)
+        return claims.claim(session, "w1", LEASE, capability=capability)
 
 
 def claimed(sessions: Sessions, capability: Capability) -> Attempt:

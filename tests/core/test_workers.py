@@ -14,6 +14,7 @@ from core.settings import Settings
 from core.states import Phase
 from core.tables import Worker
 from core.totals import Kind
+from tests import claims
 from tests.core.conftest import GPU, MakeJob, Sessions
 from tests.core.jobs.test_attempts import LEASE
 
@@ -50,7 +51,7 @@ def test_a_worker_is_listed_with_its_versions_and_its_job(
         assert job is None
         assert alive
         assert {"torch", "seft", "python"} <= set(worker.versions)
-        attempts.claim(session, "w1", LEASE)
+        claims.claim(session, "w1", LEASE)
     with sessions.begin() as session:
         ((_, _, job),) = workers.list_with_jobs(session, 15)
     assert job is not None
@@ -81,7 +82,7 @@ def test_a_busy_worker_without_notifications_is_healthy(
     for _ in range(2):
         make_job()
     with sessions.begin() as session:
-        attempts.claim(session, "w1", LEASE)
+        claims.claim(session, "w1", LEASE)
     execute(sessions, "UPDATE jobs SET updated_at = now() - interval '1 h'")
     execute(sessions, "UPDATE workers SET consumed_at = now() - interval '1 h'")
     assert unhealthy(sessions, here, settings) == []
@@ -114,7 +115,7 @@ def test_metrics_count_rows_and_name_no_job(sessions: Sessions, make_job: MakeJo
     job_id = make_job()
     make_job()
     with sessions.begin() as session:
-        attempts.claim(session, "w1", LEASE)
+        claims.claim(session, "w1", LEASE)
     execute(sessions, "UPDATE jobs SET updated_at = now() - interval '60 s'")
     execute(sessions, "UPDATE jobs SET lease_expires_at = lease_expires_at - interval '9 s'")
     values = metrics(sessions)
@@ -133,7 +134,7 @@ def publish(session: Session, attempt: Attempt, bytes_: int) -> None:
 def test_sums_outlive_the_jobs_and_count_only_committed_work(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     with sessions.begin() as session:
-        attempt = attempts.claim(session, "w1", LEASE)
+        attempt = claims.claim(session, "w1", LEASE)
         assert attempt is not None
     for phase in (Phase.LOADING, Phase.TRAINING, Phase.TRAINING, Phase.UPLOADING):
         with sessions.begin() as session:

@@ -18,15 +18,17 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import ids
-from core.capability import UNLIMITED, Capability
+from core.capability import Capability
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
-from core.jobs import attempts, jobs
+from core.jobs import jobs
 from core.jobs.attempts import Attempt
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric
 from local import processes
+from tests import claims
+from tests.claims import UNLIMITED
 from worker.attempt import Supervisor
 
 TENANT = "default"
@@ -68,7 +70,7 @@ class Backend:
 
     def claim(self, capability: Capability = UNLIMITED) -> Attempt:
         with self.sessions.begin() as session:
-            attempt = attempts.claim(session, "worker-1", self.settings.lease_seconds, capability)
+            attempt = claims.claim(session, "worker-1", self.settings.lease_seconds, capability)
         assert attempt is not None
         return attempt
 

@@ -22,6 +22,7 @@ from core.jobs import actions, attempts
 from core.states import ImportState
 from core.tables import Import
 from seft.data.records import Format
+from tests import claims
 from tests.worker.conftest import TENANT, Backend
 from worker import cleanup
 from worker.sweep import Sweep
@@ -104,7 +105,7 @@ def test_the_sweep_deletes_expired_rows_and_their_objects(backend: Backend, job_
     with backend.sessions.begin() as session:
         attempts.publish(
             session,
-            attempts.claim(session, "w", 60) or pytest.fail("no job is waiting"),
+            claims.claim(session, "w", 60) or pytest.fail("no job is waiting"),
             step=1,
             prefix=prefix,
             sha256="0",

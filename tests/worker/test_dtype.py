@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from core.capability import CPU, UNLIMITED, Capability
+from core.capability import CPU, Capability
 from core.states import Status
 from core.tables import Job
 from seft.checkpoint.facts import Record
+from tests.claims import UNLIMITED
 from tests.waiting import wait_for
 from tests.worker.conftest import Backend
 from tests.worker.test_pipeline import SPEC, Run, _restore_torch_settings  # noqa: F401

@@ -12,12 +12,12 @@ import redis
 from botocore.exceptions import ClientError
 from sqlalchemy import text, update
 
-from core.capability import UNLIMITED
 from core.infra import queue
 from core.infra.storage import Storage
 from core.jobs import attempts, recovery
 from core.states import Reason, Status
 from core.tables import Job
+from tests.claims import UNLIMITED
 from tests.worker.conftest import Backend, supervisor
 from worker.disk_space import RESERVE_BYTES
 from worker.sweep import Sweep

@@ -8,11 +8,11 @@ import redis
 from sqlalchemy import update
 
 from core import workers
-from core.capability import UNLIMITED
 from core.infra import queue
 from core.jobs import actions
 from core.states import Status
 from core.tables import Job
+from tests.claims import UNLIMITED
 from tests.worker.conftest import Backend, supervisor
 from worker.attempt import Supervisor
 from worker.sweep import Sweep

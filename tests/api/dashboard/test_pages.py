@@ -20,6 +20,7 @@ from core.access.keys import Scope
 from core.jobs import attempts, fairness
 from core.jobs.attempts import Attempt, Fault
 from core.tables import Worker
+from tests import claims
 from tests.api.conftest import Json, NewClient
 from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser, visible
 from tests.api.test_datasets import PART
@@ -73,7 +74,7 @@ def test_worker_is_idle_working_or_not_responding_and_other_tenants_jobs_are_hid
     assert "No worker is connected" not in browser.show("/")
     assert "next in the queue, starts in about a minute" in visible(browser.show("/"))
     with sessions.begin() as session:
-        assert attempts.claim(session, "gpu-1", 60)
+        assert claims.claim(session, "gpu-1", 60)
     assert f"/jobs/{job_id}" in browser.show("/workers")
     strangers = new_browser("theirs").show("/workers")
     assert ">working<" in strangers
@@ -199,7 +200,7 @@ def test_page_of_a_gradual_job_shows_the_rise_and_nothing_of_a_pruned_model(
     for name, more in jobs.items():
         client.post("/jobs", json={**body, **more})
         with sessions.begin() as session:
-            claimed = attempts.claim(session, "gpu-1", 60)
+            claimed = claims.claim(session, "gpu-1", 60)
             assert claimed is not None
             attempts.add_scores(session, claimed, {"dense": 12.0, "repaired": 18.0})
         pages[name] = browser.show(f"/jobs/{claimed.job_id}")

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from core.jobs import attempts
 from core.jobs.attempts import Attempt, Fault
 from core.states import Phase
+from tests import claims
 from tests.api.conftest import Json
 from tests.api.dashboard.conftest import Browser, visible
 
@@ -77,7 +78,7 @@ def test_an_attempt_that_resumes_keeps_the_stages_of_earlier_attempts(
 ) -> None:
     with sessions.begin() as session:
         attempts.release(session, training)
-        second = attempts.claim(session, "w2", 60)
+        second = claims.claim(session, "w2", 60)
     assert second is not None
     assert {state for state, _, _ in shown_phases(browser, training.job_id)} == {"pending"}
     run_phases(sessions, second, Phase.LOADING)

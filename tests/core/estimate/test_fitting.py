@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from core import ids
-from core.capability import CPU, LARGEST, Capability
+from core.capability import CPU, Capability
 from core.estimate import fitting
 from core.estimate.calibration import estimate_seconds
 from core.estimate.footprint import PROCESS_BYTES, memory_by_phase
@@ -18,6 +18,7 @@ from core.states import Phase
 from seft.models.dimensions import Dimensions, read_dimensions
 from seft.models.shapes import shapes
 from seft.models.source import find
+from tests.claims import LARGEST
 from tests.hollow import write_hollow
 
 MINIMAL: dict[str, Any] = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6, "dtype": "float32"}

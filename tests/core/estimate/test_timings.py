@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from core import workers
-from core.capability import UNLIMITED, Capability
+from core.capability import Capability
 from core.estimate import calibration, timings
 from core.estimate.footprint import memory_by_phase
 from core.estimate.speed import Source, Speed, Task, count_work
@@ -16,6 +16,8 @@ from core.specs import Dtype, JobSpec
 from core.states import Phase
 from core.tables import Job
 from seft.models.dimensions import Dimensions, Matrix
+from tests import claims
+from tests.claims import UNLIMITED
 from tests.core.conftest import FLOPS, GPU, MakeJob, Sessions
 
 MEASURED = {"model": {"weights": 1000}, "linears": {"weights": 800}, "grown_zeros": 0}
@@ -36,7 +38,7 @@ PHASES = [
 def run(sessions: Sessions, has: Capability) -> None:
     """Run a job that takes ten seconds in each phase."""
     with sessions.begin() as session:
-        attempt = attempts.claim(session, "w1", 60, capability=has)
+        attempt = claims.claim(session, "w1", 60, capability=has)
         assert attempt is not None
     for phase in PHASES:
         with sessions.begin() as session:

@@ -5,13 +5,14 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy.orm import Session
 
-from core.capability import UNLIMITED
 from core.errors import Code, ProblemError
 from core.jobs import actions, attempts, jobs, recovery
 from core.jobs.attempts import PendingActions
 from core.specs import JobSpec
 from core.states import Phase, Reason, Status
 from core.tables import Job
+from tests import claims
+from tests.claims import UNLIMITED
 from tests.core.conftest import MakeJob, Sessions
 from tests.core.jobs.test_attempts import LEASE, claimed, event_types, expire, row
 from tests.core.jobs.test_recovery import requeue_lost
@@ -48,7 +49,7 @@ def test_a_queued_job_is_paused_at_once_and_no_worker_takes_it(sessions: Session
     job = act(sessions, actions.pause, job_id)
     assert (job.status, reason_code(job)) == (Status.PAUSED, Reason.ASKED)
     with sessions.begin() as session:
-        assert attempts.claim(session, "w1", LEASE) is None
+        assert claims.claim(session, "w1", LEASE) is None
         assert jobs.position(session, job) is None
     job = act(sessions, actions.resume, job_id)
     assert (job.status, job.reason) == (Status.QUEUED, None)
@@ -82,7 +83,7 @@ def test_a_running_job_is_paused_when_its_worker_releases_it(sessions: Sessions,
     job = act(sessions, actions.pause, job_id)
     assert (job.status, job.pausing) == (Status.RUNNING, True)
     with sessions.begin() as session:
-        assert attempts.heartbeat(session, attempt, LEASE) == PendingActions(pausing=True, stop_step=None)
+        assert attempts.heartbeat(session, attempt, LEASE, 0.0) == PendingActions(pausing=True, stop_step=None)
         attempts.release(session, attempt)
     job = row(sessions, job_id)
     assert (job.status, job.pausing, reason_code(job), job.failures) == (Status.PAUSED, False, Reason.ASKED, 0)
@@ -132,7 +133,7 @@ def test_a_stopped_job_stays_stopped_in_later_attempts(sessions: Sessions, make_
     job = act(sessions, actions.stop, job_id)
     assert (job.status, job.stopping, job.pausing) == (Status.RUNNING, True, False)
     with sessions.begin() as session:
-        assert attempts.heartbeat(session, attempt, LEASE) == PendingActions(pausing=False, stop_step=7)
+        assert attempts.heartbeat(session, attempt, LEASE, 0.0) == PendingActions(pausing=False, stop_step=7)
         attempts.release(session, attempt)
     assert claimed(sessions).stop_step == 7
     with sessions.begin() as session:

@@ -19,6 +19,7 @@ from core.specs import SPEC_VERSION
 from core.states import TOPOLOGY_EVOLVED, Phase, Reason, Status
 from core.tables import Base, Job, JobEvent
 from local.servers import Servers
+from tests import claims
 from tests.conftest import as_owner
 from tests.core.conftest import MakeJob, Sessions, plans
 
@@ -27,7 +28,7 @@ LEASE = 60.0
 
 def claimed(sessions: Sessions, worker: str = "w1") -> Attempt:
     with sessions.begin() as session:
-        attempt = attempts.claim(session, worker, LEASE)
+        attempt = claims.claim(session, worker, LEASE)
     assert attempt is not None
     return attempt
 
@@ -63,15 +64,15 @@ def test_no_job_is_claimed_twice(sessions: Sessions, make_job: MakeJob) -> None:
         own: list[str] = []
         while True:
             with sessions.begin() as session:
-                attempt = attempts.claim(session, f"w{number}", LEASE)
+                attempt = claims.claim(session, f"w{number}", LEASE)
             if attempt is None:
                 return own
             own.append(attempt.job_id)
 
     with ThreadPoolExecutor(8) as pool:
-        claims = list(itertools.chain.from_iterable(pool.map(work, range(8))))
-    assert len(claims) == len(job_ids)
-    assert set(claims) == job_ids
+        claimed_ids = list(itertools.chain.from_iterable(pool.map(work, range(8))))
+    assert len(claimed_ids) == len(job_ids)
+    assert set(claimed_ids) == job_ids
 
 
 def test_a_claim_skips_a_job_that_is_being_changed(sessions: Sessions, make_job: MakeJob) -> None:
@@ -80,7 +81,7 @@ def test_a_claim_skips_a_job_that_is_being_changed(sessions: Sessions, make_job:
         other.execute(select(Job).where(Job.id == first).with_for_update())
         assert claimed(sessions).job_id == second
         with sessions.begin() as session:
-            assert attempts.claim(session, "w2", LEASE) is None
+            assert claims.claim(session, "w2", LEASE) is None
     assert claimed(sessions).job_id == first
 
 
@@ -88,7 +89,7 @@ def test_claims_run_one_after_the_other(sessions: Sessions, make_job: MakeJob) -
     first, second = make_job(), make_job()
     with ThreadPoolExecutor(1) as pool:
         with sessions.begin() as one:
-            ours = attempts.claim(one, "w1", LEASE)
+            ours = claims.claim(one, "w1", LEASE)
             later = pool.submit(claimed, sessions, "w2")
             time.sleep(0.3)
             assert not later.done()
@@ -118,7 +119,7 @@ def test_a_job_accepted_by_newer_software_is_left_to_a_newer_worker(sessions: Se
         session.execute(text(later), {"id": newer, "later": SPEC_VERSION + 1})
     assert claimed(sessions).job_id == next_one
     with sessions.begin() as session:
-        assert attempts.claim(session, "w1", LEASE) is None
+        assert claims.claim(session, "w1", LEASE) is None
     job = row(sessions, newer)
     assert (job.status, job.attempt) == (Status.QUEUED, 0)
 
@@ -132,7 +133,7 @@ def all_rows(sessions: Sessions) -> list[object]:
 
 
 WRITES: list[Callable[[Session, Attempt], object]] = [
-    lambda s, a: attempts.heartbeat(s, a, LEASE),
+    lambda s, a: attempts.heartbeat(s, a, LEASE, 0.0),
     lambda s, a: attempts.set_progress(s, a, phase=Phase.TRAINING, progress=0.5, step=3),
     lambda s, a: attempts.add_metrics(s, a, [(1, {"loss": 1.0})]),
     lambda s, a: attempts.add_event(s, a, "evolved", {}),
@@ -259,7 +260,7 @@ def test_a_failing_job_is_retried_up_to_the_maximum_of_failures(sessions: Sessio
     job_id = make_job()
     for again in (True, True, False):
         with sessions.begin() as session:
-            attempt = attempts.claim(session, "w1", LEASE)
+            attempt = claims.claim(session, "w1", LEASE)
             assert attempt is not None
             retried = attempts.fail(
                 session, attempt, fault=Fault.SYSTEM, code="oops", message="broken", retry=True, max_failures=3
@@ -285,7 +286,7 @@ def test_a_heartbeat_renews_the_lease_without_a_visible_change(sessions: Session
     attempt = claimed(sessions)
     before = row(sessions, job_id)
     with sessions.begin() as session:
-        attempts.heartbeat(session, attempt, 2 * LEASE)
+        attempts.heartbeat(session, attempt, 2 * LEASE, 0.0)
     after = row(sessions, job_id)
     assert before.lease_expires_at is not None
     assert after.lease_expires_at is not None

@@ -19,6 +19,7 @@ from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Job
 from seft.data.records import Format
+from tests import claims
 from tests.core.conftest import Sessions
 from tests.core.jobs.test_attempts import LEASE, row
 
@@ -42,10 +43,10 @@ def make(sessions: Sessions, spec: JobSpec) -> MakeFor:
 
 def claim(sessions: Sessions, **limits: Any) -> Attempt | None:
     with sessions.begin() as session:
-        return attempts.claim(session, "w1", LEASE, **limits)
+        return claims.claim(session, "w1", LEASE, **limits)
 
 
-def claims(sessions: Sessions, count: int, **limits: Any) -> list[str | None]:
+def claim_each(sessions: Sessions, count: int, **limits: Any) -> list[str | None]:
     """Claim jobs that all keep running."""
     claimed = [claim(sessions, **limits) for _ in range(count)]
     return [attempt.job_id if attempt else None for attempt in claimed]
@@ -66,7 +67,7 @@ def served(sessions: Sessions, count: int, **limits: Any) -> list[str]:
 def test_tenants_take_turns_regardless_of_how_many_jobs_each_has_queued(sessions: Sessions, make: MakeFor) -> None:
     ours = [make("ours") for _ in range(3)]
     theirs = [make("theirs") for _ in range(2)]
-    assert claims(sessions, 5) == [ours[0], theirs[0], ours[1], theirs[1], ours[2]]
+    assert claim_each(sessions, 5) == [ours[0], theirs[0], ours[1], theirs[1], ours[2]]
 
 
 def test_tenants_take_turns_on_a_single_worker(sessions: Sessions, make: MakeFor) -> None:
@@ -83,7 +84,7 @@ def test_priority_orders_the_jobs_of_one_tenant_only(sessions: Sessions, make: M
     with sessions.begin() as session:
         places = [jobs.position(session, session.get_one(Job, job_id)) for job_id in (late, urgent, theirs)]
     assert places == [3, 1, 2]
-    assert claims(sessions, 3) == [urgent, theirs, late]
+    assert claim_each(sessions, 3) == [urgent, theirs, late]
 
 
 def test_a_tenant_with_a_larger_weight_gets_more_workers_and_more_turns(sessions: Sessions, make: MakeFor) -> None:
@@ -113,7 +114,7 @@ def test_a_job_that_no_worker_can_run_does_not_hold_up_other_tenants(sessions: S
     stuck, theirs, ours = make("ours", 9), make("theirs"), make("ours")
     with sessions.begin() as session:
         session.execute(text("UPDATE jobs SET spec_version = 1000 WHERE id = :id"), {"id": stuck})
-    assert set(claims(sessions, 2)) == {theirs, ours}
+    assert set(claim_each(sessions, 2)) == {theirs, ours}
     assert claim(sessions) is None
 
 
@@ -124,9 +125,9 @@ def test_only_the_first_jobs_of_a_tenant_are_considered(
     with sessions.begin() as session:
         session.execute(text("UPDATE jobs SET spec_version = 1000 WHERE id = ANY(:ids)"), {"ids": stuck})
     monkeypatch.setattr(fairness, "CONSIDERED", 3)
-    assert claims(sessions, 2) == [theirs, None]
+    assert claim_each(sessions, 2) == [theirs, None]
     monkeypatch.setattr(fairness, "CONSIDERED", 4)
-    assert claims(sessions, 1) == [ours]
+    assert claim_each(sessions, 1) == [ours]
 
 
 def test_limits_per_tenant_are_on_by_default(settings: Settings) -> None:
@@ -137,7 +138,7 @@ def test_limits_per_tenant_are_on_by_default(settings: Settings) -> None:
 def test_running_jobs_per_tenant_are_limited(sessions: Sessions, make: MakeFor, settings: Settings) -> None:
     ours = [make("ours", 5) for _ in range(3)]
     theirs = make("theirs")
-    assert claims(sessions, 4, tenant_running=2) == [ours[0], theirs, ours[1], None]
+    assert claim_each(sessions, 4, tenant_running=2) == [ours[0], theirs, ours[1], None]
     with sessions.begin() as session:
         waiting = session.get_one(Job, ours[2])
         reason = fairness.waiting_reason(session, waiting, settings.model_copy(update={"tenant_running": 2}))
@@ -150,7 +151,7 @@ def test_running_jobs_per_tenant_are_limited(sessions: Sessions, make: MakeFor, 
 def test_running_jobs_per_key_are_limited(sessions: Sessions, make: MakeFor, settings: Settings) -> None:
     mine = [make("ours", key="key_a") for _ in range(3)]
     other, nobodys = make("ours", key="key_b"), make("ours")
-    assert claims(sessions, 5, key_running=2) == [*mine[:2], other, nobodys, None]
+    assert claim_each(sessions, 5, key_running=2) == [*mine[:2], other, nobodys, None]
     with sessions.begin() as session:
         waiting = session.get_one(Job, mine[2])
         reason = fairness.waiting_reason(session, waiting, settings.model_copy(update={"key_running": 2}))
@@ -208,7 +209,7 @@ def test_a_job_with_an_invalid_request_does_not_block_the_next_one(sessions: Ses
     old, next_one = make("ours"), make("theirs")
     with sessions.begin() as session:
         session.execute(text("UPDATE jobs SET spec = '{}' WHERE id = :id"), {"id": old})
-    assert claims(sessions, 2) == [next_one, None]
+    assert claim_each(sessions, 2) == [next_one, None]
     assert row(sessions, old).status == "failed"
 
 

@@ -19,6 +19,7 @@ from core.jobs.attempts import Attempt, Fault
 from core.specs import JobSpec
 from core.states import Phase, Reason, Status, Transition
 from core.tables import Base, Job, JobEvent
+from tests import claims
 from tests.core.conftest import Sessions
 from tests.core.jobs.test_attempts import expire
 
@@ -119,7 +120,7 @@ class ModelJob:
 def work(session: Session, attempt: Attempt, call: str) -> None:
     match call:
         case "report":
-            attempts.heartbeat(session, attempt, 60)
+            attempts.heartbeat(session, attempt, 60, 0.0)
             attempts.set_progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=attempt.number)
         case "save":
             attempts.save_resume(session, attempt, {"step": 0, "files": []})
@@ -182,7 +183,7 @@ class JobLife(RuleBasedStateMachine):
     @rule(target=claimed)
     def claim(self) -> Attempt | None:
         with self.sessions.begin() as session:
-            attempt = attempts.claim(session, "worker", 60)
+            attempt = claims.claim(session, "worker", 60)
         waiting = [job for job in self.expected.values() if job.status is Status.QUEUED]
         assert (attempt is None) == (not waiting)
         if attempt is not None:

@@ -58,7 +58,7 @@ def test_a_late_heartbeat_keeps_a_job_that_is_not_requeued_yet(sessions: Session
     attempt = claimed(sessions)
     expire(sessions, job_id)
     with sessions.begin() as session:
-        attempts.heartbeat(session, attempt, 60)
+        attempts.heartbeat(session, attempt, 60, 0.0)
     assert requeue_lost(sessions) == []
 
 

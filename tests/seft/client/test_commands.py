@@ -24,6 +24,7 @@ from core.tables import JobEvent
 from seft.client import Client, uploads
 from seft.client.downloads import PART_BYTES
 from seft.client.shell import Exit
+from tests import claims
 from tests.seft.client.conftest import Service, Shell, create
 from tests.seft.client.servers import Script, Store, serving
 
@@ -34,7 +35,7 @@ CONTENT = bytes(range(256)) * ((2 * PART_BYTES + 512) // 256)
 def succeed(service: Service, content: bytes) -> str:
     """Do what a worker would do with the next job, and return the job's id."""
     with service.sessions.begin() as session:
-        attempt = attempts.claim(session, "gpu-1", 60)
+        attempt = claims.claim(session, "gpu-1", 60)
     assert attempt
     service.storage.put(f"{attempt.job_id}/model.safetensors", content)
     file = {"name": "model.safetensors", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
