@@ -89,17 +89,3 @@ def level() -> Level | None:
     """Return the level in use, or None if the kernels were not compiled."""
     loaded = library()
     return None if loaded is None else Level(loaded.seft_level())
-
-
-def supported_levels() -> list[Level]:
-    """Return the levels that this processor can run. Empty if the kernels were not compiled."""
-    loaded = library()
-    return [] if loaded is None else [each for each in Level if loaded.seft_supported(each)]
-
-
-def use_level(wanted: Level) -> None:
-    """Use another level in this process. Raises AccelerateError if the processor does not have it."""
-    if wanted not in supported_levels():
-        found = ", ".join(each.name for each in supported_levels()) or "none, because the kernels were not compiled"
-        raise AccelerateError(f"a level must be one that this machine has; {wanted.name} is not. It has {found}.")
-    library().seft_use_level(wanted)

@@ -34,7 +34,7 @@ def test_the_entries_are_those_of_the_dense_product(
     found = by_kernel(left, right, positions)
     assert found.dtype == torch.float32
     assert ((found.double() - product).abs() <= 2**-21 * size).all()
-    kernels.use_level(Level.PLAIN)
+    kernels.library().seft_use_level(Level.PLAIN)
     if level is not Level.AVX512 or dtype == torch.float32:
         assert torch.equal(found, by_kernel(left, right, positions)), "the order of the sums is that of every level"
 
