@@ -55,8 +55,6 @@ class Postgres(Server):
     name = "postgres"
     stop_signal = parent_death_signal = signal.SIGINT  # "fast" shutdown; on SIGTERM it waits for its clients
     not_ready = (psycopg.OperationalError,)
-    durable = True
-    """Whether committed data survives a crash of the operating system. A crash of Postgres alone loses nothing."""
 
     @cached_property
     def binaries(self) -> Path:
@@ -73,8 +71,6 @@ class Postgres(Server):
             self._initialise(data)
         remove_if_zombie(data / "postmaster.pid")
         options = {"listen_addresses": LOOPBACK, "port": str(self.port), "unix_socket_directories": ""}
-        if not self.durable:
-            options |= {"fsync": "off", "full_page_writes": "off"}
         return [
             *(str(self.binaries / "postgres"), "-D", str(data)),
             *(argument for key, value in options.items() for argument in ("-c", f"{key}={value}")),
@@ -210,17 +206,13 @@ class ObjectStore(Server):
 
 
 class Servers:
-    """The three servers in one folder. Use it in a `with` statement: they start at its begin and stop at its end.
+    """The three servers in one folder. Use it in a `with` statement: they start at its begin and stop at its end."""
 
-    If they are not `durable`, Postgres does not wait for the disk. Then a crash of the operating system loses data.
-    """
-
-    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+    def __init__(self, folder: Path) -> None:
         if sys.platform != "linux":
             raise LocalError(f"The local stack needs Linux; this is {sys.platform}. Use `docker compose up` instead.")
         self.lock = FolderLock(folder.resolve())
         self.postgres, self.valkey, self.storage = Postgres(self.lock), Valkey(self.lock), ObjectStore(self.lock)
-        self.postgres.durable = durable
         self.all = self.storage, self.valkey, self.postgres
 
     def start(self) -> None:

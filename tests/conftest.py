@@ -72,7 +72,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     Postgres does not wait for the disk, because a database is created for every test.
     """
     folder = tmp_path_factory.mktemp("servers")
-    with Servers(folder, durable=False) as running:
+    with Servers(folder) as running:
+        with psycopg.connect(running.postgres.url("postgres"), autocommit=True) as connection:
+            for setting in ("fsync", "full_page_writes"):
+                connection.execute(f"ALTER SYSTEM SET {setting} = off")
+            connection.execute("SELECT pg_reload_conf()")
         yield running
     shutil.rmtree(folder)
 
