@@ -36,7 +36,7 @@ from seft.multiple_choice import accuracy
 from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.report import Evolved, Step
-from seft.retain import load_retained, opening_tokens, save_retained, split_retained
+from seft.retain import load_retained, save_retained, split_retained, start_tokens
 from seft.stages import retained_text, windows_to_retain
 
 TextName = Literal["wikitext2", "gsm8k"]
@@ -168,7 +168,7 @@ class Bench:
         dataset = None
         if config.retain is Retain.DATASET:
             dataset = windows_to_retain(encode(self._records(RETAINED), loaded.tokenizer), config)
-        retained = retained_text(loaded, config, opening_tokens(loaded.tokenizer), dataset)
+        retained = retained_text(loaded, config, start_tokens(loaded.tokenizer), dataset)
         assert retained
         save_retained(retained, path.with_suffix(".new"))
         path.with_suffix(".new").rename(path)

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria
 
 from seft.config import RepairConfig
-from seft.data.chat import question_opening
+from seft.data.chat import question_start
 from seft.data.packing import Packed, Predictions
 from seft.data.text import require_known_tokens
 from seft.data.tokens import bos_tokens, eos_token, text_tokens
@@ -39,8 +39,8 @@ REPORTED = 4
 """Number of tokens of a window between two reports."""
 WRITTEN_PARTS = 3
 """Time to write a token, in times to record the prediction of one. Used for the progress only."""
-LONGEST_OPENING = 0.5
-"""Largest part of a window that the opening may fill."""
+LONGEST_START = 0.5
+"""Largest part of a window that the start tokens may fill."""
 
 
 def require_retained(config: RepairConfig, retained: Packed | None) -> None:
@@ -58,42 +58,41 @@ def require_retained(config: RepairConfig, retained: Packed | None) -> None:
         raise ConfigError("retained", rule, str(shape), "Give more text, or make it with seft.retain.", lead="it has")
 
 
-def opening_tokens(tokenizer: Any) -> list[int]:
+def start_tokens(tokenizer: Any) -> list[int]:
     """Return the tokens from which the model writes on: the start of a question, or the start of a text.
 
     This runs the chat template of the model.
     """
-    if opening := question_opening(tokenizer):
-        return text_tokens(opening, tokenizer)
+    if question := question_start(tokenizer):
+        return text_tokens(question, tokenizer)
     return bos_tokens(tokenizer) or [eos_token(tokenizer)]
 
 
 @torch.no_grad()
-def write_windows(model: Any, opening: Sequence[int], config: RepairConfig, report: Reporter = silent) -> Packed:
-    """Return windows that the model writes after `opening`, about `retain_tokens` tokens in all. It reads no text.
+def write_windows(model: Any, start: Sequence[int], config: RepairConfig, report: Reporter = silent) -> Packed:
+    """Return windows that the model writes after the tokens `start`, about `retain_tokens` tokens in all.
 
-    The opening is not trained on. Reports the first part of the phase WRITING; `with_predictions` reports the last.
-    The text follows from the seed and the model, on devices of one kind. Raises ConfigError if the opening is too long.
+    The model reads no text. `start` is not trained on. Reports the first part of the phase WRITING; `with_predictions`
+    reports the last. The text follows from the seed and the model, on devices of one kind. Raises ConfigError if
+    `start` is too long.
     """
     length = config.sequence_tokens
-    if len(opening) > LONGEST_OPENING * length:
-        rule = (
-            f"must be at least {math.ceil(len(opening) / LONGEST_OPENING)} to retain written text, because this model"
-        )
+    if len(start) > LONGEST_START * length:
+        rule = f"must be at least {math.ceil(len(start) / LONGEST_START)} to retain written text, because this model"
         raise ConfigError(
             "sequence_tokens",
-            f"{rule} starts every conversation with {len(opening)} tokens",
+            f"{rule} starts every conversation with {len(start)} tokens",
             length,
             "Raise it, or set retain to none.",
         )
     count = config.retained_windows
     at_once = config.written_at_once
-    start = torch.tensor(list(opening), device=model.device)
-    require_known_tokens(start.cpu(), model)
+    first = torch.tensor(list(start), device=model.device)
+    require_known_tokens(first.cpu(), model)
     seeds, parts = generator(config.seed, "retained text"), []
     with _sampling(model, length):
         for done in range(0, count, at_once):
-            rows = start.expand(min(at_once, count - done), -1)
+            rows = first.expand(min(at_once, count - done), -1)
             progress = _Progress(report, done * length, count * length)
             with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
                 torch.manual_seed(int(torch.randint(1 << 62, (), generator=seeds)))
@@ -102,7 +101,7 @@ def write_windows(model: Any, opening: Sequence[int], config: RepairConfig, repo
                 )
             parts.append(written.cpu())
     windows = Packed.plain(torch.cat(parts))
-    return replace(windows, trained=windows.positions >= len(opening))
+    return replace(windows, trained=windows.positions >= len(start))
 
 
 class _Progress(StoppingCriteria):  # type: ignore[misc]

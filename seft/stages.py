@@ -33,7 +33,7 @@ from seft.prune.loop import prune_model
 from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair, RepairResult
 from seft.report import Phase, Progress, Reporter, silent
-from seft.retain import opening_tokens, split_retained, with_predictions, write_windows
+from seft.retain import split_retained, start_tokens, with_predictions, write_windows
 
 LoadModel = Callable[[], Any]
 """Function that loads a dense model. It is called only if the stage needs the model."""
@@ -68,18 +68,18 @@ def windows_to_retain(dataset: Sequence[Encoded], config: RepairConfig) -> Packe
 
 
 def retained_text(
-    loaded: Loaded, config: RepairConfig, opening: Sequence[int], dataset: Packed | None, report: Reporter = silent
+    loaded: Loaded, config: RepairConfig, start: Sequence[int], dataset: Packed | None, report: Reporter = silent
 ) -> Packed | None:
     """Return the text that the repair retains, with the predictions of the dense model, or None if it retains none.
 
-    `loaded` is the dense model, on the device on which it runs. It writes after `opening`, the result of
-    `seft.retain.opening_tokens`. If a dataset is to be retained, `dataset` is the result of `windows_to_retain`.
+    `loaded` is the dense model, on the device on which it runs. It writes after the tokens `start`, the result of
+    `seft.retain.start_tokens`. If a dataset is to be retained, `dataset` is the result of `windows_to_retain`.
     """
     if not config.retains:
         return None
     if dataset is not None:
         return with_predictions(loaded.model, dataset, report)
-    windows = write_windows(loaded.model, opening, config, report)
+    windows = write_windows(loaded.model, start, config, report)
     return with_predictions(loaded.model, windows, report, written=True)
 
 
@@ -101,7 +101,7 @@ def retained_on(
     model.to(device)
     if config.retain is Retain.DATASET:
         windows = windows_to_retain(encode(dataset or (), loaded.tokenizer), config)
-    retained = retained_text(loaded, config, opening_tokens(loaded.tokenizer), windows, report)
+    retained = retained_text(loaded, config, start_tokens(loaded.tokenizer), windows, report)
     model.to(before)
     return retained
 

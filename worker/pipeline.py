@@ -182,7 +182,7 @@ class Pipeline:
         """
         if self.repair:
             report = self._reporter()
-            self.retained = stages.retained_text(loaded, self.repair, text.opening, text.retained, report)
+            self.retained = stages.retained_text(loaded, self.repair, text.start_tokens, text.retained, report)
         self._evaluate("dense", Stage.DENSE, loaded, text)
 
         def load_dense() -> Any:

@@ -15,7 +15,7 @@ from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain
 from seft.data import records
 from seft.data.packing import Packed, pack
 from seft.data.text import encode, evaluation_windows, named, split_described
-from seft.retain import opening_tokens
+from seft.retain import start_tokens
 from seft.texts import describe_records, describe_retained, split_dataset
 from worker.protocol import DATA, HELD_OUT_DATA, RETAIN_DATA, Task
 
@@ -27,7 +27,7 @@ class JobTexts:
     calibration: Int[Tensor, "windows tokens"]
     training: Packed | None
     held_out: Packed
-    opening: list[int]
+    start_tokens: list[int]
     """What the dense model starts with if it writes the text to retain."""
     retained: Packed | None
     """Windows of the dataset to retain, if there is one and no saved state has them."""
@@ -80,9 +80,9 @@ def read_texts(
             packed = pack(encoded, repair.sequence_tokens) if repair else None
         with named("held-out text", "evaluate.tokens", "evaluate.held_out", "evaluate.dataset"):
             windows = evaluation_windows(judged, evaluate.tokens, evaluate.windows)
-    opening = opening_tokens(tokenizer) if repair and repair.retain is Retain.WRITTEN else []
+    start = start_tokens(tokenizer) if repair and repair.retain is Retain.WRITTEN else []
     described: dict[Role, TextInfo] = {
         "dataset": describe_records(task.names.get(DATA), encoded),
         "held_out": describe_records(task.names.get(DATA if share else HELD_OUT_DATA), judged),
     }
-    return JobTexts(calibration, packed, windows, opening, retained, described)
+    return JobTexts(calibration, packed, windows, start, retained, described)

@@ -38,7 +38,7 @@ def tokenize_chat(chat: Chat, tokenizer: Any) -> Tokenized:
     return tokenized
 
 
-def question_opening(tokenizer: Any) -> str | None:
+def question_start(tokenizer: Any) -> str | None:
     """Return what the chat template writes before the first question, or None if it has no such text."""
     mark = "QUESTION"
     try:

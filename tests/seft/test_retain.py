@@ -18,7 +18,7 @@ from seft.loss import TokenLoss
 from seft.objective import CrossEntropy
 from seft.repair import Repair, schedule
 from seft.report import Judged, Progress, Report, Step
-from seft.retain import load_retained, opening_tokens, save_retained, split_retained, with_predictions, write_windows
+from seft.retain import load_retained, save_retained, split_retained, start_tokens, with_predictions, write_windows
 from tests.seft.repair.repairing import PRUNED, TOKENS, pruned_tiny, same_bits, short, weights
 from tests.tiny import beginning_tokenizer, tiny_tokenizer, untrained_tiny
 
@@ -78,16 +78,16 @@ def test_a_step_has_its_share_of_retained_windows_and_no_window_is_skipped(share
 def test_written_text_follows_from_the_seed_and_changes_nothing_else(tokenizer: Any, template: str | None) -> None:
     tokenizer.chat_template = template
     model, config = untrained_tiny(), replace(short(), retain=Retain.WRITTEN, retain_tokens=5 * LENGTH)
-    before, settings, opening = torch.get_rng_state(), model.generation_config, opening_tokens(tokenizer)
-    first, second = (write_windows(model, opening, config) for _ in range(2))
-    other = write_windows(model, opening, replace(config, seed=1))
+    before, settings, start = torch.get_rng_state(), model.generation_config, start_tokens(tokenizer)
+    first, second = (write_windows(model, start, config) for _ in range(2))
+    other = write_windows(model, start, replace(config, seed=1))
     assert first.tokens.shape == (5, LENGTH)
     assert torch.equal(first.tokens, second.tokens)
     assert not torch.equal(first.tokens, other.tokens)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.generation_config is settings
-    assert not first.trained[:, : len(opening)].any()
-    assert first.trained[:, len(opening) :].all()
+    assert not first.trained[:, : len(start)].any()
+    assert first.trained[:, len(start) :].all()
     text = tokenizer.decode(first.tokens[0])
     assert text.startswith("<|user|>" if template == CHAT else tokenizer.bos_token or tokenizer.eos_token)
 
@@ -120,7 +120,7 @@ def test_the_progress_rises_from_the_first_tokens_to_the_last_prediction(dataset
     assert (done[0] < 0.2, done[-1]) == (True, 1.0)
 
 
-def test_an_opening_that_fills_the_window_is_rejected() -> None:
+def test_start_tokens_that_fill_the_window_are_rejected() -> None:
     config = short(retain=Retain.WRITTEN)
     with pytest.raises(ConfigError, match="must be at least 200 to retain written text"):
         write_windows(untrained_tiny(), [1] * 100, replace(config, sequence_tokens=96, batch_tokens=960))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from seft.data.chat import question_opening, tokenize_chat
+from seft.data.chat import question_start, tokenize_chat
 from seft.data.records import Chat, Message, Parser, Role
 from seft.errors import ConfigError
 from tests.tiny import tiny_tokenizer
@@ -206,10 +206,10 @@ def test_a_conversation_that_a_template_cannot_render_is_named_by_file_and_line(
         tokenize_chat(parsed, tokenizer_with(template))
 
 
-def test_several_templates_without_a_default_are_rejected_and_open_no_question() -> None:
+def test_several_templates_without_a_default_are_rejected_and_start_no_question() -> None:
     tokenizer = tokenizer_with(CHATML)
     tokenizer.chat_template = {"tools": CHATML, "rag": CHATML}
     with pytest.raises(ConfigError, match="must have one that is the default; it is 'tools, rag'"):
         tokenize_chat(CONVERSATION, tokenizer)
-    assert question_opening(tokenizer) is None
-    assert question_opening(tokenizer_with("{{ 1 / 0 }}")) is None
+    assert question_start(tokenizer) is None
+    assert question_start(tokenizer_with("{{ 1 / 0 }}")) is None
