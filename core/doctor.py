@@ -54,16 +54,16 @@ class Finding:
 
     name: str
     state: State
-    seen: str
-    mend: str = ""
+    found: str
+    fix: str = ""
 
 
 class CheckFailed(Exception):  # noqa: N818 (not an error of the program)
     """A check failed, and has more specific advice than the one in `CHECKS`."""
 
-    def __init__(self, seen: str, mend: str, state: State = State.WRONG) -> None:
-        super().__init__(seen)
-        self.seen, self.mend, self.state = seen, mend, state
+    def __init__(self, found: str, fix: str, state: State = State.WRONG) -> None:
+        super().__init__(found)
+        self.found, self.fix, self.state = found, fix, state
 
 
 def run_checks() -> Iterator[Finding]:
@@ -89,7 +89,7 @@ def run_check(name: str, settings: Settings) -> Finding:
     try:
         return Finding(name, State.OK, check(settings))
     except CheckFailed as failure:
-        return Finding(name, failure.state, failure.seen, failure.mend)
+        return Finding(name, failure.state, failure.found, failure.fix)
     except Exception as error:
         message = " ".join(str(error).split()) or type(error).__name__
         return Finding(name, State.WRONG, message, fix)
@@ -124,8 +124,8 @@ def database(settings: Settings) -> str:
         }
     required = {(table.name, column.name) for table in Base.metadata.tables.values() for column in table.columns}
     if missing := sorted(required - existing):
-        seen = f"Postgres {server} lacks {len(missing)} columns of this version, such as {'.'.join(missing[0])}"
-        raise CheckFailed(seen, "Upgrade the schema: python -m migrations")
+        found = f"Postgres {server} lacks {len(missing)} columns of this version, such as {'.'.join(missing[0])}"
+        raise CheckFailed(found, "Upgrade the schema: python -m migrations")
     return f"Postgres {server}, with all tables and columns of this version"
 
 
@@ -137,8 +137,8 @@ def clock(settings: Settings) -> str:
     after = datetime.now(UTC)
     difference = max((before - database_time).total_seconds(), (database_time - after).total_seconds(), 0)
     if difference > MAX_CLOCK_DIFFERENCE:
-        seen = f"the clocks of this machine and the database differ by {difference:.0f} s"
-        raise CheckFailed(seen, "Synchronize both with a time server (chrony, systemd-timesyncd).")
+        found = f"the clocks of this machine and the database differ by {difference:.0f} s"
+        raise CheckFailed(found, "Synchronize both with a time server (chrony, systemd-timesyncd).")
     return "agrees with the clock of the database"
 
 
@@ -185,11 +185,11 @@ def _check_link(settings: Settings, link: str) -> str:
     try:
         if httpx2.get(link, timeout=10).content == b"kept":
             return "download links work"
-        seen = f"{public.netloc} responds, but not with the object"
+        found = f"{public.netloc} responds, but not with the object"
     except httpx2.HTTPError as error:
-        seen = f"{public.netloc} cannot be reached from here ({error})"
+        found = f"{public.netloc} cannot be reached from here ({error})"
     fix = f"Try {public.netloc} on a user's machine. If it fails there too, correct SEFT_S3_PUBLIC_ENDPOINT."
-    raise CheckFailed(f"stores objects and signs download links correctly; {seen}", fix, State.NOTE)
+    raise CheckFailed(f"stores objects and signs download links correctly; {found}", fix, State.NOTE)
 
 
 def disk(settings: Settings) -> str:
@@ -199,8 +199,8 @@ def disk(settings: Settings) -> str:
         file.write(b"kept")
     free = disk_usage(settings.scratch).free
     if free < MIN_FREE_DISK:
-        seen = f"{settings.scratch} has {free / GIB:.1f} GiB free"
-        raise CheckFailed(seen, f"Set SEFT_SCRATCH to a folder with at least {MIN_FREE_DISK // GIB} GiB free.")
+        found = f"{settings.scratch} has {free / GIB:.1f} GiB free"
+        raise CheckFailed(found, f"Set SEFT_SCRATCH to a folder with at least {MIN_FREE_DISK // GIB} GiB free.")
     return f"{settings.scratch} is writable and has {free / GIB:.0f} GiB free"
 
 
@@ -216,17 +216,17 @@ def models(settings: Settings) -> str:
             except SourceError as error:
                 rejected.append(str(error))
     if rejected:
-        seen = f"{accepted} models are accepted and {len(rejected)} are rejected: {rejected[0]}"
+        found = f"{accepted} models are accepted and {len(rejected)} are rejected: {rejected[0]}"
         raise CheckFailed(
-            seen, "Repair or remove each rejected model. The user that runs the worker must be able to read it."
+            found, "Repair or remove each rejected model. The user that runs the worker must be able to read it."
         )
     if not accepted:
         offline = os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}
-        seen = "no local models" + (
+        found = "no local models" + (
             ", and HF_HUB_OFFLINE disables the hub" if offline else "; jobs can use hub models only"
         )
         fix = "Put model folders into a folder of SEFT_MODEL_ROOTS."
-        raise CheckFailed(seen, fix, State.WRONG if offline else State.NOTE)
+        raise CheckFailed(found, fix, State.WRONG if offline else State.NOTE)
     return f"{accepted} accepted"
 
 
@@ -234,27 +234,27 @@ def device(settings: Settings) -> str:
     """Check that the driver, torch and SEFT_DEVICE fit together, and that the memory of the device is free."""
     driver, torch = devices.driver(), devices.torch()
     if torch is None:
-        seen = "torch is not installed, so this machine cannot run a worker"
-        raise CheckFailed(seen, "Run `seft doctor` on the worker's machine too.", State.NOTE)
+        found = "torch is not installed, so this machine cannot run a worker"
+        raise CheckFailed(found, "Run `seft doctor` on the worker's machine too.", State.NOTE)
     build = f"torch {torch['version']}"
     if not torch["there"] and (driver or settings.device.startswith("cuda")):
         if driver is None:
-            seen, fix = "no NVIDIA driver", "Install the driver and the container toolkit, or set SEFT_DEVICE=cpu."
+            found, fix = "no NVIDIA driver", "Install the driver and the container toolkit, or set SEFT_DEVICE=cpu."
         elif torch["cuda"] is None:
-            seen, fix = f"{driver}; {build} is built without CUDA", "Install torch with CUDA."
+            found, fix = f"{driver}; {build} is built without CUDA", "Install torch with CUDA."
         else:
-            seen = f"{driver}; {build} for CUDA {torch['cuda']} finds no device"
+            found = f"{driver}; {build} for CUDA {torch['cuda']} finds no device"
             fix = (
                 "Install a newer driver or torch for an older CUDA. In a container, check that the device is passed in."
             )
-        raise CheckFailed(seen, fix)
+        raise CheckFailed(found, fix)
     if not torch["there"] or settings.device == "cpu":
         return f"{build}, on the CPU"
     for index, (free, total) in enumerate(torch["memory"]):
         if free < total / 2:
-            seen = f"cuda:{index} has {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+            found = f"cuda:{index} has {free / GIB:.1f} of {total / GIB:.1f} GiB free"
             fix = "Run nvidia-smi to see which processes use the other memory. One of them may be a running job."
-            raise CheckFailed(seen, fix, State.NOTE)
+            raise CheckFailed(found, fix, State.NOTE)
     return f"{driver or 'a device'}; {build} for CUDA {torch['cuda']}"
 
 

@@ -22,8 +22,8 @@ def check(name: str, settings: Settings, **broken: object) -> Finding:
 
 def assert_wrong(finding: Finding, *words: str, state: State = State.WRONG) -> None:
     assert finding.state is state, finding
-    assert finding.mend
-    assert all(word in f"{finding.seen} {finding.mend}" for word in words), finding
+    assert finding.fix
+    assert all(word in f"{finding.found} {finding.fix}" for word in words), finding
 
 
 def test_a_healthy_service_passes_all_checks(
@@ -35,7 +35,7 @@ def test_a_healthy_service_passes_all_checks(
     findings = list(run_checks())
     assert {finding.state for finding in findings} == {State.OK}, findings
     assert "1 accepted" in str(findings)
-    assert all(finding.seen and not finding.mend for finding in findings)
+    assert all(finding.found and not finding.fix for finding in findings)
 
 
 def test_a_kernel_that_cannot_confine_a_training_process_is_named(
@@ -61,8 +61,8 @@ def test_a_misspelt_setting_is_named_and_other_variables_are_not(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("core.doctor.CHECKS", {})
     _, note = run_checks()
-    assert (note.state, note.mend) == (State.NOTE, "Did you mean SEFT_RATE_LIMIT?")
-    assert "SEFT_RATELIMIT" in note.seen
+    assert (note.state, note.fix) == (State.NOTE, "Did you mean SEFT_RATE_LIMIT?")
+    assert "SEFT_RATELIMIT" in note.found
 
 
 def test_a_database_that_is_unreachable_or_rejects_or_is_outdated_is_named(

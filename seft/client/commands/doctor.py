@@ -20,8 +20,8 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(Exit.USAGE) from error
     code = Exit.DONE
     for finding in run_checks():
-        line = f"{finding.state:<5}  {finding.name:<8}  {finding.seen}"
-        show(asdict(finding), as_json, f"{line}\n{'':17}{finding.mend}" if finding.mend else line)
+        line = f"{finding.state:<5}  {finding.name:<8}  {finding.found}"
+        show(asdict(finding), as_json, f"{line}\n{'':17}{finding.fix}" if finding.fix else line)
         if finding.state is State.WRONG:
             # Without valid settings nothing else is checked.
             code = Exit.USAGE if finding.name == "settings" else Exit.FAILED
