@@ -74,7 +74,7 @@ class JobChanges:
             try:
                 versions = await run_sync(self._read, list(self._waiters), limiter=self._poller_thread)
             except SQLAlchemyError as error:
-                log.warning("changes.unread", error=str(error))
+                log.warning("changes.not_read", error=str(error))
                 continue
             for job_id, version in versions.items():
                 for waiter in self._waiters.get(job_id, ()):

@@ -101,12 +101,12 @@ class WebhookSender(Poller):
         try:
             result = await call(delivery, self.allowed, self.resolver)
         except Exception:  # without a result, the delivery would be claimed again without end
-            log.exception("webhook.uncalled", delivery=delivery.id)
+            log.exception("webhook.call_failed", delivery=delivery.id)
             result = DeliveryResult(None, "An internal error of the service prevented this delivery.")
         try:
             await run_sync(self._record, delivery, result)
         except Exception as error:
-            log.warning("webhook.unrecorded", delivery=delivery.id, error=str(error))
+            log.warning("webhook.result_not_saved", delivery=delivery.id, error=str(error))
 
     def _record(self, delivery: PendingDelivery, result: DeliveryResult) -> None:
         with self.sessions.begin() as session:

@@ -369,7 +369,7 @@ class Supervisor:
         needs = disk_space.required_space(self.files.folder, needed)
         self.writer.flush()
         self.writer.write(lambda session: attempts.hold_for_space(session, self.attempt, reason, message, needs))
-        self._end("attempt.set_aside", code=reason, message=message)
+        self._end("attempt.paused", code=reason, message=message)
 
     def _record_event(self, type: str, data: Json) -> None:  # noqa: A002
         self.writer.write(lambda session: attempts.add_event(session, self.attempt, type, data))

@@ -174,7 +174,7 @@ class NoDiskSpace(_Part):
     `needed` are the bytes that it had to write to the job's folder: None if unknown, and 0 if the hub cache is full.
     """
 
-    type: Literal["no_room"] = "no_room"
+    type: Literal["no_disk_space"] = "no_disk_space"
     message: Text
     needed: int | None
 

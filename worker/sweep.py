@@ -71,7 +71,7 @@ class Sweep(threading.Thread):
             not_consuming = workers.is_not_consuming(session, self.worker)
         self.rounds_not_consuming = self.rounds_not_consuming + 1 if not_consuming else 0
         if self.rounds_not_consuming > workers.MAX_MISSED_SWEEPS:
-            log.error("worker.deaf")
+            log.error("worker.no_notifications")
             os._exit(NOT_CONSUMING)
 
     def calibrate(self) -> None:
@@ -112,7 +112,7 @@ class Sweep(threading.Thread):
                 job for reason in reasons for job in recovery.resume_waiting_for_space(session, reason, capability)
             ]
         for job_id in resumed:
-            log.info("job.has_room", job=job_id)
+            log.info("job.has_space", job=job_id)
 
     def notify_waiting(self) -> None:
         """Send notifications for jobs that have waited for two sweeps.

@@ -96,7 +96,7 @@ class Work:
             with self.sessions.begin() as session:
                 workers.record_notification(session, self.name)
         except SQLAlchemyError as error:
-            log.warning("worker.unseen", error=str(error))
+            log.warning("worker.not_recorded", error=str(error))
 
     def _claim(self) -> Attempt | None:
         if self.draining.is_set():

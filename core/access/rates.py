@@ -54,7 +54,7 @@ class Limiter:
             return float(self._take(keys=[f"seft:rate:{key_id}"], args=[1 / self._rate, burst]))
         except redis.RedisError as error:
             self._breaker.trip()
-            log.warning("rates.uncounted", error=str(error))
+            log.warning("rates.not_counted", error=str(error))
             return 0.0
 
     def close(self) -> None:

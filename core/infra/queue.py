@@ -67,7 +67,7 @@ def notify(app: Broker) -> bool:
                 app.send_task(TASK, producer=producer, ignore_result=True, retry=False)
     except (KombuError, redis.RedisError, OSError) as error:
         app.breaker.trip()
-        log.warning("hint.lost", error=str(error))
+        log.warning("notification.lost", error=str(error))
         return False
     return True
 

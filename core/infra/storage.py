@@ -96,7 +96,7 @@ class Storage:
         try:
             self._abort_incomplete_uploads()
         except ClientError as error:  # no permission, or the server does not support lifecycle rules
-            log.warning("storage.keeps_torn_uploads", error=str(error))
+            log.warning("storage.keeps_incomplete_uploads", error=str(error))
 
     def ping(self) -> None:
         """Raise an error if the bucket cannot be reached."""
@@ -180,7 +180,7 @@ class Storage:
                 for each in page.get("Uploads", ()):
                     self.abort_upload(each["Key"], each["UploadId"])
         except ClientError as error:  # no permission, or the server does not support the list
-            log.warning("storage.keeps_torn_uploads", error=str(error))
+            log.warning("storage.keeps_incomplete_uploads", error=str(error))
 
     def keys(self, prefix: str) -> list[str]:
         """Return all keys that start with `prefix`, sorted."""
