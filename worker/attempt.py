@@ -176,7 +176,7 @@ class Supervisor:
             raise AttemptError(error.code, str(error), user_error=error.code != UNREACHABLE) from error
         except ProblemError as error:
             message = f"{error.message} Give this worker the same SEFT_SECRET_KEY and SEFT_OLD_SECRET_KEYS as the API."
-            raise AttemptError("hub_token_sealed", message) from error
+            raise AttemptError("hub_token_not_decryptable", message) from error
 
     def _start(self, gone: GoneError | None) -> None:
         """Start the training process.

@@ -70,7 +70,7 @@ class Pusher(Poller):
         try:
             token = self.tokens.get(push.tenant)
         except ProblemError as error:
-            raise PushError("hub_token_sealed", error.message, retry=True) from error
+            raise PushError("hub_token_not_decryptable", error.message, retry=True) from error
         if token is None:
             message = f"Your tenant has no hub token. {DENIED_WAY_OUT.format(push.job_id)}"
             raise PushError("no_hub_token", message, retry=False)
