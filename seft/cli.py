@@ -222,7 +222,7 @@ def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
         shares = f"accuracy {accuracy.accuracy:.2%}, per byte {accuracy.accuracy_per_byte:.2%}"
         return {"model": model, **asdict(accuracy)}, f"{shares}, {accuracy.questions} questions"
     if options.task:
-        metrics = verbs.run_task(model, task=options.task, folder=options.tasks, **common)
+        metrics = verbs.run_task(model, task=options.task, folder=options.task_folder, **common)
         text = "\n".join(f"{options.task}  {metric}  {value:.4f}" for metric, value in metrics.items())
         return {"model": model, "task": options.task, "metrics": metrics}, text
     assert config
@@ -328,7 +328,9 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
         "--choices", type=Path, help="Measure accuracy on multiple-choice questions, .jsonl. See docs/method.md."
     )
     measure.add_argument("--task", help="Run a task of lm-evaluation-harness. Needs the extra `tasks`.")
-    command.add_argument("--tasks", type=Path, help="Folder of task YAML files, used instead of the harness's tasks.")
+    command.add_argument(
+        "--task-folder", type=Path, help="Folder of task YAML files, used instead of the harness's tasks."
+    )
     add_options(command, EvaluateConfig, optional=LENGTHS)
     _add_place(command, dtype="float32")  # so that the scores of two machines can be compared
 

@@ -31,9 +31,9 @@ def find_task(task: str, folder: Path | None = None) -> Any:
 
     tasks = TaskManager(include_path=str(folder) if folder else None, include_defaults=folder is None)
     if task not in tasks.all_tasks:
-        way_out = "Check the name, or give the folder of its YAML file with --tasks."
+        way_out = "Check the name, or give the folder of its YAML file with --task-folder."
         raise ConfigError(
-            "task", "must be a task of lm-evaluation-harness or of the folder given with --tasks", task, way_out
+            "task", "must be a task of lm-evaluation-harness or of the folder given with --task-folder", task, way_out
         )
     return tasks
 

@@ -54,7 +54,7 @@ def test_it_agrees_with_the_accuracies_of_this_library(folder: Path) -> None:
 
 
 def test_the_command_line_runs_it(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["evaluate", tiny_folder, "--task", "our_own", "--tasks", folder, "--json"]
+    command = ["evaluate", tiny_folder, "--task", "our_own", "--task-folder", folder, "--json"]
     assert main([str(argument) for argument in command]) == 0
     assert 0 <= json.loads(capsys.readouterr().out)["metrics"]["acc,none"] <= 1
 

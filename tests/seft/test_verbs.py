@@ -78,7 +78,9 @@ def test_a_teacher_of_another_size_and_an_unknown_task_are_rejected_before_the_w
     other = write_hollow(tmp_path / "other", blocks=3)
     line = error_line(capsys, *command, "--teacher", other)
     assert "teacher must have the num_hidden_layers of the pruned model, 4; it has '3'" in line
-    assert "task must be a task of" in error_line(capsys, "evaluate", model, "--task", "none", "--tasks", tmp_path)
+    assert "task must be a task of" in error_line(
+        capsys, "evaluate", model, "--task", "none", "--task-folder", tmp_path
+    )
 
 
 @pytest.mark.parametrize(("given", "recorded"), [([], CONTEXT), (["--tokens", "100"], 100)])
