@@ -40,7 +40,7 @@ class Administration(Calls):
         return cast("HubToken", (yield from self._get("/hub-token")))
 
     @operation
-    def give_hub_token(self, token: str) -> Steps[HubToken]:
+    def put_hub_token(self, token: str) -> Steps[HubToken]:
         """Store the tenant's hub token, which gives access to private models and datasets. It is never shown again."""
         return cast("HubToken", (yield from self._call(Request("PUT", "/hub-token", json={"token": token}))))
 

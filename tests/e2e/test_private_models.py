@@ -87,7 +87,7 @@ def broker_bytes(service: Service) -> bytes:
 def test_a_tenants_token_gives_the_worker_its_model_and_leaks_nowhere(
     service: Service, cache: Path, tmp_path: Path, repos: dict[str, Repo]
 ) -> None:
-    service.client.give_hub_token(TOKEN)
+    service.client.put_hub_token(TOKEN)
     job = service.post(**SPEC, output={"push": {"repository": PUSHED}})
     message = broker_bytes(service)
     assert b"seft" in message
@@ -133,7 +133,7 @@ def check_other_tenant_is_rejected(service: Service) -> None:
     with service.backend.sessions.begin() as session:
         _, secret = issue(session, "theirs", "tests", Scope.ADMIN)
     with Client(service.client.url, secret) as stranger:
-        stranger.give_hub_token("hf_theirs")
+        stranger.put_hub_token("hf_theirs")
         dataset = stranger.upload_dataset(data(service))["id"]
         body = {**SPEC, "dataset": dataset, "sparsity": 0.6}
         with pytest.raises(ApiProblem) as caught:

@@ -13,7 +13,7 @@ def set_token(as_json: AsJson = False) -> None:
     """Store the token for the Hugging Face hub, read from a prompt or stdin. Replaces the previous token."""
     token = ask_secret("Token of the hub")
     with connected(as_json) as service:
-        _show(service.give_hub_token(token), as_json, "stored")
+        _show(service.put_hub_token(token), as_json, "stored")
 
 
 @app.command("show")
