@@ -123,7 +123,7 @@ def weights_bytes(model: Dimensions, spec: JobSpec) -> int:
     if not spec.sharded:
         return whole
     blocks = [spec.value_bytes * sum(each.total for each in block) for block in model.blocks]
-    kept = spec.value_bytes * sum(math.ceil(each.total * _kept(each, model, spec.devices)) for each in _all(model))
+    kept = spec.value_bytes * sum(math.ceil(each.total * _kept(each, model, spec.devices)) for each in _matrices(model))
     return whole - sum(blocks) + kept + 2 * max(blocks)
 
 
@@ -178,7 +178,7 @@ def _pruning(model: Dimensions, spec: JobSpec) -> int:
     ones, or once together with the statistics of a block. Before, curvatures need a backward pass over one sequence.
     """
     if not spec.prune_config().text_users:
-        return max(_mask_selection(matrix) for matrix in _all(model))
+        return max(_mask_selection(matrix) for matrix in _matrices(model))
     (states, statistics), tokens = pruning_parts(model, spec), spec.prune.calibration.tokens
     pruned = states + max(states, statistics) + _block_peak(model, tokens, spec)
     if not spec.prune_config().curvature_windows:
@@ -329,7 +329,7 @@ def _all_nonzeros(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
     The gradients of several micro-batches are added up: those of the nonzeros, or, if the sparsity rises, first those
     of all weights.
     """
-    sides = sum(matrix.count * (matrix.rows + matrix.cols) for matrix in _all(model))
+    sides = sum(matrix.count * (matrix.rows + matrix.cols) for matrix in _matrices(model))
     vectors = FLOAT * sides * (VECTORS + (MEANS if spec.prune.gradual else 0))
     summed = FLOAT * _present(model, spec) if sums_gradients(spec) else 0
     return vectors + summed, vectors + FLOAT * _nonzeros(model, spec) + model.targets // 8
@@ -340,7 +340,7 @@ def _step_of_nonzeros(model: Dimensions, spec: JobSpec) -> int:
 
     These are its gradient, and either the copies of an optimizer step, or those of adding the gradient to a sum.
     """
-    largest = max(matrix.weights for matrix in _all(model))
+    largest = max(matrix.weights for matrix in _matrices(model))
     if sums_gradients(spec):
         return FLOAT * largest + round(INDEXED * largest * _present(model, spec) / model.targets)
     return FLOAT * (largest + COPIES * min(largest, CHUNK))
@@ -354,7 +354,7 @@ def _choice_of_zeros(model: Dimensions, spec: JobSpec) -> int:
     """
     calibrated = 2 * _states(model, spec) + _block_peak(model, spec.prune.calibration.tokens, spec)
     reads_text = spec.allocation is Allocation.OWL
-    return max(calibrated if reads_text else 0, *map(_mask_selection, _all(model)))
+    return max(calibrated if reads_text else 0, *map(_mask_selection, _matrices(model)))
 
 
 def sums_gradients(spec: JobSpec) -> bool:
@@ -396,5 +396,5 @@ def _method(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
             return count * VECTOR, count * VECTOR
 
 
-def _all(model: Dimensions) -> Iterator[Matrix]:
+def _matrices(model: Dimensions) -> Iterator[Matrix]:
     return (matrix for block in model.blocks for matrix in block)
