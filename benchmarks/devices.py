@@ -41,7 +41,7 @@ from seft.repair.processes import broadcast
 from seft.repair.schedule import WINDOW, next_event
 from seft.repair.shards import Shards
 from worker.launch import launch, process_group, rank
-from worker.replica import together
+from worker.replica import in_parallel
 
 WARM_UP = 2
 EVENTS_EVERY = 10
@@ -155,13 +155,13 @@ def _train(setting: Setting, pipe: Any) -> None:
         trim_memory()
         forget_peak("cpu")
         counter = _Counter()  # type: ignore[no-untyped-call]
-        with together(shards):
+        with in_parallel(shards):
             repair = Repair(model, tokens, setting.config(), pruned=pruned)
 
         def step() -> tuple[float, int]:
             send(True)
             began, counter.sent = time.perf_counter(), 0
-            with together(shards), counter:
+            with in_parallel(shards), counter:
                 repair.advance()
             took = time.perf_counter() - began
             if repair.step == setting.steps:
@@ -173,7 +173,7 @@ def _train(setting: Setting, pipe: Any) -> None:
             send(False)
         else:
             while receive():
-                with together(shards):
+                with in_parallel(shards):
                     repair.advance()
 
 

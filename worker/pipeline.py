@@ -55,7 +55,7 @@ from worker.protocol import (
     Task,
     TopologyEvolved,
 )
-from worker.replica import Next, Start, share, tell, together
+from worker.replica import Next, Start, in_parallel, send_to_others, share_weights
 from worker.texts import JobTexts, read_texts
 
 PRUNED, SCORES, RETAINED = "pruned.safetensors", "scores.json", "retained.safetensors"
@@ -134,13 +134,13 @@ class Pipeline:
                 facts, self.repair, result, teacher=facts.base, dataset_sha256=sha256, machine=machine
             )
         elif not self._shards:
-            tell(None, None)
+            send_to_others(None, None)
         facts = text.recorded(facts, self.task, self.retained)
         evaluated = replace(self.evaluate, windows=len(text.held_out))
         attempts = tuple(self.conditions) if len(self.conditions) > 1 else ()
         if self._shards:
             loaded = replace(loaded, model=self._shards.collect())
-            tell(None, self._shards)
+            send_to_others(None, self._shards)
         self._export(loaded, replace(facts, scores=self.scores, evaluate=evaluated, attempts=attempts))
 
     def _load(self, source: ModelSource) -> Loaded:
@@ -224,10 +224,10 @@ class Pipeline:
     def _repair(self, loaded: Loaded, text: JobTexts, training: Packed, config: RepairConfig) -> RepairResult:
         """Train to the last step, then evaluate the best state of the training."""
         start = Start(training, text.held_out, self.retained, self.prune, config, self.step)
-        tell(start, self._shards)
-        share(loaded.model, self._shards)
+        send_to_others(start, self._shards)
+        share_weights(loaded.model, self._shards)
         self._progress(Stage.TRAINING, self.step / config.steps)
-        with together(self._shards):
+        with in_parallel(self._shards):
             repair = start.open(loaded, self.folder, self._report_training)
         self._progress(Stage.TRAINING, self.step / config.steps)  # the pace of the steps counts from here
         self._train(repair, config.steps)
@@ -240,9 +240,9 @@ class Pipeline:
     def _train(self, repair: Repair, steps: int) -> None:
         saved = time.monotonic()
         now = Next(stop=False, end=self._enough)
-        tell(now, self._shards)
+        send_to_others(now, self._shards)
         while not repair.done and not now.end:
-            with together(self._shards):
+            with in_parallel(self._shards):
                 reports = repair.advance()
             self.step = repair.step
             self._progress(Stage.TRAINING, repair.step / steps)
@@ -252,7 +252,7 @@ class Pipeline:
             if now.stop or (due and self._all_stored):
                 self._save(repair)
                 saved = time.monotonic()
-            tell(now, self._shards)
+            send_to_others(now, self._shards)
             if now.stop:
                 raise Cancelled
 

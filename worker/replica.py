@@ -72,7 +72,7 @@ class Next(NamedTuple):
     """The training has ended early."""
 
 
-def tell(message: Start | Next | None, shards: Shards | None) -> None:
+def send_to_others(message: Start | Next | None, shards: Shards | None) -> None:
     """Send to the other processes of the job what they do next, or None if they have no more to do."""
     if shards:
         shards.send(message)
@@ -80,7 +80,7 @@ def tell(message: Start | Next | None, shards: Shards | None) -> None:
         broadcast(message)
 
 
-def share(model: Any, shards: Shards | None) -> None:
+def share_weights(model: Any, shards: Shards | None) -> None:
     """Give the weights of the model in the first process to all processes, which must call this together."""
     if shards:
         shards.share()
@@ -88,9 +88,9 @@ def share(model: Any, shards: Shards | None) -> None:
         broadcast_weights(model)
 
 
-def together(shards: Shards | None) -> AbstractContextManager[None]:
+def in_parallel(shards: Shards | None) -> AbstractContextManager[None]:
     """Let all processes do the same while the `with` block runs."""
-    return shards.together() if shards else nullcontext()
+    return shards.in_parallel() if shards else nullcontext()
 
 
 def follow(folder: Path, task: Task) -> bool:
@@ -98,19 +98,19 @@ def follow(folder: Path, task: Task) -> bool:
     configure_torch(threads_of(task))
     device, source = device_of(task), find_model(task)
     shards = Shards(None, device) if task.spec.sharded else None
-    hear: Callable[[], Any] = shards.receive if shards else partial(broadcast, None)
-    start: Start | None = hear()
+    receive: Callable[[], Any] = shards.receive if shards else partial(broadcast, None)
+    start: Start | None = receive()
     if start is None:
         return True
     loaded = Loaded(shards.model, None, source) if shards else load(source, device=device, dtype=dtype_of(task))
-    share(loaded.model, shards)
-    with together(shards):
+    share_weights(loaded.model, shards)
+    with in_parallel(shards):
         repair = start.open(loaded, folder)
-    now: Next = hear()
+    now: Next = receive()
     while not (repair.done or now.stop or now.end):
-        with together(shards):
+        with in_parallel(shards):
             repair.advance()
-        now = hear()
+        now = receive()
     if shards and not now.stop:
         shards.receive()
     return not now.stop

@@ -146,7 +146,7 @@ class Shards:
             self._blocks.append(_Block(self, number, module))
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def in_parallel(self) -> Iterator[None]:
         """Let all processes do the same while the `with` block runs. All must enter it, the first one after `send`."""
         leads, self._leads = self._leads, False
         try:

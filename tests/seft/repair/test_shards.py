@@ -94,7 +94,7 @@ def run(name: str, folder: Path, *, split: bool, resume: int = 0) -> None:
     end.mkdir(parents=True, exist_ok=True)
     shards = Shards(start(name) if first else None, "cpu") if split else None
     model = shards.model if shards else start(name)
-    together = shards.together if shards else nullcontext
+    in_parallel = shards.in_parallel if shards else nullcontext
 
     scores = {}
     if first and resume:
@@ -107,12 +107,12 @@ def run(name: str, folder: Path, *, split: bool, resume: int = 0) -> None:
         shards.share()
     else:
         broadcast_weights(model)
-    with together():
+    with in_parallel():
         repair = Repair(model, TOKENS, repair_config, pruned=config)
         if resume:
             repair.load(folder / str(resume))
     while not repair.done:
-        with together():
+        with in_parallel():
             repair.advance()
         if first and not resume:
             repair.save(folder / str(repair.step))
