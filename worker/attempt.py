@@ -119,8 +119,8 @@ class Supervisor:
         try:
             self._run()
         except LeaseLostError as error:
-            trace.get_current_span().set_status(StatusCode.ERROR, "attempt.lost")
-            log.warning("attempt.lost", reason=str(error))
+            trace.get_current_span().set_status(StatusCode.ERROR, "attempt.lease_lost")
+            log.warning("attempt.lease_lost", reason=str(error))
         finally:
             self._end_process()
             self.transfers.close(self._clean_up, CLEANUP_SECONDS)
@@ -152,7 +152,7 @@ class Supervisor:
         except LeaseLostError:
             raise
         except Exception:
-            log.exception("attempt.broken")
+            log.exception("attempt.unexpected_error")
             message = "An unexpected error occurred in the worker. The log of the worker has the details."
             self._fail(AttemptError("internal_error", message))
 

@@ -97,7 +97,7 @@ class AttemptWriter:
                 with self._sessions.begin() as session:
                     return change(session)
             except (OperationalError, InterfaceError, NoConnectionError) as error:
-                log.warning("database.away", error=str(error))
+                log.warning("database.unreachable", error=str(error))
                 if time.monotonic() > self._renewed + self._settings.lease_seconds:
                     raise LeaseLostError("the database was unreachable for longer than the lease") from error
             time.sleep(RETRY_SECONDS)

@@ -182,7 +182,7 @@ def _push_error(error: Exception, push: ClaimedPush, token: str) -> PushError:
         message = f"A file of the checkpoint of {push.job_id} is no longer in the storage. Create the job again."
         return PushError("checkpoint_deleted", message, retry=False)
     if isinstance(error, BotoCoreError | Boto3Error | ClientError):
-        log.warning("push.storage", error=str(error))
+        log.warning("push.storage_failed", error=str(error))
         return PushError("storage_unreachable", "The object storage did not answer.", retry=True)
     if isinstance(error, ValueError) and isinstance(error.__cause__, BadRequestError):  # invalid YAML in the model card
         reason = _shown(error, token).rstrip(". ")
@@ -192,7 +192,7 @@ def _push_error(error: Exception, push: ClaimedPush, token: str) -> PushError:
         return _hub_error(error, push, token)
     said = type(error).__name__
     if not isinstance(error, HTTPError):  # their texts have signed links
-        log.warning("push.error", error=f"{said}: {_shown(error, token)}")
+        log.warning("push.unexpected_error", error=f"{said}: {_shown(error, token)}")
     if isinstance(error, ValueError) and str(error).startswith(BATCH_ERROR):
         said = _shown(error, token)
     return PushError("hub_unreachable", f"The push {to} failed: {said}.", retry=True)

@@ -174,7 +174,7 @@ class Sweep(threading.Thread):
     def delete_unreferenced(self) -> None:
         """Delete objects without a row."""
         removed = cleanup.delete_unreferenced(self.sessions, self.storage)
-        log.info("storage.tidied", removed=removed)
+        log.info("storage.unreferenced_deleted", removed=removed)
 
     def _storage_accepts_writes(self) -> bool:
         """Return whether the object storage accepts a small object. S3 does not report how much space is free."""

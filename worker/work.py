@@ -71,7 +71,7 @@ class Work:
                 ),
             ):
                 TRACER.start_span("claim", start_time=started).end()
-                log.info("attempt.begun")
+                log.info("attempt.started")
                 used = device.used(self.settings)
                 healthy = Supervisor(
                     attempt, self.sessions, self.storage, self.settings, draining=self.draining, training=self.training
@@ -87,7 +87,7 @@ class Work:
         """Return whether the memory that the job used on the device was freed. If not, the next job could fail."""
         unfreed = 0 if self.draining.is_set() else device.unfreed(self.settings, used)
         if unfreed:
-            log.error("device.memory_held", bytes=unfreed)
+            log.error("device.memory_not_freed", bytes=unfreed)
         return not unfreed
 
     def _record_notification(self) -> None:

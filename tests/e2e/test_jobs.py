@@ -130,7 +130,7 @@ def check_log(service: Service, job_id: str) -> None:
     request = next(entry["request_id"] for entry in service.client.audit() if entry["target"] == job_id)
     lines = [json.loads(line) for line in service.workers.log.read_text().splitlines()]
     job_lines = [line for line in lines if line.get("job") == job_id]
-    assert {"attempt.begun", "attempt.succeeded"} <= {line["event"] for line in job_lines}
+    assert {"attempt.started", "attempt.succeeded"} <= {line["event"] for line in job_lines}
     (worker,) = {name for _, name in service.backend.claims()}
     assert {(line["attempt"], line["worker"], line["request_id"]) for line in job_lines} == {(1, worker, request)}
 
