@@ -48,7 +48,7 @@ def capability(settings: Settings) -> Capability:
     return Capability(device.kind, device.name, device.memory, free, devices, bfloat16=device.bfloat16)
 
 
-def used(settings: Settings) -> int | None:
+def used_memory(settings: Settings) -> int | None:
     """Return the bytes of device memory in use. Returns None on a CPU or without NVML."""
     uuid = find(settings.device, settings.devices).uuid
     return devices.used_memory(uuid) if uuid else None
@@ -60,13 +60,13 @@ def temperature(settings: Settings) -> int | None:
     return devices.temperature(uuid) if uuid else None
 
 
-def unfreed(settings: Settings, before: int | None) -> int:
+def unfreed_memory(settings: Settings, before: int | None) -> int:
     """Return the bytes of device memory that an ended training process still occupies, or 0 if they were freed.
 
-    `before` is the result of `used` before the process started. Waits up to `FREEING_SECONDS` for the memory.
+    `before` is the result of `used_memory` before the process started. Waits up to `FREEING_SECONDS` for the memory.
     """
     until = time.monotonic() + FREEING_SECONDS
-    while before is not None and (now := used(settings)) is not None and now > before + DRIVER_BYTES:
+    while before is not None and (now := used_memory(settings)) is not None and now > before + DRIVER_BYTES:
         if time.monotonic() > until:
             return now - before
         time.sleep(0.5)

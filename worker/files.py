@@ -27,7 +27,7 @@ from seft.models.source import fetch_into, find, find_on_hub
 from worker import child_files, disk_space
 from worker.child_files import RefusedFileError
 from worker.format_service import FormatService
-from worker.protocol import DATA, ENOUGH, HELD_OUT_DATA, MODELS, RESULT, RESUME, RETAIN_DATA, STATE, Task
+from worker.protocol import DATA, END_TRAINING, HELD_OUT_DATA, MODELS, RESULT, RESUME, RETAIN_DATA, STATE, Task
 from worker.retries import retry_hub
 from worker.transfers import GoneError, Transfers
 
@@ -159,8 +159,8 @@ class Files:
 
         Idempotent.
         """
-        if not (self.folder / ENOUGH).exists():
-            child_files.write_file(self.folder, ENOUGH, str(step))
+        if not (self.folder / END_TRAINING).exists():
+            child_files.write_file(self.folder, END_TRAINING, str(step))
 
     def upload_state(self, step: int) -> list[Json]:
         """Upload a saved state. Return its list of files in the format of the job's row."""

@@ -21,7 +21,7 @@ from worker.lifecycle import PAUSE_SECONDS
 from worker.protocol import Task
 
 LOOPBACK = "127.0.0.1"
-PATIENCE = timedelta(days=30)
+MAX_WAIT = timedelta(days=30)
 """Longest time that a process waits for the others. The watchdog of the worker finds a job that hangs."""
 
 
@@ -114,6 +114,6 @@ def process_group(count: int) -> Iterator[None]:
         return
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    dist.init_process_group(backend, timeout=MAX_WAIT)
     yield
     dist.destroy_process_group()  # not after an error, because it could wait for processes that wait for this one

@@ -39,7 +39,7 @@ from worker.conditions import read_conditions, write_conditions
 from worker.launch import device_of, dtype_of, find_model, peak_memory, threads_of
 from worker.progress import ProgressEstimator
 from worker.protocol import (
-    ENOUGH,
+    END_TRAINING,
     RESULT,
     RESUME,
     STATE,
@@ -118,7 +118,7 @@ class Pipeline:
         pruned_on = self.conditions[0].machine if self.conditions else None
         if self.conditions[-1:] != [now]:
             self.conditions.append(now)
-        if self._enough and self.step == 0:
+        if self._ends_early and self.step == 0:
             # No weight depends on the text to retain, so the record has neither this text nor scores on it.
             self.repair = self.retained = None
             self.scores = {name: score for name, score in self.scores.items() if not name.endswith("_retained")}
@@ -135,7 +135,7 @@ class Pipeline:
             )
         elif not self._shards:
             send_to_others(None, None)
-        facts = text.recorded(facts, self.task, self.retained)
+        facts = text.add_to(facts, self.task, self.retained)
         evaluated = replace(self.evaluate, windows=len(text.held_out))
         attempts = tuple(self.conditions) if len(self.conditions) > 1 else ()
         if self._shards:
@@ -239,7 +239,7 @@ class Pipeline:
 
     def _train(self, repair: Repair, steps: int) -> None:
         saved = time.monotonic()
-        now = Next(stop=False, end=self._enough)
+        now = Next(stop=False, end=self._ends_early)
         send_to_others(now, self._shards)
         while not repair.done and not now.end:
             with in_parallel(self._shards):
@@ -247,7 +247,7 @@ class Pipeline:
             self.step = repair.step
             self._progress(Stage.TRAINING, repair.step / steps)
             self._send_step(reports)
-            now = Next(self.stopping(), self._enough)
+            now = Next(self.stopping(), self._ends_early)
             due = time.monotonic() > saved + self.task.checkpoint_seconds or now.end or repair.done
             if now.stop or (due and self._all_stored):
                 self._save(repair)
@@ -278,11 +278,11 @@ class Pipeline:
 
         With the schedule `gradual` it takes at least one step, because weights become zero by what a step measures.
         """
-        path, least = self.folder / ENOUGH, int(self.prune.gradual)
+        path, least = self.folder / END_TRAINING, int(self.prune.gradual)
         return max(least, int(path.read_text())) if path.exists() else math.inf
 
     @property
-    def _enough(self) -> bool:
+    def _ends_early(self) -> bool:
         """True if training must end early and has reached the requested step."""
         return self.step >= self._last_step
 

@@ -5,8 +5,8 @@ one line of JSON, and writes files to the same folder. Only files of formats oth
 the message `Storing`, the process sends them over a second connection, a Unix socket, and the worker stores them.
 
 SIGTERM asks the process to save its state and exit. SIGUSR2 asks it to write the stacks of its threads to its output.
-The file `enough` asks it to end training early and then run the remaining stages. When the worker ends, standard input
-of the process closes and the process is killed.
+The file `end_training` asks it to end training early and then run the remaining stages. When the worker ends, standard
+input of the process closes and the process is killed.
 
     job.json, data.jsonl    the task and the dataset
     retain.jsonl            the dataset to retain, if there is one
@@ -15,7 +15,7 @@ of the process closes and the process is killed.
                             model that needs the tenant's hub token, under its commit
     state/                  the state to resume from, if there is one
     resume/<step>/          resumable states, each announced by `Saved`; the worker deletes a folder once it is stored
-    enough                  written by the worker to end training early: at the step in it, or at the next step
+    end_training            written by the worker to end training early: at the step in it, or at the next step
     result/                 the checkpoint without the files of other formats, announced by `Finished`
 """
 
@@ -37,7 +37,7 @@ MAX_REQUEST_BYTES, MAX_BLOCK_BYTES = 1 << 16, 8 << 20
 """Largest request about a file of a format, and largest number of its bytes in one message, in both directions."""
 TASK, MODELS, STATE = "job.json", "models", "state"
 DATA, RETAIN_DATA, HELD_OUT_DATA = "data.jsonl", "retain.jsonl", "held_out.jsonl"
-RESUME, ENOUGH, RESULT = "resume", "enough", "result"
+RESUME, END_TRAINING, RESULT = "resume", "end_training", "result"
 
 
 Text = Annotated[str, BeforeValidator(lambda value: printable(value) if isinstance(value, str) else value)]

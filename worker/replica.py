@@ -93,7 +93,7 @@ def in_parallel(shards: Shards | None) -> AbstractContextManager[None]:
     return shards.in_parallel() if shards else nullcontext()
 
 
-def follow(folder: Path, task: Task) -> bool:
+def take_part(folder: Path, task: Task) -> bool:
     """Take part in the training of the job whose files are in the folder. Return whether the job was not stopped."""
     configure_torch(threads_of(task))
     device, source = device_of(task), find_model(task)

@@ -34,7 +34,7 @@ class JobTexts:
     described: dict[Role, TextInfo]
     """Descriptions of the training records and the held-out records."""
 
-    def recorded(self, facts: Facts, task: Task, retained: Packed | None) -> Facts:
+    def add_to(self, facts: Facts, task: Task, retained: Packed | None) -> Facts:
         """Return the facts of the job's result with its datasets. `retained` is the text that was retained."""
         described = dict(self.described)
         if retained is not None:
@@ -64,25 +64,25 @@ def read_texts(
     Calls `alive` before each record with the number of records that are done. It may raise an error to stop.
     """
     share, found = task.spec.evaluate.held_out, records.read(folder / DATA, "the dataset")
-    judged_apart = None if share else records.read(folder / HELD_OUT_DATA, "the dataset to evaluate on")
-    training, held_out = split_dataset(found, judged_apart, share, task.spec.seed)
+    separate_records = None if share else records.read(folder / HELD_OUT_DATA, "the dataset to evaluate on")
+    training, held_out = split_dataset(found, separate_records, share, task.spec.seed)
     encoded = encode(training, tokenizer, alive)
-    judged = encode(held_out, tokenizer, lambda done: alive(len(training) + done))
+    evaluated = encode(held_out, tokenizer, lambda done: alive(len(training) + done))
     retained = None
     if task.resume is None and repair and repair.retain is Retain.DATASET:
         with named("text to retain", "repair.retain_dataset"):
             kept = records.exclude(records.read(folder / RETAIN_DATA, "the dataset to retain"), held_out)
         retained = stages.windows_to_retain(encode(kept, tokenizer, lambda done: alive(len(found) + done)), repair)
-    with split_described(encoded, judged) if share else nullcontext():
+    with split_described(encoded, evaluated) if share else nullcontext():
         with named("training text", "dataset", "prune.calibration.tokens"):
             calibration = stages.calibration_windows(encoded, tokenizer, prune)
         with named("training text", "dataset", "repair.sequence_tokens"):
             packed = pack(encoded, repair.sequence_tokens) if repair else None
         with named("held-out text", "evaluate.tokens", "evaluate.held_out", "evaluate.dataset"):
-            windows = evaluation_windows(judged, evaluate.tokens, evaluate.windows)
+            windows = evaluation_windows(evaluated, evaluate.tokens, evaluate.windows)
     start = start_tokens(tokenizer) if repair and repair.retain is Retain.WRITTEN else []
     described: dict[Role, TextInfo] = {
         "dataset": describe_records(task.names.get(DATA), encoded),
-        "held_out": describe_records(task.names.get(DATA if share else HELD_OUT_DATA), judged),
+        "held_out": describe_records(task.names.get(DATA if share else HELD_OUT_DATA), evaluated),
     }
     return JobTexts(calibration, packed, windows, start, retained, described)

@@ -77,7 +77,7 @@ def _compute(
     try:
         with standby(store) if first else nullcontext(), launch.process_group(task.spec.devices):
             if not first:
-                return replica.follow(folder, task)
+                return replica.take_part(folder, task)
             Pipeline(folder, task, send, stopping, store).run()
     except torch.OutOfMemoryError as error:
         send(Failed(user_error=True, code=OUT_OF_MEMORY, message=str(error).splitlines()[0]))

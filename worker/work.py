@@ -72,7 +72,7 @@ class Work:
             ):
                 TRACER.start_span("claim", start_time=started).end()
                 log.info("attempt.started")
-                used = device.used(self.settings)
+                used = device.used_memory(self.settings)
                 healthy = Supervisor(
                     attempt, self.sessions, self.storage, self.settings, draining=self.draining, training=self.training
                 ).run()
@@ -85,7 +85,7 @@ class Work:
 
     def _is_memory_freed(self, used: int | None) -> bool:
         """Return whether the memory that the job used on the device was freed. If not, the next job could fail."""
-        unfreed = 0 if self.draining.is_set() else device.unfreed(self.settings, used)
+        unfreed = 0 if self.draining.is_set() else device.unfreed_memory(self.settings, used)
         if unfreed:
             log.error("device.memory_not_freed", bytes=unfreed)
         return not unfreed

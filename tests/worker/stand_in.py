@@ -22,7 +22,7 @@ from seft.report import Change, Evolved
 from worker.format_store import FormatStore
 from worker.parent_death import exit_with_parent
 from worker.protocol import (
-    ENOUGH,
+    END_TRAINING,
     RESULT,
     RESUME,
     STATE,
@@ -321,7 +321,7 @@ class StandIn:
 
     def stop_when_asked(self) -> None:
         self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=4))
-        while not (self.folder / ENOUGH).exists():
+        while not (self.folder / END_TRAINING).exists():
             time.sleep(0.02)
         self.finish()
 

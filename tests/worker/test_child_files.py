@@ -58,9 +58,9 @@ def test_a_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_text("kept")
     (folder := tmp_path / "job").mkdir()
-    for name in ("enough", "enough.new"):
+    for name in ("end_training", "end_training.new"):
         (folder / name).symlink_to(target)
-    child_files.write_file(folder, "enough", "12")
+    child_files.write_file(folder, "end_training", "12")
     assert target.read_text() == "kept"
-    assert (folder / "enough").read_text() == "12"
-    assert not (folder / "enough").is_symlink()
+    assert (folder / "end_training").read_text() == "12"
+    assert not (folder / "end_training").is_symlink()

@@ -73,18 +73,18 @@ def card(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) ->
 def test_unfreed_waits_for_the_memory_of_an_ended_process(
     card: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = device.used(settings)
+    before = device.used_memory(settings)
     assert before == 500 << 20
-    assert device.unfreed(settings, before) == 0
+    assert device.unfreed_memory(settings, before) == 0
     card.write_text("9000\n")
     (less := tmp_path / "less").write_text("600\n")
     freed = threading.Timer(1.0, lambda: less.replace(card))
     freed.start()
-    assert device.unfreed(settings, before) == 0
+    assert device.unfreed_memory(settings, before) == 0
     freed.join()
     card.write_text("9000\n")
     monkeypatch.setattr(device, "FREEING_SECONDS", 0.1)
-    assert device.unfreed(settings, before) == 8500 << 20
+    assert device.unfreed_memory(settings, before) == 8500 << 20
 
 
 def test_the_sweep_records_the_temperature_of_the_device_if_known(card: Path, backend: Backend) -> None:
@@ -99,5 +99,5 @@ def test_the_sweep_records_the_temperature_of_the_device_if_known(card: Path, ba
 def test_without_nvml_nothing_is_waited_for(card: Path, settings: Settings) -> None:
     card.unlink()
     assert device.temperature(settings) is None
-    assert device.used(settings) is None
-    assert device.unfreed(settings, None) == device.unfreed(settings, 0) == 0
+    assert device.used_memory(settings) is None
+    assert device.unfreed_memory(settings, None) == device.unfreed_memory(settings, 0) == 0

@@ -20,7 +20,7 @@ from tests.tiny import tiny_tokenizer
 from tests.worker.test_pipeline import SPEC, Run, _restore_torch_settings  # noqa: F401
 from worker.pipeline import RETAINED, Pipeline
 from worker.protocol import (
-    ENOUGH,
+    END_TRAINING,
     RESULT,
     RESUME,
     RETAIN_DATA,
@@ -199,7 +199,7 @@ def test_a_dataset_to_retain_that_is_too_short_fails_the_job_before_the_model_is
 def test_a_gradual_job_that_ends_early_has_the_requested_sparsity(runs: Runs, stop: int) -> None:
     run, lost, again = (runs.new(f"stop-{stop}-{name}", GRADUAL) for name in "abc")
     for each in (run, again):
-        (each.folder / ENOUGH).write_text(str(stop))
+        (each.folder / END_TRAINING).write_text(str(stop))
     result = result_of(run.run())
     assert result.step == max(stop, 1)
     assert result.measured["linears"]["share"] == pytest.approx(0.6, abs=1e-3)

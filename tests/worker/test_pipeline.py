@@ -25,7 +25,7 @@ from worker.disk_space import NoDiskSpaceError
 from worker.pipeline import Pipeline
 from worker.protocol import (
     DATA,
-    ENOUGH,
+    END_TRAINING,
     HELD_OUT_DATA,
     RESULT,
     RESUME,
@@ -226,12 +226,12 @@ def test_a_run_that_was_stopped_early_and_lost_its_steps_repeats_them(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
     first, second, third = (Run(tmp_path / name, tiny_folder.parent, tiny_texts[:40]) for name in "abc")
-    (first.folder / ENOUGH).write_text("4")
+    (first.folder / END_TRAINING).write_text("4")
     result, repair, stopped_at = early_stop(first.run())
     assert (result.step, repair is None, stopped_at) == (4, False, 4)
-    (second.folder / ENOUGH).write_text("4")
+    (second.folder / END_TRAINING).write_text("4")
     third.resume_from(second.run_until(2), 0)
-    (third.folder / ENOUGH).write_text("4")
+    (third.folder / END_TRAINING).write_text("4")
     assert third.run().manifest() == first.manifest()
 
 
@@ -297,7 +297,7 @@ def test_a_run_that_is_stopped_early_evaluates_and_exports_what_it_has(
 
     def stop_training_early() -> bool:
         if len(run.of_type(Measured)) == 4:
-            (run.folder / ENOUGH).write_text("0")
+            (run.folder / END_TRAINING).write_text("0")
         return False
 
     shutil.rmtree(run.folder / RESUME, ignore_errors=True)
@@ -309,7 +309,7 @@ def test_a_run_that_is_stopped_early_evaluates_and_exports_what_it_has(
     assert "4 of 8 steps" in (run.folder / RESULT / "README.md").read_text()
     again = Run(tmp_path / "again", tiny_folder.parent, tiny_texts[:40]).run_until(4)
     resumed = Run(tmp_path / "resumed", tiny_folder.parent, tiny_texts[:40]).resume_from(again, 4)
-    (resumed.folder / ENOUGH).write_text("4")
+    (resumed.folder / END_TRAINING).write_text("4")
     assert resumed.run().manifest() == run.manifest() != uninterrupted.manifest()
 
 
@@ -318,7 +318,7 @@ def test_a_run_that_is_stopped_before_its_first_step_publishes_the_pruned_model(
 ) -> None:
     repair_config = {**SPEC["repair"], "retain": "written"}
     run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40], repair=repair_config)
-    (run.folder / ENOUGH).write_text("0")
+    (run.folder / END_TRAINING).write_text("0")
     result, repair, stopped_at = early_stop(run.run())
     assert set(Record.read(run.folder / RESULT).facts.texts) == {"dataset", "held_out"}, "retained text had no effect"
     assert (result.step, repair, stopped_at) == (0, None, None)

@@ -56,8 +56,8 @@ def test_a_worker_pauses_if_the_memory_of_its_device_is_not_freed(
     backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.work.FIRST_PAUSE", 0.2)
-    monkeypatch.setattr("worker.device.used", lambda settings: 100)
-    monkeypatch.setattr("worker.device.unfreed", lambda settings, before: before)
+    monkeypatch.setattr("worker.device.used_memory", lambda settings: 100)
+    monkeypatch.setattr("worker.device.unfreed_memory", lambda settings, before: before)
     work = Work(
         backend.settings, queue.make_app(backend.settings), (sys.executable, "-m", "tests.worker.stand_in", "succeed")
     )
