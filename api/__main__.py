@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 import uvicorn
 
-from api.app import routes
 from api.protocol import HeadTimeoutProtocol
 from core.access import hub_tokens, keys
 from core.access.encryption import Encryption
@@ -108,6 +107,8 @@ def load_bucket(folder: Folder) -> None:
 @cli.command()
 def schema() -> None:
     """Print the OpenAPI document. `docs/openapi.json` is a copy of the output."""
+    from api.app import routes  # the other commands do not need the application, whose import takes a second
+
     typer.echo(json.dumps(routes().openapi(), indent=2, ensure_ascii=False, sort_keys=True))
 
 
