@@ -77,7 +77,7 @@ class WebhookSender(Poller):
             try:
                 due = await run_sync(self._claim, list(running.values()))
             except SQLAlchemyError as error:  # must not cancel the deliveries that run
-                log.warning("webhook.unclaimed", error=str(error))
+                log.warning("webhook.claim_failed", error=str(error))
                 due = []
         return sent
 
