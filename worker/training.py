@@ -36,6 +36,8 @@ def main(folder: Path, pipe: int, parent: int, connection: int) -> None:
         run(folder, task, send, store)
         return
     sandbox.leave_network()
+    # Imported here and not in each process, together with torch and transformers.
+    from worker import pipeline  # noqa: F401
     from worker.launch import launch
 
     # The system sends long messages in pieces, which must not be mixed with those of another process.
