@@ -1,4 +1,4 @@
-"""A model ten times larger than the device's memory prunes block by block.
+"""A model four times larger than the device's memory prunes block by block.
 
 The device is simulated by `tests.seft.accelerator`, which limits and measures all bytes on it: weights, activations,
 statistics and results. The model stays in host memory, which is not limited. The limit is above the need of one block,
@@ -19,7 +19,7 @@ from seft.prune.reconstruct import reconstruct
 from tests.seft.accelerator import DEVICE, Accelerator, FullError
 from tests.seft.prune.test_loop import SMALL, WINDOWS
 
-BLOCKS = 48
+BLOCKS = 20
 LIMIT = {PruneMethod.WANDA: 2.5, PruneMethod.SPARSEGPT: 3.5, PruneMethod.ADMM: 4.3}
 """Memory of the device, in units of the weights of one block."""
 
@@ -36,12 +36,12 @@ def size(module: Any) -> int:
 
 
 @pytest.mark.parametrize("method", LIMIT)
-def test_a_model_ten_times_larger_than_the_device_is_pruned_on_it(method: PruneMethod) -> None:
+def test_a_model_four_times_larger_than_the_device_is_pruned_on_it(method: PruneMethod) -> None:
     model, expected = deep_llama(), deep_llama()
     block = size(decoder_blocks(model)[0])
     with Accelerator(limit=int(LIMIT[method] * block)) as accelerator:
         prune_model(model, WINDOWS[:3, :16], PruneConfig(0.5, method), device=DEVICE)
-    assert size(model) >= 10 * accelerator.limit
+    assert size(model) >= 4 * accelerator.limit
     assert block < accelerator.peak <= accelerator.limit
     assert accelerator.used == 0
     prune_model(expected, WINDOWS[:3, :16], PruneConfig(0.5, method))
