@@ -103,23 +103,23 @@ def test_in_a_pattern_the_groups_of_listed_zeros_may_lose_positions() -> None:
     assert sensitivities(weight, pairs)[removal].diff().ge(0).all()
 
 
-@pytest.mark.parametrize("chunk", [5 * COLS, 1 << 20])
+@pytest.mark.parametrize("chunk", [5 * 50, 1 << 20])
 def test_chances_to_grow_are_in_proportion_to_gradients(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(module, "CHUNK", chunk)
     left, right = torch.ones(1, 10), torch.linspace(1, 2, 50)[None]
     weight, none = torch.ones(10, 50), torch.zeros(0, dtype=torch.int32)
     grown = torch.zeros(500)
-    for seed in range(3000):
+    for seed in range(1500):
         window = Window(as_target(weight), 1, seed=seed)
         window.observe(left, right, none)
         grown[window.growth.indices[window.growth.scores.argmax()]] += 1
     by_column = grown.view(10, 50).sum(0)
     assert by_column[25:].sum() / by_column[:25].sum() == pytest.approx(
-        float(right[0, 25:].sum() / right[0, :25].sum()), rel=0.1
+        float(right[0, 25:].sum() / right[0, :25].sum()), rel=0.15
     )
     by_row = grown.view(10, 50).sum(1)
-    assert by_row.min() > 220
-    assert by_row.max() < 380
+    assert by_row.min() > 100
+    assert by_row.max() < 200
 
 
 def test_a_seed_gives_a_position_the_same_draw_in_every_micro_batch() -> None:
