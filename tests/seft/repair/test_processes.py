@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import MixtralConfig, MixtralForCausalLM
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneSchedule, RepairMethod, Variant
 from seft.errors import ConfigError
@@ -58,10 +59,11 @@ def start(name: str) -> tuple[Any, PruneConfig]:
         pruned = PruneConfig(pruned.sparsity, pattern=pattern, schedule=PruneSchedule.GRADUAL)
     if "experts" in name:
         torch.manual_seed(0)
-        sizes = {**SMALL, "vocab_size": VOCABULARY}
-        # With so many experts, some get tokens in one process only.
+        sizes = {**SMALL, "vocab_size": VOCABULARY, "num_hidden_layers": 1}
         model: Any = MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=16))
         model.set_experts_implementation("eager")
+        with torch.no_grad():
+            model.model.layers[0].mlp.gate.weight[:4] /= 2  # so few tokens choose these experts
         if not pruned.gradual:
             zero_smallest(model)
     elif pruned.gradual:
@@ -78,11 +80,21 @@ def train(name: str, folder: Path) -> None:
     # The second micro-batch is smaller.
     config = short(**{"method": method, "batch_tokens": 6 * 32, "micro_batch": 4, **changes})
     repair = Repair(model, TOKENS, config, pruned=pruned)
-    losses = []
+    losses, experts = [], used_experts(model)
     for step in range(1, STEPS + 1):
         losses += [report.loss for report in repair.advance() if isinstance(report, Step)]
         repair.save(folder / str(step))
     torch.save(losses, folder / "losses")
+    torch.save(experts, folder / "experts")
+
+
+def used_experts(model: nn.Module) -> list[set[int]]:
+    """Return a list to which each forward pass will append the experts that get tokens."""
+    used = list[set[int]]()
+    for module in model.modules():
+        if isinstance(module, MixtralExperts):
+            module.register_forward_pre_hook(lambda _, inputs: used.append(set(inputs[1].flatten().tolist())))
+    return used
 
 
 def keep_best(folder: Path) -> None:
@@ -153,6 +165,13 @@ def test_both_have_the_same_bits_after_every_step(name: str, together: Path) -> 
     for step in range(1, STEPS + 1):
         for file in ("repair.safetensors", "repair.json"):
             assert (one / str(step) / file).read_bytes() == (other / str(step) / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "experts" in name])
+def test_some_experts_get_tokens_in_one_process_only(name: str, together: Path) -> None:
+    one, other = (torch.load(together / name / rank / "experts") for rank in "01")
+    assert len(one) == len(other) > 0
+    assert any(first != second for first, second in zip(one, other, strict=True))
 
 
 def test_the_first_process_alone_keeps_the_best_state(together: Path, tmp_path: Path) -> None:
