@@ -48,13 +48,13 @@ def beginning_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_config() -> LlamaConfig:
-    """Return a config with four blocks, four query heads, two key heads, and tied embeddings."""
+def tiny_config(blocks: int = 4) -> LlamaConfig:
+    """Return a config with four query heads, two key heads, and tied embeddings."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,
         intermediate_size=160,
-        num_hidden_layers=4,
+        num_hidden_layers=blocks,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
@@ -66,10 +66,10 @@ def tiny_config() -> LlamaConfig:
     )
 
 
-def untrained_tiny(seed: int = 0) -> LlamaForCausalLM:
+def untrained_tiny(seed: int = 0, *, blocks: int = 4) -> LlamaForCausalLM:
     """Return the model without training, for tests that only need shapes."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(tiny_config()).eval()
+    return LlamaForCausalLM(tiny_config(blocks)).eval()
 
 
 def sparse_tiny(zeros: float = 0.6) -> LlamaForCausalLM:

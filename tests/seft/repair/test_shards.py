@@ -52,7 +52,7 @@ RESUMES = ("seft-2-4", "all")
 def start(name: str) -> Any:
     """Return the dense model of a case. In double precision, so rounding decides nothing."""
     kind = "mixtral" if name.endswith("experts") else "gpt2" if name.endswith("transposed") else None
-    model: Any = ARCHITECTURES[kind].model() if kind else untrained_tiny()
+    model: Any = ARCHITECTURES[kind].model() if kind else untrained_tiny(blocks=4 if name == "all-gradual" else 2)
     if kind == "mixtral":
         model.set_experts_implementation("eager")
     return model.double().eval()
