@@ -4,6 +4,7 @@ It is trained on the topics of Python's own documentation, which every machine h
 grouped-query attention, tied embeddings and a byte-level tokenizer. Training is bit-identical on the same machine.
 """
 
+from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -25,7 +26,14 @@ def tiny_texts() -> list[str]:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Train a byte-level tokenizer, with special tokens for padding and for the end of a record."""
+    """Return a new byte-level tokenizer, with special tokens for padding and for the end of a record."""
+    tokenizer = Tokenizer.from_str(_trained_tokenizer())
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+@cache
+def _trained_tokenizer() -> str:
+    """Train the tokenizer, and return it as JSON. Only once, because that takes a tenth of a second."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -36,7 +44,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(tiny_texts(), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    return str(tokenizer.to_str())
 
 
 def beginning_tokenizer() -> PreTrainedTokenizerFast:
