@@ -89,7 +89,7 @@ class Watch(threading.Thread):
 def test_a_stored_file_has_the_bytes_of_a_file_on_disk_and_was_never_on_the_workers_disk(
     real: Backend, tmp_path: Path, tiny_texts: list[str]
 ) -> None:
-    dataset, published = real.add_dataset(tiny_texts[:40]), list[dict[str, str]]()
+    dataset, published = real.add_dataset(tiny_texts[:20]), list[dict[str, str]]()
     for formats in ([OutputFormat.DENSE, *FORMATS], FORMATS):
         job_id = real.add_job(dataset, **SPEC, output={"formats": formats})
         with Watch(real.settings.scratch) as watch:
@@ -115,9 +115,8 @@ def test_a_stored_file_has_the_bytes_of_a_file_on_disk_and_was_never_on_the_work
     assert uploads(real) == []
 
 
-@pytest.mark.parametrize("format_", [OutputFormat.COMPACT, OutputFormat.GGUF_Q8_0])
 def test_a_byte_that_changes_in_storage_is_found_and_the_checkpoint_is_never_visible(
-    real: Backend, tiny_texts: list[str], format_: OutputFormat
+    real: Backend, tiny_texts: list[str]
 ) -> None:
     class Damaging(Storage):
         """Changes a byte of each part."""
@@ -127,11 +126,11 @@ def test_a_byte_that_changes_in_storage_is_found_and_the_checkpoint_is_never_vis
             changed[len(content) // 2] ^= 1
             return super().upload_part(key, upload, number, bytes(changed))
 
-    job_id = real.add_job(real.add_dataset(tiny_texts[:40]), **SPEC, output={"formats": [format_]})
+    job_id = real.add_job(real.add_dataset(tiny_texts[:20]), **SPEC, output={"formats": [OutputFormat.GGUF_Q8_0]})
     run(with_storage(real, Damaging))
     assert real.job(job_id).status == Status.QUEUED
     error = real.event_rows(job_id)[-1].data["error"]
-    assert f"{format_.file} must have the (size, sha256) of manifest.json" in error["message"]
+    assert "model-Q8_0.gguf must have the (size, sha256) of manifest.json" in error["message"]
     assert [key for key in real.storage.keys(f"jobs/{job_id}/") if "/result/" in key] == []
 
 
