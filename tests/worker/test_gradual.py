@@ -75,8 +75,8 @@ class Runs:
         self._folder, self._models, self._texts = folder, models, texts
 
     def new(self, name: str, spec: dict[str, Any], kind: type[Run] = Run) -> Run:
-        retained = self._texts[40:] if spec is DATASET else ()
-        return kind(self._folder / name, self._models, self._texts[:40], retained=retained, **spec)
+        retained = self._texts[40:60] if spec is DATASET else ()
+        return kind(self._folder / name, self._models, self._texts[:20], retained=retained, **spec)
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +126,10 @@ def test_a_gradual_job_is_not_pruned_before_training_and_has_no_score_of_a_prune
 
 @pytest.mark.usefixtures("unverified")
 @pytest.mark.parametrize("name", JOBS)
-def test_a_job_killed_at_any_saved_step_gives_the_same_bytes(runs: Runs, name: str) -> None:
+def test_a_job_killed_at_a_saved_step_gives_the_same_bytes(runs: Runs, name: str) -> None:
     whole = runs.new(name, JOBS[name], SavingRun).run()
     assert [message.step for message in whole.of_type(Saved)] == list(range(STEPS + 1))
-    for step in range(STEPS + 1):
+    for step in range(STEPS + 1) if name == "gradual" else (0, 3, STEPS):
         resumed = runs.new(f"{name}-{step}", JOBS[name])
         for part in dict.fromkeys(("0", str(step))):
             shutil.copytree(whole.folder / "saved" / part, resumed.folder / STATE, dirs_exist_ok=True)
@@ -166,7 +166,7 @@ def test_a_job_retains_its_second_dataset_and_scores_every_model_on_it(runs: Run
     assert phases == ["loading", "writing", "evaluating", "pruning", "training", "exporting"]
     config = run.task.spec.repair_config()
     assert config
-    expected = pack(encode(tiny_texts[40:], tiny_tokenizer()), 96)[: config.retained_windows]
+    expected = pack(encode(tiny_texts[40:60], tiny_tokenizer()), 96)[: config.retained_windows]
     kept = load_retained(run.folder / RESUME / "0" / RETAINED)
     assert torch.equal(kept.tokens, expected.tokens)
     scores = result_of(run).scores
