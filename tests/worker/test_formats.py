@@ -18,7 +18,7 @@ def test_a_job_publishes_its_formats_and_the_dense_model_only_if_it_is_one(
     only_pruned: dict[str, Any] = {"prune": {"method": "magnitude"}, "repair": {"method": "none"}}
     for formats in (["dense"], ["gguf_q8_0", "dense", "compact"], ["gguf_q8_0", "compact", "compact_nf4"]):
         name = "+".join(formats)
-        run = Run(tmp_path / name, tiny_folder.parent, tiny_texts[:40], **only_pruned, output={"formats": formats})
+        run = Run(tmp_path / name, tiny_folder.parent, tiny_texts[:20], **only_pruned, output={"formats": formats})
         manifest = json.loads(run.run().manifest())
         files[name] = {file["name"]: file["sha256"] for file in manifest["files"]}
         assert {path.name for path in (run.folder / RESULT).iterdir()} == {*files[name], "manifest.json"}

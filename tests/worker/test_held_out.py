@@ -23,7 +23,7 @@ def test_the_models_are_evaluated_on_the_dataset_and_all_other_records_are_train
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
     held_out, others = tiny_texts[40:60], tiny_texts[60:]
-    training = [text for text in tiny_texts[:40] if text not in held_out]
+    training = [text for text in tiny_texts[:20] if text not in held_out]
 
     def run(name: str, texts: list[str], held_out: list[str]) -> Run:
         return Run(tmp_path / name, tiny_folder.parent, texts, held_out=held_out, **ON_DATASET).run()
@@ -44,7 +44,7 @@ def test_a_resumed_job_is_evaluated_on_the_same_dataset(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
     def run(name: str) -> Run:
-        return Run(tmp_path / name, tiny_folder.parent, tiny_texts[:40], held_out=tiny_texts[60:80], **ON_DATASET)
+        return Run(tmp_path / name, tiny_folder.parent, tiny_texts[:20], held_out=tiny_texts[60:80], **ON_DATASET)
 
     whole, first = run("whole").run(), run("first").run_until(4)
     assert run("second").resume_from(first, 4).run().manifest() == whole.manifest()
@@ -66,7 +66,7 @@ def test_a_record_that_is_evaluated_on_is_not_retained(
     def run(name: str, retained: list[str]) -> Run:
         more = {**ON_DATASET, "repair": repair}
         return Run(
-            tmp_path / name, tiny_folder.parent, tiny_texts[:40], held_out=judged, retained=retained, **more
+            tmp_path / name, tiny_folder.parent, tiny_texts[:20], held_out=judged, retained=retained, **more
         ).run()
 
     own = run("own", [text for text in kept if text not in judged])

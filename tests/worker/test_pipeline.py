@@ -132,7 +132,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_texts: list[str]) -> Run:
-    return Run(tmp_path_factory.mktemp("runs") / "uninterrupted", tiny_folder.parent, tiny_texts[:40]).run()
+    return Run(tmp_path_factory.mktemp("runs") / "uninterrupted", tiny_folder.parent, tiny_texts[:20]).run()
 
 
 def test_a_run_reports_its_progress_and_its_measurements(uninterrupted: Run) -> None:
@@ -200,9 +200,9 @@ def test_topology_updates_are_reported_per_layer_and_their_sums_are_in_the_metri
 def test_an_interrupted_and_resumed_run_gives_the_same_bytes(
     uninterrupted: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
-    first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:40]).run_until(4)
+    first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:20]).run_until(4)
     assert first.of_type(Saved) == [Saved(step=0), Saved(step=4)]
-    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:40]).resume_from(first, 4).run()
+    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:20]).resume_from(first, 4).run()
     assert second.of_type(Scored)[0] == first.of_type(Scored)[-1]
     assert second.manifest() == uninterrupted.manifest()
 
@@ -210,11 +210,11 @@ def test_an_interrupted_and_resumed_run_gives_the_same_bytes(
 def test_a_state_of_other_software_restarts_training_and_does_not_fail_the_job(
     uninterrupted: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:40])
+    first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:20])
     with monkeypatch.context() as older:
         older.setattr(state, "FORMAT_VERSION", state.FORMAT_VERSION - 1)
         first.run_until(4)
-    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:40]).resume_from(first, 4).run()
+    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:20]).resume_from(first, 4).run()
     (refused,) = second.of_type(Refused)
     assert "must have the kind of this repair" in refused.message
     assert [message.step for message in second.of_type(Measured)] == list(range(1, 9))
@@ -225,7 +225,7 @@ def test_a_state_of_other_software_restarts_training_and_does_not_fail_the_job(
 def test_a_run_that_was_stopped_early_and_lost_its_steps_repeats_them(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
-    first, second, third = (Run(tmp_path / name, tiny_folder.parent, tiny_texts[:40]) for name in "abc")
+    first, second, third = (Run(tmp_path / name, tiny_folder.parent, tiny_texts[:20]) for name in "abc")
     (first.folder / END_TRAINING).write_text("4")
     result, repair, stopped_at = early_stop(first.run())
     assert (result.step, repair is None, stopped_at) == (4, False, 4)
@@ -242,8 +242,8 @@ def test_a_run_resumes_with_another_micro_batch_and_has_the_same_losses_and_name
     other = replace(here, hardware="another CPU")
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(pipeline, "this_machine", lambda *_: other)
-        first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:40]).run_until(4)
-    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:40], micro_batch=2).resume_from(first, 4).run()
+        first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:20]).run_until(4)
+    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:20], micro_batch=2).resume_from(first, 4).run()
     losses = [[message.values["loss"] for message in run.of_type(Measured)[-4:]] for run in (uninterrupted, second)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
     facts = Record.read(second.folder / RESULT).facts
@@ -255,7 +255,7 @@ def test_a_full_disk_is_reported_before_anything_is_written(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.disk_space.RESERVE_BYTES", 1 << 62)
-    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40])
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:20])
     with pytest.raises(NoDiskSpaceError, match=r"The job needs \d+ bytes") as caught:
         run.run()
     assert caught.value.needed > 0
@@ -266,7 +266,7 @@ def test_a_run_that_gets_worse_ends_early_with_its_best_state_even_if_interrupte
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
     repair = {**SPEC["repair"], "learning_rate": 0.3, "evaluate_interval": 2, "patience": 1}
-    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40], repair=repair).run()
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:20], repair=repair).run()
     rows = {message.step: message.values for message in run.of_type(Measured)}
     losses = {step: values["held_out_loss"] for step, values in rows.items() if "held_out_loss" in values}
     facts, result = Record.read(run.folder / RESULT).facts, run.messages[-1]
@@ -278,8 +278,8 @@ def test_a_run_that_gets_worse_ends_early_with_its_best_state_even_if_interrupte
     assert f"in {facts.stopped_at} of 8 steps" in card
     assert f"The state after step {facts.kept_at} had the lowest loss" in card
     for stop in (1, facts.stopped_at - 1, facts.stopped_at):
-        first = Run(tmp_path / f"first-{stop}", tiny_folder.parent, tiny_texts[:40], repair=repair).run_until(stop)
-        second = Run(tmp_path / f"second-{stop}", tiny_folder.parent, tiny_texts[:40], repair=repair)
+        first = Run(tmp_path / f"first-{stop}", tiny_folder.parent, tiny_texts[:20], repair=repair).run_until(stop)
+        second = Run(tmp_path / f"second-{stop}", tiny_folder.parent, tiny_texts[:20], repair=repair)
         assert second.resume_from(first, stop).run().manifest() == run.manifest()
 
 
@@ -293,7 +293,7 @@ def early_stop(run: Run) -> tuple[Finished, RepairConfig | None, int | None]:
 def test_a_run_that_is_stopped_early_evaluates_and_exports_what_it_has(
     uninterrupted: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
-    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40])
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:20])
 
     def stop_training_early() -> bool:
         if len(run.of_type(Measured)) == 4:
@@ -307,8 +307,8 @@ def test_a_run_that_is_stopped_early_evaluates_and_exports_what_it_has(
     assert repair is not None
     assert set(result.scores) == {"dense", "pruned", "repaired"}
     assert "4 of 8 steps" in (run.folder / RESULT / "README.md").read_text()
-    again = Run(tmp_path / "again", tiny_folder.parent, tiny_texts[:40]).run_until(4)
-    resumed = Run(tmp_path / "resumed", tiny_folder.parent, tiny_texts[:40]).resume_from(again, 4)
+    again = Run(tmp_path / "again", tiny_folder.parent, tiny_texts[:20]).run_until(4)
+    resumed = Run(tmp_path / "resumed", tiny_folder.parent, tiny_texts[:20]).resume_from(again, 4)
     (resumed.folder / END_TRAINING).write_text("4")
     assert resumed.run().manifest() == run.manifest() != uninterrupted.manifest()
 
@@ -317,7 +317,7 @@ def test_a_run_that_is_stopped_before_its_first_step_publishes_the_pruned_model(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
     repair_config = {**SPEC["repair"], "retain": "written"}
-    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40], repair=repair_config)
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:20], repair=repair_config)
     (run.folder / END_TRAINING).write_text("0")
     result, repair, stopped_at = early_stop(run.run())
     assert set(Record.read(run.folder / RESULT).facts.texts) == {"dataset", "held_out"}, "retained text had no effect"
@@ -328,7 +328,7 @@ def test_a_run_that_is_stopped_before_its_first_step_publishes_the_pruned_model(
 def test_training_on_completions_with_a_teacher_resumes_to_the_same_bytes(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
-    pairs = [{"prompt": text[:40], "completion": text[40:90]} for text in tiny_texts[:40]]
+    pairs = [{"prompt": text[:40], "completion": text[40:90]} for text in tiny_texts[:20]]
     repair = {**SPEC["repair"], "distill_weight": 0.5, "hidden_weight": 0.5}
     whole = Run(tmp_path / "whole", tiny_folder.parent, pairs, repair=repair).run()
     teacher = Record.read(whole.folder / RESULT).facts.teacher
@@ -344,12 +344,12 @@ def test_blocks_are_reconstructed_once_and_the_state_contains_the_result(
     uninterrupted: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
     prune = {**SPEC["prune"], "reconstruct_epochs": 2, "reconstruct_learning_rate": 1e-3}
-    whole = Run(tmp_path / "whole", tiny_folder.parent, tiny_texts[:40], prune=prune).run()
+    whole = Run(tmp_path / "whole", tiny_folder.parent, tiny_texts[:20], prune=prune).run()
     phases = list(dict.fromkeys(each.phase for each in whole.of_type(Progressed)))
     assert [*map(str, phases)] == ["loading", "evaluating", "pruning", "reconstructing", "training", "exporting"]
     scores = [run.messages[-1].scores["pruned"] for run in (whole, uninterrupted)]  # type: ignore[union-attr]
     assert scores[0] != scores[1]
-    again = Run(tmp_path / "again", tiny_folder.parent, tiny_texts[:40], prune=prune).resume_from(whole, 0).run()
+    again = Run(tmp_path / "again", tiny_folder.parent, tiny_texts[:20], prune=prune).resume_from(whole, 0).run()
     assert not [each for each in again.of_type(Progressed) if each.phase == "reconstructing"]
     assert again.manifest() == whole.manifest()
     assert "by wanda with reconstruction" in (whole.folder / RESULT / "README.md").read_text()
@@ -361,7 +361,7 @@ def test_a_job_that_only_prunes_is_evaluated_twice_and_trains_nothing(
     run = Run(
         tmp_path / "run",
         tiny_folder.parent,
-        tiny_texts[:40],
+        tiny_texts[:20],
         prune={"method": "magnitude"},
         repair={"method": "none"},
     ).run()
@@ -375,7 +375,7 @@ def test_a_job_that_only_prunes_is_evaluated_twice_and_trains_nothing(
 def test_the_topology_of_a_pattern_job_evolves_within_the_pattern(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
-    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40], sparsity=0.5, pattern="2:4").run()
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:20], sparsity=0.5, pattern="2:4").run()
     result = run.messages[-1]
     assert isinstance(result, Finished)
     assert result.measured["grown_zeros"] > 0

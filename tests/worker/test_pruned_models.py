@@ -35,7 +35,7 @@ def linears(path: Path) -> dict[str, Tensor]:
 
 
 def run_of(folder: Path, models: Path, texts: list[str], **repair: object) -> Run:
-    return Run(folder, models, texts[:40], **KEEP, repair=SPEC["repair"] | repair)
+    return Run(folder, models, texts[:20], **KEEP, repair=SPEC["repair"] | repair)
 
 
 def test_a_job_that_trains_all_nonzeros_keeps_every_zero(tmp_path: Path, models: Path, tiny_texts: list[str]) -> None:
@@ -74,7 +74,7 @@ def test_a_job_that_moves_zeros_keeps_the_pattern_also_if_it_is_resumed(
 def test_a_dense_model_is_rejected_before_it_is_trained(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], method: str
 ) -> None:
-    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40], **KEEP, repair=SPEC["repair"] | {"method": method})
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:20], **KEEP, repair=SPEC["repair"] | {"method": method})
     with pytest.raises(ConfigError, match="must be above 0 for a model with less than 1% zeros"):
         run.run()
     assert not run.of_type(Measured)
