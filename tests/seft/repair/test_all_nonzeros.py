@@ -135,8 +135,13 @@ def test_activations_that_are_computed_again_change_no_bit(name: str) -> None:
     assert same_bits(*map(weights, models))
 
 
-@every
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.bfloat16) for name in CASES),
+        *((name, torch.float32) for name in ("one_shot", "gradual", "gradual-swaps")),
+    ],
+)
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     assert_resumes(lambda: started(name, dtype), tmp_path)
 
