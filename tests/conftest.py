@@ -6,12 +6,10 @@ A test that uses no server fixture starts no server, and its environment is unch
 import fcntl
 import gc
 import itertools
-import multiprocessing
 import os
 import shutil
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -148,19 +146,14 @@ def tiny_texts() -> list[str]:
 
 @pytest.fixture(scope="session")
 def quick_verification() -> Iterator[None]:
-    """Verify checkpoints in copies of a process that has already imported torch, because the imports take seconds.
+    """Verify checkpoints in the process of the tests, because a new process imports torch, which takes seconds.
 
-    Like a new process, a copy has no state of the process of the tests.
+    The tests of the verification itself, and those whose jobs run in a training process, use a separate process.
     """
     from seft.checkpoint import verify
 
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["seft.checkpoint.verify", "transformers.models.llama.modeling_llama"])
-    with (
-        ProcessPoolExecutor(1, context, max_tasks_per_child=1) as copies,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(verify, "verify_in_new_process", lambda *what: copies.submit(verify.message_of, *what).result())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "verify_in_new_process", verify.message_of)
         yield
 
 
