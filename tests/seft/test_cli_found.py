@@ -8,9 +8,16 @@ import pytest
 
 from seft.checkpoint import sparsity
 from seft.checkpoint.facts import Record
-from tests.seft.test_cli import TRAINING, error_line, pruned, repaired, run, texts
+from tests.seft.test_cli import TRAINING, error_line, run, texts
 
-__all__ = ["pruned", "repaired", "texts"]  # fixtures
+__all__ = ["texts"]  # a fixture
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    out = tmp_path_factory.mktemp("checkpoints") / "pruned"
+    assert run("prune", tiny_folder, "--sparsity", "0.6", "--method", "magnitude", "--out", out) == 0
+    return out
 
 
 def test_a_model_that_another_tool_pruned_is_repaired_and_told_what_was_found(
@@ -41,7 +48,9 @@ def test_a_dense_model_is_not_repaired(
 
 
 def test_a_repaired_model_is_not_repaired_again(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, repaired: Path, texts: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, pruned: Path, texts: Path
 ) -> None:
+    repaired = tmp_path / "repaired"
+    assert run("repair", pruned, "--data", texts, *TRAINING, "--out", repaired) == 0
     line = error_line(capsys, "repair", repaired, "--data", texts, "--steps", "1", "--out", tmp_path / "out")
     assert "must be pruned and not repaired yet" in line
