@@ -30,8 +30,8 @@ REPAIRED = replace(PRUNED, repair=TRAINING)
 @pytest.fixture
 def bench(tiny_folder: Path, tiny_texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     for name in (*cells.TRAINED.values(), *cells.JUDGED.values()):
-        question = json.dumps({"question": " ".join(tiny_texts), "answer": "4"})
-        (tmp_path / name).write_text(question if name.endswith("jsonl") else " ".join(tiny_texts))
+        question = json.dumps({"question": " ".join(tiny_texts[:20]), "answer": "4"})
+        (tmp_path / name).write_text(question if name.endswith("jsonl") else " ".join(tiny_texts[:20]))
     monkeypatch.setattr(cells, "TEST_LENGTH", 16)
     return Bench(str(tiny_folder), tmp_path, tmp_path)
 
@@ -85,7 +85,7 @@ def test_the_plain_optimizer_is_that_of_the_library_where_nothing_is_rounded(
     found = bench.run(repaired, "plain")
     for name in cells.JUDGED:
         assert found[name] == pytest.approx(expected[name], rel=1e-5)
-        assert found[name] != pytest.approx(before[name], rel=1e-3)
+        assert found[name] != pytest.approx(before[name], rel=1e-4)
 
 
 def interrupted(advance: Advance, at: int) -> Advance:
