@@ -198,11 +198,17 @@ def test_another_seed_gives_other_weights(method: RepairMethod) -> None:
     assert not same_bits(first, second)
 
 
-@every_variant
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("method", "variant", "dtype"),
+    [
+        *((method, Variant.IMPROVED, torch.float32) for method in RepairMethod),
+        *((RepairMethod.SEFT, Variant.PUBLISHED, dtype) for dtype in (torch.float32, torch.bfloat16)),
+    ],
+)
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
     tmp_path: Path, method: RepairMethod, variant: Variant, dtype: torch.dtype
 ) -> None:
+    """The improved methods are resumed in bfloat16 by the test of norms and biases."""
     config = short(method=method, variant=variant)
     assert_resumes(lambda: repaired(config, 0, dtype), tmp_path)
 

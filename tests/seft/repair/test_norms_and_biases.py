@@ -122,8 +122,10 @@ def test_a_model_without_them_is_rejected() -> None:
     Repair(model, TOKENS, short())
 
 
-@every
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [*((method, torch.bfloat16) for method in RepairMethod), (RepairMethod.SEFT, torch.float32)],
+)
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
     tmp_path: Path, method: RepairMethod, dtype: torch.dtype
 ) -> None:
