@@ -90,7 +90,7 @@ def test_a_truncated_container_is_refused(size: int) -> None:
         expanded(WHOLE[:size])
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.integers(0, 8 * len(WHOLE) - 1))
 def test_a_flipped_bit_gives_an_error_with_the_name_or_changes_nothing(bit: int) -> None:
     damaged = bytearray(WHOLE)
@@ -103,14 +103,14 @@ def test_a_flipped_bit_gives_an_error_with_the_name_or_changes_nothing(bit: int)
             assert files == FILES
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.integers(0, len(WHOLE) - 1), st.binary(min_size=1, max_size=100))
 def test_overwritten_bytes_never_give_other_weights(begin: int, content: bytes) -> None:
     damaged = (WHOLE[:begin] + content + WHOLE[begin + len(content) :])[: max(len(WHOLE), begin + len(content))]
     assert isinstance(files := attempt(damaged), str) or files == FILES
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_forged_index_gives_an_error_or_the_same_contents(data: st.DataObject) -> None:
     def change(forged: Index) -> None:

@@ -157,7 +157,7 @@ class Life:
         self.owner.active.write(self.owner.weight)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(case=cases, dtype=st.sampled_from([torch.float32, torch.bfloat16]), transposed=st.booleans())
 def test_budget_groups_and_order_hold_at_every_step(*, case: Case, dtype: torch.dtype, transposed: bool) -> None:
     start = case.start(dtype)
@@ -178,7 +178,7 @@ def test_budget_groups_and_order_hold_at_every_step(*, case: Case, dtype: torch.
         assert owner.reactivated_count() == int(((start == 0) & (owner.weight != 0)).sum())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(case=cases)
 def test_an_event_grows_no_more_zeros_than_it_may_and_makes_no_more_nonzeros_zero(*, case: Case) -> None:
     owner = case.owner(case.start(torch.float32))
@@ -191,7 +191,7 @@ def test_an_event_grows_no_more_zeros_than_it_may_and_makes_no_more_nonzeros_zer
         active, removed = owner.active.indices, len(owner.removed)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(case=cases)
 def test_each_position_keeps_its_state_and_gets_its_base_or_zero_when_it_leaves(*, case: Case) -> None:
     owner = case.owner(case.start(torch.float64))
