@@ -1,4 +1,4 @@
-"""Fixtures for all tests: real servers per session, and a new migrated database and bucket per test.
+"""Fixtures for all tests: real servers per session, and an empty migrated database and bucket per test.
 
 A test that uses no server fixture starts no server, and its environment is unchanged.
 """
@@ -23,6 +23,7 @@ from core.settings import Settings
 from local.folder import bypass_proxies
 from local.servers import Servers, make_settings
 from migrations import upgrade
+from tests import databases
 
 NUMBERS = itertools.count()
 LONGEST = {Path(__file__).with_name(name) for name in ("worker", "e2e", "faults")}
@@ -67,7 +68,7 @@ def pytest_collection_finish() -> None:
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Postgres, Valkey and S3, started once per session. A test may stop or kill them, but must leave them running.
 
-    Postgres does not wait for the disk, because a database is created for every test.
+    Postgres does not wait for the disk, because nothing of it is kept.
     """
     folder = tmp_path_factory.mktemp("servers")
     with Servers(folder) as running:
@@ -96,8 +97,9 @@ def as_service(servers: Servers, database: str) -> str:
 
 
 def as_owner(servers: Servers, settings: Settings) -> Settings:
-    """Return settings with which migrations can run."""
+    """Return settings with which migrations can run. No other test gets the database afterwards."""
     name = str(settings.database_url).rpartition("/")[2]
+    databases.changed.add(name)
     return settings.model_copy(update={"database_url": PostgresDsn(servers.postgres.url(name))})
 
 
@@ -108,16 +110,20 @@ def settings(servers: Servers, template: str, tmp_path: Path) -> Iterator[Settin
         yield made
 
 
+@pytest.fixture
+def new_database() -> None:
+    """Give the test a new database, because it reads query plans. They depend on what deleted rows leave behind."""
+    databases.spare.clear()
+
+
 @contextmanager
 def own_settings(servers: Servers, template: str, folder: Path) -> Iterator[Settings]:
-    """Make settings with a new database, bucket, Valkey database and scratch folder, and delete them at the end.
+    """Make settings with a database, a bucket, a Valkey database and a scratch folder for one test.
 
     The user of the database has only the rights of the API and the workers.
     """
     number = next(NUMBERS)
-    database, broker = f"test_{number}", servers.valkey.url(number % 16)
-    with psycopg.connect(servers.postgres.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {database} TEMPLATE {template} STRATEGY file_copy")
+    database, broker = databases.take(servers, template, f"test_{number}"), servers.valkey.url(number % 16)
     with redis.Redis.from_url(broker) as client:
         client.flushdb()
     yield make_settings(
@@ -129,8 +135,7 @@ def own_settings(servers: Servers, template: str, folder: Path) -> Iterator[Sett
             "SEFT_SCRATCH": str(folder / "scratch"),
         }
     )
-    with psycopg.connect(servers.postgres.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {database} WITH (FORCE)")
+    databases.give_back(servers, database, f"spare_{number}")
     # SeaweedFS creates separate volumes for each bucket, and their number is limited by the disk space.
     with suppress(ClientError):
         servers.storage.client().delete_bucket(Bucket=f"test-{number}")

@@ -194,6 +194,7 @@ def test_metrics_of_a_repeated_step_are_replaced(sessions: Sessions, make_job: M
     assert not more
 
 
+@pytest.mark.usefixtures("new_database")
 def test_a_topology_event_is_written_once_and_reads_only_the_newest_one(
     sessions: Sessions, make_job: MakeJob, servers: Servers, settings: Settings
 ) -> None:

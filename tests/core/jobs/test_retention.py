@@ -60,6 +60,7 @@ def test_an_expired_checkpoint_is_deleted_with_an_event_of_its_job(sessions: Ses
     assert event_types(sessions, job_ids[1])[-1] == "job.succeeded"
 
 
+@pytest.mark.usefixtures("new_database")
 def test_expired_checkpoints_are_found_without_a_scan_of_all_jobs(sessions: Sessions, make_job: MakeJob) -> None:
     make_job()
     with sessions.begin() as session:
