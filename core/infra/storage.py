@@ -78,7 +78,8 @@ class Storage:
         self._s3 = _client(settings, settings.s3_endpoint)
         self.clock = Clock(self._s3)
         # Signing needs no connection, but the signature covers the host name that the user's request will have.
-        self._signer = _client(settings, settings.s3_public_endpoint or settings.s3_endpoint)
+        public = settings.s3_public_endpoint
+        self._signer = _client(settings, public) if public else self._s3
 
     def ensure_bucket(self) -> None:
         """Create the bucket if it is missing.
