@@ -77,24 +77,23 @@ def rule_of_library(model: Path, config: PruneConfig | RepairConfig | EvaluateCo
     return error.value.rule
 
 
-@pytest.mark.parametrize("name", UNFIT)
 def test_a_request_that_does_not_fit_the_model_is_rejected_with_the_rule_of_the_library(
-    client: TestClient, root: Path, body: Json, name: str
+    client: TestClient, root: Path, body: Json
 ) -> None:
-    change, config, field = UNFIT[name]
-    rule = rule_of_library(root / "tiny", config)
     made = client.post("/jobs", json=body).json()["id"]
     without_dataset = {key: value for key, value in body.items() if key != "dataset"}
-    for path, request in (
-        ("/jobs", body | change),
-        ("/jobs/estimate", without_dataset | change),
-        (f"/jobs/{made}/clone", change),
-    ):
-        report = problem(client.post(path, json=request), 422, "invalid_request")
-        (flaw,) = report["errors"]
-        assert (flaw["param"], flaw["rule"]) == (field, rule)
-        assert flaw["value"] == repr(value_at(change, field))
-        assert flaw["way_out"] in report["detail"]
+    for name, (change, config, field) in UNFIT.items():
+        rule = rule_of_library(root / "tiny", config)
+        for path, request in (
+            ("/jobs", body | change),
+            ("/jobs/estimate", without_dataset | change),
+            (f"/jobs/{made}/clone", change),
+        ):
+            report = problem(client.post(path, json=request), 422, "invalid_request")
+            (flaw,) = report["errors"]
+            assert (flaw["param"], flaw["rule"]) == (field, rule), name
+            assert flaw["value"] == repr(value_at(change, field))
+            assert flaw["way_out"] in report["detail"]
     assert [job["id"] for job in client.get("/jobs").json()["data"]] == [made]
 
 
@@ -179,34 +178,32 @@ COMPLETE: Json = {
 """The part of a config that decides whether GGUF can express the model."""
 
 
-@pytest.mark.parametrize(
-    ("config", "rule"),
-    [
-        ({"architectures": ["OPTForCausalLM"]}, "only for a model with an architecture of LlamaForCausalLM, Mistral"),
-        ({"hidden_act": "gelu"}, "only for a model with the activation silu"),
-        ({"attention_bias": True}, "linear layers without biases"),
-        ({"sliding_window": 128}, "attention to the whole context"),
-        ({"architectures": ["Qwen3ForCausalLM"]}, "heads of 128 values"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "a rope_type of default, linear, llama3"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotary positions in whole heads"),
-        ({"hidden_size": None}, "a complete config.json"),
-    ],
-    ids=str,
-)
-def test_a_model_that_gguf_cannot_express_is_rejected_at_the_door(
-    client: TestClient, body: Json, root: Path, config: Json, rule: str
-) -> None:
-    write_hollow(root / "other", **{**COMPLETE, **config})
-    request = body | {"model": "other", "output": {"formats": ["dense", "gguf_q8_0"]}}
-    for path in ("/jobs", "/jobs/estimate"):
-        report = problem(client.post(path, json=request), 422, "invalid_request")
-        (flaw,) = report["errors"]
-        assert flaw["param"] == "output.formats"
-        assert rule in flaw["rule"]
-        assert flaw["way_out"] == "Use the format dense."
-    for formats in (["dense"], ["compact"]):
-        accepted = body | {"model": "other", "output": {"formats": formats}}
-        assert client.post("/jobs", json=accepted).status_code == 202
+INEXPRESSIBLE: list[tuple[Json, str]] = [
+    ({"architectures": ["OPTForCausalLM"]}, "only for a model with an architecture of LlamaForCausalLM, Mistral"),
+    ({"hidden_act": "gelu"}, "only for a model with the activation silu"),
+    ({"attention_bias": True}, "linear layers without biases"),
+    ({"sliding_window": 128}, "attention to the whole context"),
+    ({"architectures": ["Qwen3ForCausalLM"]}, "heads of 128 values"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "a rope_type of default, linear, llama3"),
+    ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotary positions in whole heads"),
+    ({"hidden_size": None}, "a complete config.json"),
+]
+"""Changes of such a config by which GGUF cannot express the model, and the rule that then rejects it."""
+
+
+def test_a_model_that_gguf_cannot_express_is_rejected_at_the_door(client: TestClient, body: Json, root: Path) -> None:
+    for number, (config, rule) in enumerate(INEXPRESSIBLE):
+        model = write_hollow(root / f"other{number}", **{**COMPLETE, **config}).name
+        request = body | {"model": model, "output": {"formats": ["dense", "gguf_q8_0"]}}
+        for path in ("/jobs", "/jobs/estimate"):
+            report = problem(client.post(path, json=request), 422, "invalid_request")
+            (flaw,) = report["errors"]
+            assert flaw["param"] == "output.formats", config
+            assert rule in flaw["rule"]
+            assert flaw["way_out"] == "Use the format dense."
+        for formats in (["dense"], ["compact"]):
+            accepted = body | {"model": model, "output": {"formats": formats}}
+            assert client.post("/jobs", json=accepted).status_code == 202, config
 
 
 def test_a_llama_is_accepted_in_all_formats_and_the_estimate_counts_them(
