@@ -88,9 +88,8 @@ def test_processes_share_the_work_are_replaced_and_end_with_their_supervisor(
     check_ended(api, signal.SIGTERM)
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
-def test_no_process_is_left_when_the_supervisor_ends(api: Api, end: signal.Signals) -> None:
-    check_ended(api, end)
+def test_no_process_is_left_when_the_supervisor_is_killed(api: Api) -> None:
+    check_ended(api, signal.SIGKILL)
 
 
 def check_shared(api: Api, key: str, metrics_key: str) -> None:
