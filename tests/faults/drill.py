@@ -29,6 +29,7 @@ from migrations import upgrade
 from seft.client import Client
 from seft.client.responses import Job as JobAnswer
 from tests.faults.proxy import Proxy
+from tests.worker.conftest import add_measured_worker
 
 SPEC: dict[str, Any] = {
     "model": "tiny",
@@ -82,6 +83,7 @@ class Drill:
             through_proxy = {"SEFT_S3_ENDPOINT": f"http://{LOOPBACK}:{self.proxy.port}"}
             self.environment = {**os.environ, **variables, **through_proxy}
             stack.callback(self.end_workers)
+            add_measured_worker(self.sessions)
             for _ in range(WORKERS):
                 self.start_worker()
             self.client = stack.enter_context(self._client())

@@ -9,26 +9,29 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import ids
-from core.capability import Capability
+from core.capability import CPU, Capability
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.jobs import jobs
 from core.jobs.attempts import Attempt
 from core.settings import Settings
 from core.specs import JobSpec
-from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric
+from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Worker
 from local import processes
 from tests import claims
 from tests.claims import UNLIMITED
+from worker import device
 from worker.attempt import Supervisor
 
 TENANT = "default"
@@ -119,14 +122,32 @@ def variables(settings: Settings) -> dict[str, str]:
     return {f"SEFT_{name.upper()}": value for name, value in {**texts, **secrets, **lists, **objects}.items()}
 
 
+def add_measured_worker(sessions: sessionmaker[Session]) -> None:
+    """Add a worker that has measured a CPU as this one and has ended. Other workers then do not measure it again."""
+    row = {
+        "name": "measured:1:1",
+        "host": "measured",
+        "pid": 1,
+        "device": CPU,
+        "device_name": device.cpu_name(),
+        "flops": 5e10,
+        "flops_bfloat16": 5e10,
+        "versions": {},
+        "seen_at": func.now() - timedelta(hours=1),
+    }
+    with sessions.begin() as session:
+        session.execute(insert(Worker).values(row).on_conflict_do_nothing())
+
+
 class Workers:
-    """Starts worker processes of a backend."""
+    """Starts worker processes of a backend. They do not measure the CPU."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, backend: Backend, *command: str) -> subprocess.Popen[bytes]:
+        add_measured_worker(backend.sessions)
         environment = {**os.environ, **variables(backend.settings)}
         process = processes.spawn(
             [sys.executable, "-m", *command], log=self.log, parent_death_signal=signal.SIGKILL, environment=environment

@@ -18,7 +18,7 @@ from local import processes
 from local.processes import children_of
 from tests.faults.proxy import Proxy
 from tests.waiting import alive, wait_for
-from tests.worker.conftest import Backend, variables
+from tests.worker.conftest import Backend, add_measured_worker, variables
 from tests.worker.test_workers import STAND_IN
 
 ADDRESSES = IPv4Network("10.197.0.0/16")
@@ -109,6 +109,7 @@ def test_a_disconnected_host_loses_its_job_and_works_again_when_reconnected(
 ) -> None:
     settings = backend.settings
     first, second = (Host(number, settings, tmp_path / "log", stack) for number in (1, 2))
+    add_measured_worker(backend.sessions)
     job = backend.add_job(backend.add_dataset(["one " * 1024, "two"]))
     worker = first.start_worker("hang_with_child", stack)
     wait_for(lambda: backend.job(job).progress == 0.5)
