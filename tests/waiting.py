@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    """Return when the condition is true."""
+def wait_for(condition: Callable[[], object], pause: float = 0.02) -> None:
+    """Return when the condition is true. Check it again after each pause, in seconds."""
     while not condition():
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 def alive(pid: int) -> bool:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from local.processes import children_of
 from seft.client.responses import Job
 from tests.e2e.conftest import Service
-from tests.e2e.test_jobs import OUTPUT, SPEC, end, in_mid_repair
+from tests.e2e.test_jobs import OUTPUT, SPEC, end, wait_for_repair
 from tests.waiting import alive, wait_for
 
 ONE: dict[str, Any] = {**SPEC, "repair": {**SPEC["repair"], "steps": 24}}
@@ -100,7 +100,7 @@ def check_equal_to_one_device(service: Service, together: Job, folder: Path) -> 
 def check_interrupted(service: Service, worker: int, spec: dict[str, Any], interrupt: Interrupt, expected: str) -> None:
     """A job that is interrupted in mid repair resumes from a saved state, and ends with the same bytes."""
     job_id = service.post(**spec)
-    wait_for(lambda: in_mid_repair(service, job_id))
+    wait_for_repair(service, job_id)
     interrupt(service, job_id, list(trainers(worker)))
     job = end(service, job_id)
     assert (job["status"], job["attempt"]) == ("succeeded", 2), job

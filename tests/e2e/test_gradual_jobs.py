@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Service
-from tests.e2e.test_jobs import SPEC, end, in_mid_repair
-from tests.waiting import wait_for
+from tests.e2e.test_jobs import SPEC, end, wait_for_repair
 
 
 def test_a_gradual_job_that_is_killed_ends_with_the_bytes_of_an_undisturbed_one(service: Service) -> None:
@@ -22,7 +21,7 @@ def test_a_gradual_job_that_is_killed_ends_with_the_bytes_of_an_undisturbed_one(
     measured: Any = job["measured"]
     assert abs(measured["linears"]["share"] - 0.6) < 0.01
     killed = service.post(**spec)
-    wait_for(lambda: in_mid_repair(service, killed))
+    wait_for_repair(service, killed)
     os.kill(worker, signal.SIGKILL)
     service.start_worker()
     job = end(service, killed)

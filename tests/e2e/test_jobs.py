@@ -46,12 +46,19 @@ def end(service: Service, job_id: str) -> Job:
     return job
 
 
-def in_mid_repair(service: Service, job_id: str, attempt: int = 1) -> bool:
-    """Return whether this attempt is training and has saved a state after the first step."""
-    saved = [each for each in service.client.events(job_id) if each["type"] == "state.saved"]
-    job = service.client.job(job_id)
-    assert job["status"] in {"queued", "running"}, job
-    return job["phase"] == "training" and any(each["attempt"] == attempt and each["data"]["step"] > 0 for each in saved)
+def wait_for_repair(service: Service, job_id: str, attempt: int = 1) -> None:
+    """Return when this attempt is training and has saved a state after the first step.
+
+    Reads the database, because frequent requests to the API would slow the training down.
+    """
+
+    def in_mid_repair() -> bool:
+        saved = [event for event in service.backend.event_rows(job_id) if event.type == "state.saved"]
+        job = service.backend.job(job_id)
+        assert job.status in {"queued", "running"}, job.error
+        return job.phase == "training" and any(each.attempt == attempt and each.data["step"] > 0 for each in saved)
+
+    wait_for(in_mid_repair, pause=0.05)
 
 
 def zeros_of_linears(file: Path) -> tuple[int, int]:
@@ -160,7 +167,7 @@ def check_trace(service: Service, job_id: str) -> None:
 def check_killed_and_paused(service: Service, worker: int, sha256: str) -> None:
     """A job whose worker is killed, and that is paused at another one, ends with the bytes of an undisturbed one."""
     job_id = service.post(**SPEC, output=OUTPUT)
-    wait_for(lambda: in_mid_repair(service, job_id))
+    wait_for_repair(service, job_id)
     family = children_of(worker)
     assert family
     os.kill(worker, signal.SIGKILL)
@@ -194,7 +201,7 @@ def check_killed_and_paused(service: Service, worker: int, sha256: str) -> None:
 
 def pause(service: Service, job_id: str, worker: int) -> None:
     """Pause a job during repair in its second attempt. The training process ends soon."""
-    wait_for(lambda: in_mid_repair(service, job_id, attempt=2))
+    wait_for_repair(service, job_id, attempt=2)
     family = children_of(worker)
     assert family
     assert service.client.pause(job_id)["pausing"]
@@ -205,7 +212,7 @@ def pause(service: Service, job_id: str, worker: int) -> None:
 def check_stopped(service: Service) -> None:
     """A stop during repair publishes the current weights."""
     job_id = service.post(**LONG)
-    wait_for(lambda: in_mid_repair(service, job_id))
+    wait_for_repair(service, job_id)
     assert service.client.stop(job_id)["stopping"]
     job = end(service, job_id)
     assert (job["status"], job["attempt"]) == ("succeeded", 1), job
@@ -216,7 +223,7 @@ def check_stopped(service: Service) -> None:
 def check_cancelled(service: Service, worker: int) -> None:
     """A cancel during repair ends the training process soon and leaves no object in storage."""
     job_id = service.post(**LONG)
-    wait_for(lambda: in_mid_repair(service, job_id))
+    wait_for_repair(service, job_id)
     family = children_of(worker)
     assert family
     assert service.client.cancel(job_id)["status"] == "cancelled"
