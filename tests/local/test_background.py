@@ -161,6 +161,12 @@ def test_no_process_outlives_the_supervisor_and_a_new_stack_has_the_same_data(
         assert list(client.jobs()) == []
 
 
+def test_a_second_supervisor_is_rejected(stack: Running, folder: Path) -> None:
+    result = command("run", "--folder", str(folder))
+    assert result.returncode == 2
+    assert re.fullmatch(rf".* is in use by process {stack.supervisor}\. `make down` stops it\.\n", result.stderr)
+
+
 def test_down_waits_until_the_last_process_has_ended(stack: Running, folder: Path, tmp_path: Path) -> None:
     *_, down = operations(folder)
     result = subprocess.run(["sh", "-c", down], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -168,9 +174,3 @@ def test_down_waits_until_the_last_process_has_ended(stack: Running, folder: Pat
     assert "stopping worker ..." in result.stderr.splitlines()
     assert members(folder) == []
     assert command("down", "--folder", str(folder)).stdout == "not running\n"
-
-
-def test_a_second_supervisor_is_rejected(stack: Running, folder: Path) -> None:
-    result = command("run", "--folder", str(folder))
-    assert result.returncode == 2
-    assert re.fullmatch(rf".* is in use by process {stack.supervisor}\. `make down` stops it\.\n", result.stderr)
