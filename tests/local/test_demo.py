@@ -87,7 +87,7 @@ def test_the_demo_runs_from_the_upload_to_the_generated_text(
             "sequence_tokens": 96,
             "micro_batch": 8,
         },
-        "evaluate": {"held_out": 0.1, "windows": 128, "tokens": 96},
+        "evaluate": {"held_out": 0.1, "windows": 32, "tokens": 96},
     }
     monkeypatch.setattr(demo, "SPEC", {**demo.SPEC, **spec})
     with background.attached(tmp_path / "stack") as running:
