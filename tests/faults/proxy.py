@@ -41,22 +41,18 @@ class Proxy:
                 threading.Thread(target=self._connect, args=[near], daemon=True).start()
 
     def _connect(self, near: socket.socket) -> None:
-        if self._cut.is_set():
-            _break(near)
-            return
-        try:
-            far = socket.create_connection(("127.0.0.1", self._to))
-        except OSError:
-            _break(near)
-            return
+        with near, suppress(OSError):
+            if not self._cut.is_set():
+                with socket.create_connection(("127.0.0.1", self._to)) as far:
+                    self._join(near, far)
+
+    def _join(self, near: socket.socket, far: socket.socket) -> None:
         self._open |= {near, far}
         back = threading.Thread(target=self._forward, args=[far, near], daemon=True)
         back.start()
         self._forward(near, far, up=True)
         back.join()
         self._open -= {near, far}
-        near.close()
-        far.close()
 
     def _forward(self, source: socket.socket, target: socket.socket, *, up: bool = False) -> None:
         with suppress(OSError):
