@@ -46,7 +46,7 @@ SPEC: dict[str, Any] = {
     },
     "evaluate": {"windows": 3, "tokens": 96},
 }
-INTERVALS = {"LEASE": 5, "HEARTBEAT": 0.5, "SWEEP": 0.5, "CHECKPOINT": 0.1, "TIDY": 1}
+INTERVALS = {"LEASE": 5, "HEARTBEAT": 0.5, "SWEEP": 1.5, "CHECKPOINT": 0.1, "TIDY": 3}
 WORKERS = 2
 TIMEOUT = 180.0
 
