@@ -1,10 +1,10 @@
 """The peak memory of each phase of a job, measured in a process of its own.
 
-`python -m tests.worker.peaks FOLDER` runs the job in the folder and prints the peaks as JSON. The memory is the private
-memory (Pss_Anon) of the process and its children, in which a page that two processes share counts once. A peak of a
-process between two samples is not lost: the kernel keeps the highest resident memory (VmHWM in proc(5)), and each
-sample resets it. The kernel needs tens of milliseconds to sum the private memory, and the process gets no memory
-meanwhile. So it is summed only if a process has grown, or after a while.
+`python -m tests.worker.peaks FOLDER CYCLES` runs the job in the folder, with this many cycles of DSnoT, and prints the
+peaks as JSON. The memory is the private memory (Pss_Anon) of the process and its children, in which a page that two
+processes share counts once. A peak of a process between two samples is not lost: the kernel keeps the highest resident
+memory (VmHWM in proc(5)), and each sample resets it. The kernel needs tens of milliseconds to sum the private memory,
+and the process gets no memory meanwhile. So it is summed only if a process has grown, or after a while.
 """
 
 import json
@@ -21,6 +21,7 @@ from core.specs import JobSpec
 from core.states import Phase
 from local.processes import children_of
 from seft.checkpoint.verify import standby
+from seft.prune import dsnot
 from worker import environment
 from worker.pipeline import Pipeline
 from worker.protocol import DATA, Message, Progressed, Task
@@ -53,10 +54,10 @@ def write_job(folder: Path, spec: JobSpec, texts: Sequence[str]) -> Path:
     return folder
 
 
-def measure_peaks(job: Path) -> dict[Phase, int]:
+def measure_peaks(job: Path, dsnot_cycles: int = dsnot.CYCLES) -> dict[Phase, int]:
     """Run the job in the folder in a new process. Return the peak memory of each phase in bytes."""
     result = subprocess.run(
-        [sys.executable, "-m", "tests.worker.peaks", str(job)],
+        [sys.executable, "-m", "tests.worker.peaks", str(job), str(dsnot_cycles)],
         env=environment.of_training(environment.of_child(os.environ, job.parent), job.parent),
         stdout=subprocess.PIPE,
         check=True,
@@ -158,4 +159,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    dsnot.CYCLES = int(sys.argv[2])
     main(Path(sys.argv[1]))

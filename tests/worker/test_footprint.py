@@ -29,13 +29,13 @@ JOBS: dict[str, dict[str, Any]] = {
     },
     "all nonzeros in one micro-batch, written text, and a compact file": {
         "prune": WANDA,
-        "repair": REPAIR,
+        "repair": {**REPAIR, "sequence_tokens": 128, "micro_batch": 8},
         "output": {"formats": ["dense", "compact"]},
     },
     "all nonzeros in bfloat16": {
         "dtype": "bfloat16",
         "prune": WANDA,
-        "repair": {**REPAIR, "batch_tokens": 4096, "micro_batch": 8, "retain": "none"},
+        "repair": {**REPAIR, "batch_tokens": 2560, "micro_batch": 5, "retain": "none"},
     },
     "all nonzeros with Adam's moments in bfloat16": {
         "dtype": "bfloat16",
@@ -46,8 +46,8 @@ JOBS: dict[str, dict[str, Any]] = {
         "prune": WANDA,
         "repair": {
             **REPAIR,
-            "batch_tokens": 4096,
-            "micro_batch": 8,
+            "batch_tokens": 3072,
+            "micro_batch": 6,
             "activation_checkpointing": True,
             "retain": "none",
         },
@@ -94,11 +94,11 @@ def write_model(folder: Path, **sizes: int) -> None:
     tiny_tokenizer().save_pretrained(folder)
 
 
-def peaks_of(job: Path) -> dict[Phase, int]:
+def peaks_of(job: Path, **more: int) -> dict[Phase, int]:
     """Return the peak of each phase, without the part of a CUDA build that the estimate ignores."""
     import torch
 
-    peaks = measure_peaks(job)
+    peaks = measure_peaks(job, **more)
     if torch.version.cuda:
         peaks = {phase: peak - CUDA_BUILD_BYTES for phase, peak in peaks.items()}
         peaks[Phase.EXPORTING] -= CUDA_COPY_BYTES
@@ -129,11 +129,14 @@ def test_the_memory_of_every_phase_is_within_fifteen_percent_of_the_estimate(
 
 
 def test_the_memory_of_pruning_includes_the_statistics_of_dsnot(tmp_path: Path, tiny_texts: list[str]) -> None:
-    """The model is so wide that DSnoT needs a fifth of the memory of the process."""
+    """The model is so wide that DSnoT needs a fifth of the memory of the process.
+
+    A cycle frees what it allocates, so two need as much memory as all.
+    """
     pruned = {"method": "wanda", "refine": "dsnot", "calibration": {"samples": 4, "tokens": 256}}
     spec = job_spec({"prune": pruned, "repair": {"method": "none"}})
     write_model(tmp_path / "model", vocab_size=1024, hidden_size=1024, intermediate_size=4096, num_hidden_layers=1)
     source = find("model", roots=[tmp_path])
     expected = memory_by_phase(read_dimensions(source, shapes(source)), spec)[Phase.PRUNING].combined
-    peak = peaks_of(write_job(tmp_path / "job", spec, tiny_texts))[Phase.PRUNING]
+    peak = peaks_of(write_job(tmp_path / "job", spec, tiny_texts), dsnot_cycles=2)[Phase.PRUNING]
     assert expected == pytest.approx(peak, rel=0.1)
