@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from typing_extensions import override
 
 from seft import file_commands as files
-from seft.client.commands.library import VERBS
+from seft.command_texts import VERBS
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, default_batch, default_steps
 from seft.console import describe_checkpoint, progress_reporter
 from seft.data.records import require_file

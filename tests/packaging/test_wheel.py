@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from seft.client.commands.library import VERBS
+from seft.command_texts import VERBS
 
 ROOT = Path(__file__).parents[2]
 HARNESS = "seft.harness"

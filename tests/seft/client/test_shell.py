@@ -14,10 +14,10 @@ from core.specs import JobSpec
 from seft import __version__
 from seft.client import shell
 from seft.client.cli import app
-from seft.client.commands.library import VERBS
 from seft.client.config import Address
 from seft.client.errors import ApiProblem, Flaw
 from seft.client.shell import LISTS, Exit, assigned
+from seft.command_texts import VERBS
 from tests.seft.client.servers import Script
 
 GOOD = '{"text": "one"}\n{"text": "two"}\n'
