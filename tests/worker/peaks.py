@@ -4,11 +4,13 @@
 peaks as JSON. The memory is the private memory (Pss_Anon) of the process and its children, in which a page that two
 processes share counts once. A peak of a process between two samples is not lost: the kernel keeps the highest resident
 memory (VmHWM in proc(5)), and each sample resets it. The kernel needs tens of milliseconds to sum the private memory,
-and the process gets no memory meanwhile. So it is summed only if a process has grown, or after a while.
+and the process gets no memory meanwhile. So it is summed only if a process has grown, or after a while. The copy of the
+process that verifies the checkpoint stops itself before it ends, and continues when its peak has been measured.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,12 +18,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import RLock, Thread
+from typing import Any
 
 from core.specs import JobSpec
 from core.states import Phase
 from local.processes import children_of
-from seft.checkpoint.verify import standby
+from seft.checkpoint import verify
 from seft.prune import dsnot
+from tests.waiting import STOPPED, state
 from worker import environment
 from worker.pipeline import Pipeline
 from worker.protocol import DATA, Message, Progressed, Task
@@ -31,6 +35,7 @@ READ_SECONDS = 0.25
 """Seconds after which the memory is summed again although no process has grown."""
 SAME_BYTES = 2 * 2**20
 """If the memory changed by less during a sum, what was missed before can be added to the sum."""
+message_of = verify.message_of
 FIELDS = ("VmHWM:", "VmRSS:", "RssAnon:", "RssFile:")
 """Fields of `status` of a process: its highest and its present memory, and the private part and files in the latter."""
 RESET_HIGHEST = "5"
@@ -111,6 +116,25 @@ def processes() -> list[int]:
     return [os.getpid(), *children_of(os.getpid())]
 
 
+def stopped() -> list[int]:
+    """Return the processes that wait until they were measured."""
+    return [pid for pid in processes() if state(pid) == STOPPED]
+
+
+def resume(waiting: Sequence[int]) -> None:
+    """Let processes that have stopped themselves continue."""
+    for pid in waiting:
+        os.kill(pid, signal.SIGCONT)
+
+
+def verified(*arguments: Any, **more: Any) -> str:
+    """Verify a folder as `verify.message_of` does, and stop this process, which is a copy, until it was measured."""
+    try:
+        return message_of(*arguments, **more)
+    finally:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def main(folder: Path) -> None:
     """Run the job and print the peaks."""
     peaks, phase, over, lock = dict[Phase, int](), Phase.LOADING, False, RLock()
@@ -142,14 +166,17 @@ def main(folder: Path) -> None:
         while not over:
             with lock:
                 now, resident = phase, sum(map(sum, read_marks()))
-            if resident > most.get(now, 0) or time.monotonic() > read + READ_SECONDS:
+            waiting = stopped()
+            if waiting or resident > most.get(now, 0) or time.monotonic() > read + READ_SECONDS:
                 measure()
                 most[now], read = max(resident, most.get(now, 0)), time.monotonic()
+            resume(waiting)
             time.sleep(SAMPLE_SECONDS)
 
     sampler = Thread(target=sample)
     try:
-        with standby():
+        verify.message_of = verified
+        with verify.standby():
             sampler.start()
             Pipeline(folder, Task.read(folder), record, lambda: False).run()
     finally:
