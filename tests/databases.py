@@ -46,13 +46,18 @@ def give_back(servers: Servers, name: str, new_name: str) -> None:
         if name in changed or not rename(connection, name, new_name):
             connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
             return
-    with psycopg.connect(servers.postgres.url(new_name), autocommit=True) as connection:
+    empty(servers.postgres.url(new_name))
+    spare.append(new_name)
+
+
+def empty(url: str) -> None:
+    """Delete all rows of a database. The user of the URL must own it."""
+    with psycopg.connect(url, autocommit=True) as connection:
         tables = connection.execute(USED).fetchall()
         connection.execute("SET session_replication_role = replica")  # without triggers and foreign keys
         for (table,) in tables:
             connection.execute(SQL("DELETE FROM {}").format(Identifier(table)))
         connection.execute(RESTART)
-    spare.append(new_name)
 
 
 def rename(connection: psycopg.Connection, name: str, new_name: str) -> bool:

@@ -17,13 +17,13 @@ from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.settings import Settings
-from core.tables import Base
 from local.folder import FolderLock
 from local.servers import Servers
 from local.stack import Api
 from seft.client import AsyncClient, Client
 from seft.client.cli import app
 from seft.client.steps import flow
+from tests import databases
 from tests.conftest import as_owner, own_settings
 from tests.hollow import write_hollow
 from tests.hub import hub
@@ -111,11 +111,7 @@ def running(servers: Servers, template: str, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture
 def service(running: Running) -> Iterator[Service]:
     """The running API with an empty database, an empty queue, an empty bucket and a new key."""
-    owner = make_engine(running.owner)
-    with owner.begin() as connection:
-        for table in reversed(Base.metadata.sorted_tables):
-            connection.execute(table.delete())
-    owner.dispose()
+    databases.empty(str(running.owner.database_url))
     with redis.Redis.from_url(str(running.settings.broker_url)) as client:
         client.flushdb()
     storage = Storage(running.settings)
