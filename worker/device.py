@@ -92,7 +92,7 @@ def ask_torch(name: str, count: int) -> Device:
         reason = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
         sys.stderr.write(
             f"SEFT_DEVICE and SEFT_DEVICES must be devices of this machine; they are {name!r} and {count}. The error"
-            f" is: {reason} Example: SEFT_DEVICE=cpu\n"
+            f" is: {reason.removesuffix('.')}. Example: SEFT_DEVICE=cpu\n"
         )
         raise SystemExit(INVALID)
     return Device(*json.loads(answer.stdout))
