@@ -20,8 +20,9 @@ case $verb in
 save)
     bucket save
     compose exec --no-TTY postgres pg_dump --username=seft --format=custom seft > "$folder/database.new"
-    mv "$folder/database.new" "$folder/database"
     bucket save
+    # Only now the folder has all objects of the new dump. If something fails before, the old dump stays.
+    mv "$folder/database.new" "$folder/database"
     ;;
 load)
     # Only into an empty database: existing tables are an error, and nothing is changed. The role of the service, which
