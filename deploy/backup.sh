@@ -18,6 +18,9 @@ bucket() {
 
 case $verb in
 save)
+    # The program in the container writes files that others can read, and does not change this folder.
+    mkdir -p "$folder/bucket"
+    chmod 700 "$folder/bucket"
     bucket save
     compose exec --no-TTY postgres pg_dump --username=seft --format=custom seft > "$folder/database.new"
     bucket save

@@ -1,6 +1,7 @@
 """`make backup` and `make restore`, with a program in place of Docker. `make containers` runs them with Docker."""
 
 import os
+import stat
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 DOCKER = r"""#!/bin/sh
 # In place of `docker compose`. The bucket has one object more in each run. The run with the number BROKEN fails.
 set -eu
+umask 022 # that of a container
 case "$*" in
 "run "*" api python -m api bucket save /backup/bucket")
     folder=$(echo "$*" | sed 's/.*--volume \(.*\):\/backup api .*/\1/')
@@ -46,3 +48,10 @@ def test_a_backup_that_fails_leaves_the_backup_before_it_complete(tmp_path: Path
         assert (folder / "database").read_text() == "dump 1\n"
     assert make("backup", folder) == 0
     assert (folder / "database").read_text() == "dump 4\n"
+
+
+def test_only_the_operator_can_read_a_backup(tmp_path: Path) -> None:
+    folder = tmp_path / "backup"
+    folder.mkdir(mode=0o755)
+    assert make("backup", folder) == 0
+    assert all(stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 for path in folder.iterdir()), "others can read it"
