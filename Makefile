@@ -13,6 +13,8 @@ PAGES := $(filter-out docs/log.md,$(wildcard *.md docs/*.md docs/adr/*.md))
 MDFORMAT := $(BIN)/mdformat --wrap 100 --number --compact-tables
 # Replaces the shell by a command, and ends the command when make ends, even by kill -9.
 LAUNCHER := exec $(BIN)/python -I -S local/launcher.py $$PPID 15
+# A path for the shell. It can have spaces, and begin with ~/, which not every shell replaces in an argument of make.
+path = "$(patsubst ~/%,$(HOME)/%,$1)"
 
 .DEFAULT_GOAL := help
 .PHONY: demo test gpu wheels screenshots attack faults fuzz containers up down secrets backup restore bundle load check format lint types imports leaks audit bom lock venv clean help
@@ -36,11 +38,11 @@ attack: $(READY) ## attack the running service with hostile models and floods of
 	@$(LAUNCHER) $(BIN)/python -m tests.attack
 
 wheels: $(READY) ## collect the wheels that `make gpu` needs, for Python 3.12, in build/wheels or WHEELS=: at most 60 MB
-	@$(BIN)/python -m tests.gpu.wheels $(or $(WHEELS),build/wheels)
+	@$(BIN)/python -m tests.gpu.wheels $(call path,$(or $(WHEELS),build/wheels))
 
 gpu: ## test and measure on a card, without internet, into build/gpu.json: 25 minutes; PARTS= runs some parts only
-	@$(PYTHON) -m tests.gpu.environment $(or $(WHEELS),build/wheels) build/gpu
-	@$(LAUNCHER:$(BIN)/python=build/gpu/bin/python) build/gpu/bin/python -m tests.gpu $(PARTS) $(if $(MODEL),--model $(MODEL))
+	@$(PYTHON) -m tests.gpu.environment $(call path,$(or $(WHEELS),build/wheels)) build/gpu
+	@$(LAUNCHER:$(BIN)/python=build/gpu/bin/python) build/gpu/bin/python -m tests.gpu $(PARTS) $(if $(MODEL),--model $(call path,$(MODEL)))
 
 screenshots: $(READY) ## take the screenshots of the dashboard, from real jobs of a tiny model: minutes
 	@$(LAUNCHER) $(BIN)/python -m tests.browser.screenshots
@@ -60,17 +62,17 @@ secrets: ## write .env with new secrets and the profile gpu, or those of PROFILE
 		echo "SEFT_$$name=$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')"; done; } > .env
 
 backup: ## save database and bucket of the Docker stack to backup/, or to FOLDER=
-	@deploy/backup.sh save $(or $(FOLDER),backup)
+	@deploy/backup.sh save $(call path,$(or $(FOLDER),backup))
 
 restore: ## fill an empty Docker stack from that folder and start it
-	@deploy/backup.sh load $(or $(FOLDER),backup)
+	@deploy/backup.sh load $(call path,$(or $(FOLDER),backup))
 	@docker compose up --detach --wait
 
 bundle: ## save images, files and models for an offline machine to seft-bundle.tar, or to FILE=
-	@deploy/bundle.sh save $(or $(FILE),seft-bundle.tar)
+	@deploy/bundle.sh save $(call path,$(or $(FILE),seft-bundle.tar))
 
 load: ## load such a file, after checking its checksums
-	@deploy/bundle.sh load $(or $(FILE),seft-bundle.tar)
+	@deploy/bundle.sh load $(call path,$(or $(FILE),seft-bundle.tar))
 
 check: lint leaks types imports test ## run what CI runs, and look for keys and tokens in tracked files
 

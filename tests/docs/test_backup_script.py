@@ -33,8 +33,9 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPOSE", str(tmp_path / "docker"))
 
 
-def make(target: str, folder: Path, **variables: str) -> int:
-    command = ["make", "--silent", target, f"FOLDER={folder}"]
+def make(target: str, folder: Path, name: str = "", **variables: str) -> int:
+    """Run a target of the Makefile for this folder, which `name` is another name of. Return its exit status."""
+    command = ["make", "--silent", target, f"FOLDER={name or folder}"]
     environment = {**os.environ, "FOLDER": str(folder), **variables}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False).returncode
 
@@ -55,3 +56,9 @@ def test_only_the_operator_can_read_a_backup(tmp_path: Path) -> None:
     folder.mkdir(mode=0o755)
     assert make("backup", folder) == 0
     assert all(stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 for path in folder.iterdir()), "others can read it"
+
+
+def test_the_folder_of_a_backup_can_have_spaces_in_its_name_and_be_in_the_home_folder(tmp_path: Path) -> None:
+    for folder, name in ((tmp_path / "my backup", str(tmp_path / "my backup")), (tmp_path / "saved", "~/saved")):
+        assert make("backup", folder, name, HOME=str(tmp_path)) == 0
+        assert {path.name for path in folder.iterdir()} == {"database", "bucket"}
