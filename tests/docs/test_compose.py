@@ -315,6 +315,11 @@ def test_dashboard_and_alerts_use_exactly_the_metrics_that_exist(settings: Setti
     assert names == metrics
 
 
+def test_grafana_downloads_no_plugins_keys_or_pictures() -> None:
+    names = ("PLUGINS_PREINSTALL_DISABLED", "PLUGINS_PUBLIC_KEY_RETRIEVAL_DISABLED", "SECURITY_DISABLE_GRAVATAR")
+    assert {SERVICES["grafana"]["environment"].get(f"GF_{name}") for name in names} == {"true"}
+
+
 def render_metrics(session: Session) -> str:
     return prometheus.render(session, 60).decode()
 
