@@ -163,7 +163,9 @@ class Settings(DatabaseSettings):
     link_seconds: int = Field(
         default=3600,
         ge=1,
-        description="Number of seconds for which a presigned link (download, or upload of a part) is valid.",
+        le=7 * 24 * 3600,
+        description="Number of seconds for which a presigned link (download, or upload of a part) is valid, at most"
+        " 604800: the storage rejects links that are valid for more than a week.",
     )
 
     lease_seconds: float = Field(
