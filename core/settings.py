@@ -65,7 +65,12 @@ class DatabaseSettings(BaseSettings):
     """Settings of commands that need only the database, so that they get no other secret."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SEFT_", frozen=True, env_ignore_empty=True, hide_input_in_errors=True, enable_decoding=False
+        env_prefix="SEFT_",
+        frozen=True,
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+        enable_decoding=False,
+        allow_inf_nan=False,
     )
 
     database_url: PostgresDsn = Field(

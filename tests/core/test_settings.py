@@ -78,6 +78,7 @@ def errors() -> list[str]:
         ("TENANT_WEIGHTS", '{"a": 0}', "SEFT_TENANT_WEIGHTS (entry 'a'): *0.01; it is 0. Example: *"),
         ("LEASE_SECONDS", "1", "SEFT_LEASE_SECONDS (1.0) must be at least three times SEFT_HEARTBEAT_SECONDS (3.0)*"),
         ("LINK_SECONDS", "604801", "SEFT_LINK_SECONDS: *less than or equal to 604800; it is '604801'. Example: *"),
+        ("SWEEP_SECONDS", "inf", "SEFT_SWEEP_SECONDS: *finite number; it is 'inf'. Example: SEFT_SWEEP_SECONDS=10"),
         ("S3_SECRET_KEY", "", "SEFT_S3_SECRET_KEY must be set; it is not. Secret key of the object storage."),
     ],
 )
