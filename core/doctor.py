@@ -250,12 +250,26 @@ def device(settings: Settings) -> str:
         raise CheckFailed(found, fix)
     if not torch["there"] or settings.device == "cpu":
         return f"{build}, on the CPU"
-    for index, (free, total) in enumerate(torch["memory"]):
+    for index in _own_devices(settings, len(torch["memory"])):
+        free, total = torch["memory"][index]
         if free < total / 2:
             found = f"cuda:{index} has {free / GIB:.1f} of {total / GIB:.1f} GiB free"
             fix = "Run nvidia-smi to see which processes use the other memory. One of them may be a running job."
             raise CheckFailed(found, fix, State.NOTE)
     return f"{driver or 'a device'}; {build} for CUDA {torch['cuda']}"
+
+
+def _own_devices(settings: Settings, found: int) -> range:
+    """Return the numbers of the devices of the worker. `found` is the number of devices that torch finds."""
+    first = int(settings.device.partition(":")[2] or 0)
+    own = range(first, first + settings.devices)
+    if own.stop > found:
+        raise CheckFailed(
+            f"SEFT_DEVICE={settings.device} with SEFT_DEVICES={settings.devices} needs cuda:{own[-1]}; torch finds"
+            f" {found} devices, and the first is cuda:0",
+            "Correct the two variables. In a container, check that all devices are passed in.",
+        )
+    return own
 
 
 def training_sandbox(settings: Settings) -> str:

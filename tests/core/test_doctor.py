@@ -5,7 +5,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from core.doctor import Finding, State, run_check, run_checks
+from core.doctor import GIB, Finding, State, run_check, run_checks
 from core.settings import Settings
 from local.folder import LOOPBACK, port_of, reserve_any
 from local.servers import Servers
@@ -129,3 +129,17 @@ def test_a_driver_that_is_missing_or_does_not_fit_torch_is_named(
     assert_wrong(check("device", settings), "Driver/library version mismatch")
     (tmp_path / "nvidia-smi").unlink()
     assert_wrong(check("device", settings, device="cuda"), "no NVIDIA driver", "SEFT_DEVICE=cpu")
+
+
+def test_devices_that_the_machine_does_not_have_are_named_and_those_of_other_workers_are_not(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"version": "2.9", "cuda": "13.0", "there": True, "memory": [(8 * GIB, 80 * GIB), (79 * GIB, 80 * GIB)]}
+    monkeypatch.setattr("core.infra.devices.driver", lambda: "NVIDIA H100; NVIDIA H100")
+    monkeypatch.setattr("core.infra.devices.torch", lambda: found)
+    for name, count in (("cuda:2", 1), ("cuda:1", 2), ("auto", 3)):
+        assert_wrong(check("device", settings, device=name, devices=count), "2 devices", f"SEFT_DEVICE={name}")
+    for name, count in (("auto", 1), ("cuda:0", 2)):
+        busy = check("device", settings, device=name, devices=count)
+        assert_wrong(busy, "cuda:0", "8.0 of 80.0", "nvidia-smi", state=State.NOTE)
+    assert check("device", settings, device="cuda:1").state is State.OK
