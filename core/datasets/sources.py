@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 import huggingface_hub as hub
@@ -26,6 +25,7 @@ from huggingface_hub.errors import (
 )
 
 from core.errors import Code, Flaw, ProblemError
+from core.infra import temporary
 from core.infra.storage import Storage
 from seft.models.hub_files import HUB_SECONDS
 
@@ -85,8 +85,8 @@ def open_source(storage: Storage, source: str, max_bytes: int, token: Callable[[
         return
     match = _HUB.fullmatch(source)
     assert match
-    with TemporaryDirectory() as folder:
-        download = partial(_download, match[1], match[2], match[3], max_bytes, Path(folder))
+    with temporary.folder() as folder:
+        download = partial(_download, match[1], match[2], match[3], max_bytes, folder)
         try:
             path = download(token=None)
         except ProblemError as problem:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import structlog
 from botocore.exceptions import ClientError
@@ -21,6 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core.access.hub_tokens import HOW_TO_SET, HubTokens, account, write_flaw
 from core.errors import Code, Flaw, ProblemError
+from core.infra import temporary
 from core.infra.storage import Storage, is_missing
 from core.models import hub_cache, results
 from core.models.results import is_result
@@ -148,7 +148,7 @@ class ModelResolver:
         """
         source = self.find(tenant, reference, revision)
         with ExitStack() as stack:
-            path = Path(stack.enter_context(TemporaryDirectory()))
+            path = stack.enter_context(temporary.folder())
             with _source_errors(reference):
                 if is_result(reference):
                     results.download_tokenizer(
