@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.spec_parts import CPU_SETTINGS
+from core.states import UNFINISHED
 from local.processes import LocalError
 from local.servers import package_folder
 from local.zeros import CheckpointStats
@@ -85,7 +86,7 @@ def repair(service: Client, folder: Path, console: Console) -> Job:
 
 def cancel_unfinished(service: Client) -> None:
     """Cancel every unfinished job that a demo created."""
-    for status in ("queued", "running"):
+    for status in UNFINISHED:
         for job in service.jobs(status=status):
             if job["spec"]["suffix"] == SPEC["suffix"]:
                 service.cancel(job["id"])

@@ -3,15 +3,17 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
 
+from core.states import Status
 from local import background, demo
 from local.processes import LocalError
 from local.zeros import CheckpointStats, Count, count_zeros
 from seft.checkpoint.compact.writer import pack
+from seft.client import Client
 from seft.client.responses import Job
 
 ZERO, MINUS_ZERO, SMALLEST = 0x0000, 0x8000, 0x0001
@@ -70,6 +72,22 @@ def test_a_wrong_result_fails_the_demo(repaired: float, retained: float, zeros: 
     scores = {"pruned": 20.0, "repaired": repaired, "pruned_retained": 30.0, "repaired_retained": retained}
     with pytest.raises(LocalError, match=message):
         demo.require_success(job_with_scores(**scores), stats)
+
+
+def test_every_unfinished_job_of_a_demo_is_cancelled_and_no_other() -> None:
+    class Service:
+        """A service with two jobs of each status. Their ids begin with the name of who created them."""
+
+        cancelled: ClassVar[list[str]] = []
+
+        def jobs(self, *, status: str) -> list[Any]:
+            return [{"id": f"{suffix} {status}", "spec": {"suffix": suffix}} for suffix in ("demo", "other")]
+
+        def cancel(self, job_id: str) -> None:
+            self.cancelled.append(job_id)
+
+    demo.cancel_unfinished(cast("Client", service := Service()))
+    assert service.cancelled == [f"demo {status}" for status in Status if not status.final]
 
 
 def test_the_demo_runs_from_the_upload_to_the_generated_text(
