@@ -91,7 +91,9 @@ class Settings(DatabaseSettings):
 
     broker_url: RedisDsn = Field(
         examples=["redis://:PASSWORD@127.0.0.1:6379/0"],
-        description="URL of Valkey or Redis. It carries notifications only and can be emptied at any time.",
+        description="URL of Valkey or Redis: `redis://…`, or `rediss://…` for TLS. `?ssl_ca_certs=FILE` at its end"
+        " names the certificate of your own authority. The server carries notifications only and can be emptied at any"
+        " time.",
     )
     s3_endpoint: str = Field(
         pattern=HTTP,

@@ -3,6 +3,7 @@
 The message does not name the job. Jobs are in the database, so no work is lost if a message is lost.
 """
 
+import ssl
 from typing import Any
 
 import redis
@@ -37,8 +38,11 @@ def make_app(settings: Settings) -> Broker:
     It stores no results and accepts only JSON. A message is acknowledged when it is received, and none is fetched in
     advance.
     """
-    app = Broker("seft", broker=str(settings.broker_url), backend=None, set_as_current=False)
+    url = str(settings.broker_url)
+    app = Broker("seft", broker=url, backend=None, set_as_current=False)
     app.conf.update(
+        # By default Celery accepts any certificate. Options in the URL, such as `?ssl_ca_certs=FILE`, replace this one.
+        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if url.startswith("rediss:") else None,
         task_default_queue=QUEUE,
         task_ignore_result=True,
         task_serializer="json",

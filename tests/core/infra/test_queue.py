@@ -2,10 +2,20 @@
 
 import json
 import socket
-from contextlib import suppress
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import redis
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from pydantic import RedisDsn
 
 from core.infra import queue
 from core.settings import Settings
@@ -52,3 +62,50 @@ def test_after_a_timeout_the_next_notifications_do_not_wait(settings: Settings) 
 
 def test_a_running_broker_answers_a_ping(settings: Settings) -> None:
     queue.ping(queue.make_app(settings))
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_the_password_goes_only_to_a_broker_whose_certificate_is_valid(
+    settings: Settings, tmp_path: Path, trusted: bool
+) -> None:
+    certificate = self_signed(tmp_path)
+    with tls_server(certificate) as (port, received):
+        option = f"?ssl_ca_certs={certificate}" if trusted else ""
+        url = RedisDsn(f"rediss://:hidden@localhost:{port}/0{option}")
+        queue.notify(queue.make_app(settings.model_copy(update={"broker_url": url})))
+    assert (b"hidden" in b"".join(received)) is trusted
+
+
+def self_signed(folder: Path) -> Path:
+    """Write a certificate for `localhost` that no authority has signed, and its key, to a file."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    now = datetime.now(UTC)
+    builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    certificate = builder.add_extension(names, critical=True).sign(key, SHA256())
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (path := folder / "broker.pem").write_bytes(secret + certificate.public_bytes(Encoding.PEM))
+    return path
+
+
+@contextmanager
+def tls_server(certificate: Path) -> Iterator[tuple[int, list[bytes]]]:
+    """Run a server that ends each connection after its first bytes. Yield its port and the bytes that it receives."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    received: list[bytes] = []
+
+    def serve(listener: socket.socket) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                connection, _ = listener.accept()
+                with suppress(OSError), context.wrap_socket(connection, server_side=True) as encrypted:
+                    received.append(encrypted.recv(4096))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        yield listener.getsockname()[1], received
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
