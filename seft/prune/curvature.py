@@ -47,7 +47,8 @@ class Curvature:
         outputs = product(inputs)
         self._tokens += inputs.shape[:-1].numel()
         self.inputs += _squares(inputs).to(self.inputs.device)
-        outputs.register_hook(self._observe)  # type: ignore[no-untyped-call]
+        if outputs.requires_grad:  # Code that only chooses, such as what to attend to, may run without gradients.
+            outputs.register_hook(self._observe)  # type: ignore[no-untyped-call]
         return outputs
 
     def _observe(self, gradient: Outputs) -> None:

@@ -124,6 +124,20 @@ def test_an_expert_without_tokens_keeps_its_number_of_zeros_and_has_no_factors()
     assert all(counts[number] == uniform[number] for number in unreached)
 
 
+def test_a_linear_that_runs_without_gradients_keeps_its_number_of_zeros() -> None:
+    """The sparse attention of DeepSeek V3.2 has such linears: they choose the tokens that are attended to."""
+    model = untrained_tiny()
+    for block in decoder_blocks(model):
+        query = block.get_submodule("self_attn.q_proj")
+        query.forward = torch.no_grad()(query.forward)
+    prune_model(model, WINDOWS, CURVATURE)
+    targets = target_linears(model)
+    zeros = {name: int((target.weight == 0).sum()) for name, target in targets.items()}
+    uniform = {name: int(0.6 * math.prod(target.shape)) for name, target in targets.items()}
+    assert sum(zeros.values()) == sum(uniform.values())
+    assert {name for name in zeros if zeros[name] == uniform[name]} == {name for name in zeros if "q_proj" in name}
+
+
 @pytest.mark.parametrize("method", PruneMethod)
 @pytest.mark.parametrize("sparsity", [0.05, 0.6, 0.97])
 def test_the_model_has_the_zeros_of_its_least_important_weights(method: PruneMethod, sparsity: float) -> None:
