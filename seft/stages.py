@@ -24,11 +24,11 @@ from seft.data import records
 from seft.data.packing import Encoded, Packed, concatenate, pack
 from seft.data.text import encode, windows
 from seft.data.tokens import bos_tokens
-from seft.errors import DataError
+from seft.errors import ConfigError, DataError
 from seft.evaluate import mean_loss
 from seft.models.gguf_tokenizer import tokenizer_rules
 from seft.models.load import Loaded
-from seft.prune.detect_zeros import find_zeros, found_config
+from seft.prune.detect_zeros import LEAST, find_zeros, found_config
 from seft.prune.loop import prune_model
 from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair, RepairResult
@@ -188,6 +188,13 @@ def pruned_facts(
         dataset_sha256=None,
         pruned_on=machine,
     )
+
+
+def require_zeros(config: PruneConfig, facts: Facts) -> None:
+    """Raise ConfigError if `config` keeps the zeros of a model that has none. `facts` is from `pruned_facts`."""
+    if config.keeps_zeros and not facts.zeros_found:
+        way_out = "Ask for a sparsity above 0, or use a pruned model."
+        raise ConfigError("sparsity", f"must be above 0 for a model with less than {LEAST:.0%} zeros", 0.0, way_out)
 
 
 def repaired_facts(

@@ -95,7 +95,7 @@ def prune(
 ) -> Record:
     """Prune a model, write it to the folder `out` and verify the folder. Only one block at a time is on the device.
 
-    Raises ConfigError if the sparsity is to rise during training.
+    Raises ConfigError if the sparsity is to rise during training, or if it is 0 and the model is dense.
     """
     require_empty(out)
     if config.gradual:
@@ -330,6 +330,7 @@ def _prune(
     facts = stages.pruned_facts(
         loaded, config, text.sha256 if text else None, report, base=base(), machine=place.machine
     )
+    stages.require_zeros(config, facts)
     return replace(facts, texts={"calibration": describe_records(text.name, encoded)}) if text else facts
 
 

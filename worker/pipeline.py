@@ -24,11 +24,10 @@ from seft.checkpoint.pruned_state import load_pruned, save_pruned
 from seft.config import RepairConfig
 from seft.data.packing import Packed
 from seft.devices import configure_torch, trim_memory
-from seft.errors import Cancelled, ConfigError, EvaluateError
+from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import perplexity
 from seft.models.load import Loaded, load, load_tokenizer
 from seft.models.source import ModelSource
-from seft.prune.detect_zeros import LEAST
 from seft.repair import Repair, RepairResult
 from seft.repair.shards import Shards
 from seft.repair.state import outdated
@@ -124,9 +123,7 @@ class Pipeline:
             self.scores = {name: score for name, score in self.scores.items() if not name.endswith("_retained")}
         sha256, reads = self.task.dataset_sha256, self.prune.reads_calibration
         facts = stages.pruned_facts(loaded, self.prune, sha256 if reads else None, base=base(), machine=pruned_on)
-        if self.prune.keeps_zeros and not facts.zeros_found:
-            way_out = "Ask for a sparsity above 0, or use a pruned model."
-            raise ConfigError("sparsity", f"must be above 0 for a model with less than {LEAST:.0%} zeros", 0.0, way_out)
+        stages.require_zeros(self.prune, facts)
         self.prune = facts.prune
         if text.training and self.repair:
             result = self._repair(loaded, text, text.training, self.repair)

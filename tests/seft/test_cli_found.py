@@ -47,6 +47,15 @@ def test_a_dense_model_is_not_repaired(
     assert "seft compress" in line
 
 
+def test_the_zeros_of_a_dense_model_are_not_kept(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, texts: Path, tmp_path: Path
+) -> None:
+    training = ("--data", texts, *TRAINING, "--repair-method", "lora_reprune")
+    for command in (("prune", tiny_folder), ("compress", tiny_folder, *training)):
+        line = error_line(capsys, *command, "--sparsity", "0", "--out", tmp_path / "out")
+        assert "sparsity must be above 0 for a model with less than 1% zeros" in line
+
+
 def test_a_repaired_model_is_not_repaired_again(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, pruned: Path, texts: Path
 ) -> None:
