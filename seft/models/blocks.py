@@ -9,6 +9,6 @@ Hidden = Float[Tensor, "batch tokens cols"]
 
 
 def hidden_state(output: Any) -> Hidden:
-    """Return the hidden state in a block's output. If the output is a tuple, the hidden state is its first item."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    """Return the hidden state in a block's output. In a tuple, and in a list as of GPT-1, it is the first item."""
+    hidden: Tensor = output[0] if isinstance(output, tuple | list) else output
     return hidden

@@ -80,7 +80,7 @@ def bypassed(blocks: nn.ModuleList, replace: Callable[[int, Hidden, Call], Hidde
                 with torch.no_grad():
                     sample.append(forward(*args, **kwargs))
             new = replace(number, state, Call(rest, named))
-            return (new, *sample[0][1:]) if isinstance(sample[0], tuple) else new
+            return (new, *sample[0][1:]) if isinstance(sample[0], tuple | list) else new
 
         return forward_replaced
 

@@ -15,6 +15,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
 )
 
 from seft.config import Allocation, CalibrationOrder, Compare, PruneConfig, PruneMethod
@@ -59,8 +61,13 @@ def gpt_neox() -> Any:
     return GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL)).eval()
 
 
+def gpt1() -> Any:
+    """Return a model whose blocks return a list."""
+    return OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4)).eval()
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("make", [untrained_tiny, gemma3, mixtral, gpt_neox])
+@pytest.mark.parametrize("make", [untrained_tiny, gemma3, mixtral, gpt_neox, gpt1])
 def test_blocks_run_on_captured_calls_give_the_outputs_of_the_model(make: Callable[[], Any]) -> None:
     model = make()
     blocks = decoder_blocks(model)
