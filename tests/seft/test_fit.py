@@ -116,6 +116,7 @@ CASES: dict[str, tuple[Dimensions, Settings, str | None]] = {
     "positions": (HUGE, repair(SEFT, 0.1), "model must have at most 2147483647 weights in each linear layer"),
     "positions as published": (HUGE, repair(SEFT, variant=Variant.PUBLISHED), "model must have at most"),
     "positions of a fixed mask": (HUGE, repair(RepairMethod.FIXED_MASK), "model must have at most"),
+    "positions of masked_full": (HUGE, repair(RepairMethod.MASKED_FULL), "model must have at most"),
     "no positions": (HUGE, repair(SEFT), None),
 }
 
