@@ -169,7 +169,7 @@ class RepairConfig:
             "Compute the activations of a block again in the backward pass. Less memory, 1.3 times the time, same bits."
         ),
     ] = False
-    weight_decay: Annotated[float, Doc("Decay of the trained values towards their initial values.")] = 0.0
+    weight_decay: Annotated[float, Doc("Decay of the trained weights towards their values before training.")] = 0.0
     clip_norm: Annotated[
         float | None, Doc("Largest gradient norm of a step, over all trained values. No limit if not given.")
     ] = None
