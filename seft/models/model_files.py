@@ -94,7 +94,12 @@ def read_config(reference: str, sizes: Mapping[str, int], read: Callable[[str], 
 
 
 def weight_files(reference: str, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> list[str]:
-    """Return the names of the files with the weights of a model, sorted. Raises SourceError if one is missing."""
+    """Return the names of the files with the weights of a model, sorted. Raises SourceError if one is missing.
+
+    They are those that transformers loads: it ignores an index, such as an older one, beside a single file.
+    """
+    if SINGLE in sizes:
+        return [SINGLE]
     if INDEX in sizes:
         weight_map = _json_object(reference, INDEX, sizes, read).get("weight_map")
         shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
@@ -112,15 +117,13 @@ def weight_files(reference: str, sizes: Mapping[str, int], read: Callable[[str],
                 " Save it in larger shards.",
             )
         return sorted(shards)
-    if SINGLE not in sizes:
-        pickles = sorted(name for name in sizes if name.endswith(_PICKLE_SUFFIXES))[:_SHOWN]
-        files = f"only pickles ({pickles}), which can run code" if pickles else "no model.safetensors"
-        raise SourceError(
-            REFUSED,
-            f"a model must have safetensors weights; {reference!r} has {files}."
-            " Save it with save_pretrained, which writes safetensors.",
-        )
-    return [SINGLE]
+    pickles = sorted(name for name in sizes if name.endswith(_PICKLE_SUFFIXES))[:_SHOWN]
+    files = f"only pickles ({pickles}), which can run code" if pickles else "no model.safetensors"
+    raise SourceError(
+        REFUSED,
+        f"a model must have safetensors weights; {reference!r} has {files}."
+        " Save it with save_pretrained, which writes safetensors.",
+    )
 
 
 def require_size(reference: str, size: int, max_bytes: int) -> None:

@@ -13,10 +13,13 @@ from seft.checkpoint import folder as reader
 from seft.checkpoint import sparsity
 from seft.checkpoint.counts import Count
 from seft.checkpoint.folder import count_zeros, inspect
+from seft.checkpoint.provenance import hash_model
 from seft.errors import ConfigError, SourceError
+from seft.models.load import load
+from seft.models.source import find
 from seft.models.targets import target_linears
 from tests.seft.architectures import ARCHITECTURES
-from tests.tiny import untrained_tiny
+from tests.tiny import sparse_tiny, tiny_tokenizer, untrained_tiny
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -39,6 +42,18 @@ def test_the_zeros_are_those_that_torch_counts_for_every_architecture(name: str,
         {key: count for key, count in each.layers.items() if "expert" not in key} for each in (counted, expected)
     )
     assert plain == same
+
+
+@pytest.mark.parametrize("older", ["shards", "single file"])
+def test_the_zeros_are_those_of_the_files_that_are_loaded(older: str, tmp_path: Path) -> None:
+    models, sizes = (untrained_tiny(seed=1), sparse_tiny()), ("100KB", "5GB")
+    for model, size in zip(models, sizes if older == "shards" else sizes[::-1], strict=True):
+        model.save_pretrained(tmp_path, max_shard_size=size)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    found = find(str(tmp_path))
+    assert {"model.safetensors", "model.safetensors.index.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert inspect(tmp_path)[0].linears == sparsity.of_model(load(found).model).linears
+    assert "model.safetensors" in hash_model(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,7 @@ def test_every_shard_of_an_index_must_exist(model: Path) -> None:
 
 @pytest.mark.parametrize("shards", [None, [], ["a"], {}, {"a": 5}, {"a": ["b"]}])
 def test_an_index_that_names_no_shards_is_rejected(model: Path, shards: object) -> None:
+    (model / "model.safetensors").unlink()
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     assert "lacks shards" in rejection(model)
 
