@@ -54,6 +54,7 @@ class TextModel:
         self.model, self.tokenizer, self.context = model, tokenizer, context
         ends = model.generation_config.eos_token_id
         self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        self._short = _short_length(model.config)
 
     @classmethod
     def load(cls, reference: str, values: Values | None, dtype: torch.dtype, device: str = "cpu") -> "TextModel":
@@ -102,12 +103,16 @@ class TextModel:
             random.seed()
         else:
             random.manual_seed(sampling.seed)
-        given, cache = torch.tensor([list(prompt)], device=self.model.device), None
+        whole, cache = list(prompt), None
+        given = whole
         for _ in range(most):
+            if len(whole) - 1 == self._short:
+                given, cache = whole, None  # the keys of the cache have other positions
             with torch.inference_mode():
-                logits, cache = advance(self.model, given, cache)
+                logits, cache = advance(self.model, torch.tensor([given], device=self.model.device), cache)
                 token = choose(logits[0].cpu(), sampling, random)
-            given = given.new_tensor([[token]])
+            given = [token]
+            whole.append(token)
             yield token
             if token in self._ends:
                 return
@@ -141,6 +146,15 @@ class TextModel:
             keep = held_back(held, stops)
             yield Piece(held[: len(held) - keep], count)
             held = held[len(held) - keep :]
+
+
+def _short_length(config: Any) -> int | None:
+    """Return the length up to which a sequence has other positions than a longer one, or None if they are the same.
+
+    The rope type `longrope` has frequencies for short sequences and others for long ones.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    return rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
 
 
 def advance(model: Any, tokens: Int[Tensor, "batch tokens"], cache: Any) -> tuple[Float[Tensor, "batch words"], Any]:

@@ -51,6 +51,25 @@ def test_greedy_tokens_equal_those_of_transformers_in_float32(
     assert list(text.tokens(prompt, 30, Sampling())) == wanted
 
 
+@pytest.mark.parametrize("length", [20, 31, 32, 33, 40])
+def test_greedy_tokens_equal_those_of_transformers_where_positions_change_with_the_length(
+    tiny_folder: Path, length: int
+) -> None:
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 4.0, 8.0, 20.0],
+    }
+    settings = {"num_key_value_heads": 2, "rope_parameters": rope, "original_max_position_embeddings": 32}
+    model, tokenizer = Architecture("phi3", 8, settings).model(), AutoTokenizer.from_pretrained(tiny_folder)
+    prompt = [2 + 7 * number % 300 for number in range(length)]
+    wanted = model.generate(torch.tensor([prompt]), max_new_tokens=30, do_sample=False)[0, length:].tolist()
+    assert list(TextModel(model, tokenizer).tokens(prompt, 30, Sampling())) == wanted
+
+
 def test_int8_replaces_every_linear_and_keeps_the_zeros() -> None:
     model = pruned()
     zeros = {name: target.weight == 0 for name, target in target_linears(model).items()}
