@@ -54,8 +54,8 @@ Transformers, vLLM, SGLang and llama.cpp compute with every zero: they run it at
 dense model.
 
 Only the runtime of seft skips the zeros, and only on a CPU. The gain depends on the model and the processor. For a
-model with 1.1 billion weights and 60 % zeros, on one thread of a CPU with AVX-512, one token (bfloat16) took 52 ms with
-the runtime of seft, 90 ms with a dense kernel, and 70 ms with llama.cpp. For a model with 135 million
+model with 1.1 billion weights and 60 % zeros, on one thread of a CPU with AVX-512, one token (bfloat16) took 54 ms with
+the runtime of seft, 111 ms with a dense kernel, and 79 ms with llama.cpp. For a model with 135 million
 weights, llama.cpp was faster. The document `docs/runtime.md` of seft has these measurements. This model was not
 measured."""
 

@@ -18,6 +18,7 @@ from seft.models.terms import read_terms, terms_files
 from tests.seft.checkpoint.test_export import FACTS as EXPORTED
 from tests.seft.checkpoint.test_export import half_sparse
 
+ROOT = Path(__file__).parents[3]
 BASE = Base(
     "owner/Big-Model-7B",
     Kind.HUB,
@@ -164,3 +165,17 @@ def test_only_small_files_count_as_terms() -> None:
 def test_the_learning_rate_is_shown_as_a_number(rate: float | Literal["auto"], shown: str) -> None:
     facts = replace(FACTS, repair=RepairConfig(9, learning_rate=rate), peak_rate=0.001)
     assert f"| repair learning_rate | {shown} |" in card(record(facts))
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ("sparse, bfloat16", "the runtime of seft"),
+        ("our dense kernel, bfloat16", "a dense kernel"),
+        ("llama.cpp, BF16", "llama.cpp"),
+    ],
+)
+def test_the_time_of_a_token_is_the_first_one_of_the_page_that_is_named(row: str, name: str) -> None:
+    page, text = (ROOT / "docs/runtime.md").read_text(), " ".join(card(record()).split())
+    milliseconds, _, _ = page.partition(f"| {row} | ")[2].partition(" ")
+    assert f"{float(milliseconds):.0f} ms with {name}" in text
