@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria
 
+from seft.checkpoint.outputs import disk_errors
 from seft.config import RepairConfig
 from seft.data.chat import question_start
 from seft.data.packing import Packed, Predictions
@@ -162,16 +163,15 @@ def split_retained(retained: Packed) -> tuple[Packed, Packed]:
 def save_retained(retained: Packed, path: Path) -> None:
     """Write windows with predictions to the file `path`."""
     assert retained.teacher is not None
-    save_file(
-        {
-            "tokens": retained.tokens.contiguous(),
-            "trained": retained.trained.contiguous(),
-            "positions": retained.positions.contiguous(),
-            "teacher.tokens": retained.teacher.tokens,
-            "teacher.logarithms": retained.teacher.logarithms,
-        },
-        path,
-    )
+    tensors = {
+        "tokens": retained.tokens.contiguous(),
+        "trained": retained.trained.contiguous(),
+        "positions": retained.positions.contiguous(),
+        "teacher.tokens": retained.teacher.tokens,
+        "teacher.logarithms": retained.teacher.logarithms,
+    }
+    with disk_errors(path):
+        save_file(tensors, path)
 
 
 def load_retained(path: Path) -> Packed:

@@ -8,8 +8,6 @@ verifies the folder.
 """
 
 import json
-import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from seft.checkpoint import sparsity
 from seft.checkpoint.card import card
 from seft.checkpoint.facts import MANIFEST, Facts, ListedFile, Record, canonical_json, manifest, versions
 from seft.checkpoint.formats import Store, write_format, write_stream
-from seft.checkpoint.outputs import require_empty
+from seft.checkpoint.outputs import disk_errors, require_empty
 from seft.checkpoint.verify import fingerprint
 from seft.config import OutputFormat, format_of
 from seft.models.load import Loaded, quiet
@@ -64,14 +61,15 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     model: Any = loaded.model
     round_weights(model)
-    with quiet(), _parameters_in(model, EXPORT_DTYPE), _disk_errors(out):
+    with quiet(), _parameters_in(model, EXPORT_DTYPE), disk_errors(out):
         model.save_pretrained(out, max_shard_size=MAX_SHARD)
         for path in out.glob("*.safetensors"):  # safetensors lets only their owner read them
             path.chmod(stat.S_IMODE((out / "config.json").stat().st_mode))
     model_fingerprint = fingerprint(model)
     # Several templates would become files in a subfolder, and a checkpoint has none.
     single = not isinstance(loaded.tokenizer.chat_template, dict)
-    loaded.tokenizer.save_pretrained(out, save_jinja_files=single)
+    with disk_errors(out):
+        loaded.tokenizer.save_pretrained(out, save_jinja_files=single)
     _write_config(out / "config.json", use_cache=loaded.source.config.get("use_cache", True))
     _write_tokenizer_config(out / "tokenizer_config.json")
     record = Record(facts, sparsity.of_folder(out), model_fingerprint, versions())
@@ -110,18 +108,6 @@ def round_weights(model: nn.Module) -> None:
     for weight in whole_parameters(model):
         weight.copy_(weight.to(EXPORT_DTYPE))
         weight.masked_fill_(weight == 0, 0.0)
-
-
-@contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    """Convert an error of the disk, which the library safetensors raises as its own error, to OSError."""
-    try:
-        yield
-    except SafetensorError as error:
-        if found := re.search(r"os error (\d+)", str(error)):
-            number = int(found[1])
-            raise OSError(number, os.strerror(number), str(out)) from error
-        raise
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Until then they are in a folder with a name that nobody can guess. A file or a f
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,6 +57,18 @@ def new_folder(out: Path) -> Iterator[Path]:
         if not existed:
             with suppress(OSError):  # it has files
                 out.rmdir()
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Convert an error of the disk, which the libraries safetensors and tokenizers raise as their own, to OSError."""
+    try:
+        yield
+    except Exception as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
 
 
 def require_empty(out: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from seft.checkpoint.outputs import disk_errors
 from seft.errors import StateError
 from seft.models.targets import target_linears
 
@@ -26,7 +27,8 @@ def save_pruned(model: nn.Module, path: Path) -> None:
         kept = weight != 0
         tensors[f"{name}.kept"] = pack_bits(kept)
         tensors[f"{name}.values"] = weight[kept].cpu()
-    save_file(tensors, path)
+    with disk_errors(path):
+        save_file(tensors, path)
 
 
 @torch.no_grad()

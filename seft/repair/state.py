@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from seft.checkpoint.outputs import disk_errors
 from seft.config import RATED_WIDTH, PruneConfig, RepairConfig
 from seft.data.packing import Packed
 from seft.errors import StateError
@@ -72,7 +73,8 @@ def save(folder: Path, state: State, config: RepairConfig, fingerprint: str) -> 
     """Save a state in `folder`. Creates the folder if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = {**state.facts, **_software(config), "fingerprint": fingerprint}
-    save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, folder / TENSORS)
+    with disk_errors(folder):
+        save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, folder / TENSORS)
     (folder / FACTS).write_text(json.dumps(facts, indent=1))
     for path in (folder / TENSORS, folder / FACTS, folder):
         _flush(path)

@@ -1,5 +1,6 @@
 """New files and folders get their names when they are complete, replace nothing, and leave nothing if they fail."""
 
+import errno
 import os
 import resource
 import signal
@@ -8,17 +9,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from seft.checkpoint.compact import writer
 from seft.checkpoint.compact.reader import open_container
 from seft.checkpoint.compact.writer import pack
+from seft.checkpoint.export import export
 from seft.checkpoint.outputs import new_file, new_folder, require_empty
+from seft.checkpoint.pruned_state import save_pruned
 from seft.cli import main
+from seft.config import RepairConfig
+from seft.data.packing import Packed, Predictions
 from seft.errors import ConfigError
+from seft.repair import state
+from seft.retain import save_retained
 from tests.seft.checkpoint.test_compact_format import EXPECTED, content_of, fill
+from tests.seft.checkpoint.test_export import FACTS, half_sparse
+from tests.tiny import untrained_tiny
 
 
 @pytest.fixture
@@ -144,6 +155,38 @@ def test_a_full_disk_ends_every_command_with_1_and_leaves_nothing(
             assert main([str(word) for word in command]) == 1, command
         assert "files must be readable and writable: [Errno 27] File too large" in capsys.readouterr().err
         assert content_of(tmp_path) == before
+
+
+def write_retained(folder: Path) -> None:
+    windows = Packed.plain(torch.zeros(9, 999, dtype=torch.int64))
+    known = Predictions(torch.zeros(9, 999, 1, dtype=torch.int64), torch.zeros(9, 999, 1), torch.ones(9).bool())
+    save_retained(replace(windows, teacher=known), folder / "retained")
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a checkpoint whose tokenizer is larger than its weights."""
+    loaded = half_sparse()
+    loaded.tokenizer.add_tokens(["x" * (1 << 20)])
+    export(loaded, folder / "out", FACTS)
+
+
+@pytest.mark.parametrize(
+    ("write", "most"),
+    [
+        (lambda folder: save_pruned(untrained_tiny(), folder / "pruned"), 9000),
+        (write_retained, 9000),
+        (lambda folder: state.save(folder, state.State({"a": torch.ones(9999)}, {}), RepairConfig(1), ""), 9000),
+        (lambda folder: export(half_sparse(), folder / "out", FACTS), 9000),
+        (write_tokenizer, 1 << 20),
+    ],
+    ids=["pruned weights", "retained text", "training state", "weights", "tokenizer"],
+)
+def test_a_full_disk_is_an_error_of_the_system_in_every_library(
+    write: Callable[[Path], None], most: int, tmp_path: Path
+) -> None:
+    with full_disk(most), pytest.raises(OSError, match="File too large") as caught:
+        write(tmp_path)
+    assert caught.value.errno == errno.EFBIG
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
