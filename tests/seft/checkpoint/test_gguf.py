@@ -321,6 +321,12 @@ def test_tokens_that_the_tokenizer_adds_are_in_the_file(tmp_path: Path) -> None:
     assert (found["tokenizer.ggml.bos_token_id"], found["tokenizer.ggml.eos_token_id"]) == (0, 1)
 
 
+def test_the_padding_of_a_training_is_not_in_the_file(tmp_path: Path) -> None:
+    padded = beginning_tokenizer()
+    padded.backend_tokenizer.enable_padding(length=8, pad_id=0, pad_token="<pad>")
+    assert keys(padded, tmp_path / "padded") == keys(beginning_tokenizer(), tmp_path / "plain")
+
+
 def sentencepiece() -> PreTrainedTokenizerFast:
     """A tokenizer as that of Llama 2: BPE on characters, with tokens for bytes and a space before a text."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
