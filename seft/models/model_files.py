@@ -189,8 +189,8 @@ def card_licence(card: str) -> str | None:
 
 
 def front_matter(card: str) -> str:
-    """Return the front matter of a model card; an empty text if it has none."""
-    head = _FRONT_MATTER.match(card)
+    """Return the front matter of a model card, with plain line ends; an empty text if it has none."""
+    head = _FRONT_MATTER.match(card.replace("\r\n", "\n").removeprefix("\ufeff"))
     return head.group() if head else ""
 
 

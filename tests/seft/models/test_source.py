@@ -92,6 +92,8 @@ def test_a_folder_is_found_with_its_config_and_licence(model: Path) -> None:
     ("card", "licence"),
     [
         (b"---\ntags: [a]\nlicense: 'cc-by-4.0'\n---\n", "cc-by-4.0"),
+        (b"---\r\ntags: [a]\r\nlicense: mit\r\n---\r\n", "mit"),
+        (b"\xef\xbb\xbf---\nlicense: mit\n---\n", "mit"),
         (b"---\nlicense: [\n---\n", None),
         (b"license: mit\n", None),
         (b"---\nlanguage: en\n---\nlicense: mit\n", None),
