@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import BinaryIO
 
 from typing_extensions import override
@@ -71,7 +72,8 @@ def validate(file: BinaryIO, max_bytes: float = math.inf, skip_percentage: float
             first = record if first is None else first
             distinct = distinct or record != first
         unit = lines.unit
-    rejected = skipped > skip_percentage / 100 * (records + skipped)
+    # A float would be rounded: 29 / 100 * 100 is less than 29.
+    rejected = 100 * skipped > Fraction(str(skip_percentage)) * (records + skipped)
     if not distinct and not rejected:
         raise _too_few_records(records)
     return Validation(unit, digest.hexdigest(), size, records, skipped, parse.format, tuple(flaws), rejected)

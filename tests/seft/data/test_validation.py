@@ -75,6 +75,14 @@ def test_broken_lines_that_may_be_skipped_are_left_out(compress: Compress) -> No
     )
 
 
+@pytest.mark.parametrize(("count", "skip"), [(100, "{}"), (1000, "{}e-1")])
+def test_exactly_the_allowed_percentage_may_be_broken(count: int, skip: str) -> None:
+    for broken in range(1, 99):
+        content = b"broken\n" * broken + b"".join(b'{"text": "%d"}\n' % number for number in range(count - broken))
+        assert not check(content, skip=float(skip.format(broken))).rejected, broken
+        assert check(b"broken\n" + content, skip=float(skip.format(broken))).rejected, broken
+
+
 def test_parquet_rows_are_reported_by_number_and_null_values_are_left_out() -> None:
     rows: list[dict[str, object]] = [
         {"instruction": "a", "input": None, "output": text} for text in ("b", " ", "c", None)
