@@ -126,13 +126,21 @@ def delete_import(services: CurrentServices, caller: Auth, import_id: ImportId) 
 
 
 def _resume(services: Services, caller: Caller, body: ImportRequest) -> ImportView | None:
-    """Return the unfinished import with the same name, size and `resume_key`, or None."""
+    """Return the unfinished import with the same name, size and `resume_key`, or None.
+
+    The percentage of invalid lines that are skipped is that of the newest request.
+    """
     if body.resume_key is None or body.bytes is None:
         return None
     with services.sessions.begin() as session:
         name = clean_name(body.name or "")
         row = imports.find_unfinished(session, caller.tenant, name, body.bytes, body.resume_key)
-        return ImportView.of(row) if row else None
+        if row is None:
+            return None
+        if row.skip_percentage != body.invalid_sample_skip_percentage:
+            row.skip_percentage = body.invalid_sample_skip_percentage
+            audit.record(session, caller, "create_import", row.id)
+        return ImportView.of(row)
 
 
 def _begin(services: Services, caller: Caller, body: ImportRequest) -> ImportView:

@@ -65,10 +65,13 @@ def require_import_quota(session: Session, tenant: str) -> None:
 
 
 def find_unfinished(session: Session, tenant: str, name: str, size: int, resume_key: str) -> Import | None:
-    """Return the tenant's newest upload with this name, size and `resume_key` that waits for parts, or None."""
+    """Return the tenant's newest upload with this name, size and `resume_key` that waits for parts, or None.
+
+    Its row is locked, so that nobody completes it before the transaction ends.
+    """
     same = (Import.name == name, Import.bytes == size, Import.resume_key == resume_key)
     query = select(Import).where(Import.tenant == tenant, Import.state == ImportState.RECEIVING, *same)
-    return session.scalars(query.order_by(Import.id.desc()).limit(1)).first()
+    return session.scalars(query.order_by(Import.id.desc()).limit(1).with_for_update()).first()
 
 
 def get(session: Session, tenant: str, import_id: str, *, change: bool = False) -> Import:

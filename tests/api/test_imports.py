@@ -120,6 +120,17 @@ def test_the_invalid_lines_of_a_file_are_named_and_nothing_is_stored(app: FastAP
     assert (httpx2.get(file["url"]).content, file["size"]) == (RIGHT, len(RIGHT))
 
 
+def test_a_resumed_upload_skips_the_percentage_of_the_newest_request(app: FastAPI, client: TestClient) -> None:
+    content = RIGHT + b"broken\n"
+    for first, then, status in ((0, 50, "done"), (50, 0, "failed")):
+        upload = begin(client, len(content), resume_key="k", invalid_sample_skip_percentage=first)
+        send(client, upload, content, 1)
+        assert begin(client, len(content), resume_key="k", invalid_sample_skip_percentage=then) == upload
+        assert all(part["received"] for part in parts(client, upload))
+        client.post(f"/imports/{upload['id']}/complete")
+        assert settled(app, client, upload)["status"] == status
+
+
 def test_an_import_of_a_dead_importer_is_claimed_again(app: FastAPI, client: TestClient, sessions: Sessions) -> None:
     upload = begin(client, len(RIGHT))
     send(client, upload, RIGHT, 1)
