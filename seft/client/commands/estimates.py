@@ -64,9 +64,11 @@ def _why(worker: Fit) -> str:
 
 
 def _settings(change: dict[str, object], prefix: str = "") -> str:
-    """Return a change of a job's settings as `--set` options."""
+    """Return a change of a job's settings as `--set` options. A value is text or JSON, as `assigned` reads it."""
     return " ".join(
-        _settings(value, f"{prefix}{name}.") if isinstance(value, dict) else f"--set {prefix}{name}={value}"
+        _settings(value, f"{prefix}{name}.")
+        if isinstance(value, dict)
+        else f"--set {prefix}{name}={value if isinstance(value, str) else json.dumps(value)}"
         for name, value in change.items()
     )
 

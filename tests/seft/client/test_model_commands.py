@@ -46,6 +46,9 @@ def test_models_are_listed_and_an_estimate_needs_no_dataset_and_suggests_what_fi
     too_much = ("--set", "repair.micro_batch=1024", "--set", "repair.batch_tokens=4194304")
     long = ("--set", "repair.sequence_tokens=4096")
     assert "--set repair.micro_batch=" in shell.run("estimate", *words, *too_much, *long).stdout
+    split = ("--set", "devices=2", "--set", "sharded=true")
+    change = shell.run("estimate", *words, *split).stdout.partition("fits with ")[2].split()
+    assert shell.json("estimate", *words, *split, *change)["fits"], change
 
 
 @pytest.fixture
