@@ -318,8 +318,10 @@ class Operations(Administration):
         yield Work(lambda: downloads.require_no_other(target, newest["id"], newest["files"]))
 
         def again() -> Steps[Sequence[File]]:
-            listed = yield from self._checkpoints(job_id)
-            return next(one["files"] for one in listed if one["id"] == newest["id"])
+            for one in (yield from self._checkpoints(job_id)):
+                if one["id"] == newest["id"]:
+                    return one["files"]
+            raise ClientError(f"{newest['id']} was deleted during its download. Choose a job that has a checkpoint.")
 
         return (
             yield from downloads.fetch(target, again, files, at_once=at_once, progress=progress, pauses=self.pauses)

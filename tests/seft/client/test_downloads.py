@@ -133,6 +133,16 @@ def test_expired_links_are_requested_again(script: Script, client: Client, store
     assert len(script.requests) == 2
 
 
+def test_a_checkpoint_that_expires_during_its_download_is_reported(
+    script: Script, client: Client, store: Store, tmp_path: Path
+) -> None:
+    publish(script, store.file())
+    store.signature = 2
+    script.will_answer({"data": []})
+    with pytest.raises(ClientError, match=r"^ckpt_2 was deleted during its download\."):
+        client.download("job_1", tmp_path, at_once=1)
+
+
 def test_a_dataset_is_downloaded_to_the_named_file_and_resumes(
     script: Script, client: Client, store: Store, tmp_path: Path
 ) -> None:
