@@ -173,7 +173,7 @@ def _json(body: str) -> Response:
 
 
 def _stream(services: Services, tenant: str, job_id: str, after: int) -> Response:
-    first, ended = _next_events(services, tenant, job_id, after)
+    first, _, ended = _next_events(services, tenant, job_id, after)
     if ended and not first:
         # The only status after which an EventSource does not reconnect.
         return Response(status_code=HTTPStatus.NO_CONTENT)
@@ -190,14 +190,14 @@ async def _events(services: Services, tenant: str, job_id: str, after: int) -> A
     while (left := began + STREAM_SECONDS - time.monotonic()) > 0:
         try:
             read = partial(_next_events, services, tenant, job_id, after)
-            rows, ended = await run_sync(read, limiter=services.changes.readers)
+            rows, more, ended = await run_sync(read, limiter=services.changes.readers)
         except ProblemError:
             return  # the job was deleted; a client that reconnects gets 404
         for row in rows:
             after = row.id
             yield format_sse_event(data_str=row.model_dump_json(), event=row.type, id=str(row.id))
             sent = time.monotonic()
-        if len(rows) == STREAM_PAGE:
+        if more:
             continue
         if ended:
             return
@@ -212,12 +212,12 @@ def _has_news(after: int, version: JobVersion) -> bool:
     return version.ended or version.last_event > after
 
 
-def _next_events(services: Services, tenant: str, job_id: str, after: int) -> tuple[list[EventView], bool]:
-    """Return the next events, and whether the job had already ended before they were read.
+def _next_events(services: Services, tenant: str, job_id: str, after: int) -> tuple[list[EventView], bool, bool]:
+    """Return the next events, whether there are more, and whether the job had already ended before they were read.
 
-    If it had ended, no further events will follow.
+    If it had ended, no further events will be added.
     """
     with services.sessions.begin() as session:
         ended = Status(jobs.get(session, tenant, job_id).status).final
-        rows, _ = reports.events(session, job_id, after=after, limit=STREAM_PAGE)
-    return [EventView.of(row) for row in rows], ended
+        rows, more = reports.events(session, job_id, after=after, limit=STREAM_PAGE)
+    return [EventView.of(row) for row in rows], more, ended

@@ -72,6 +72,23 @@ def test_a_page_of_events_holds_few_of_a_model_with_many_layers(
     assert pages == [[0, 0, 1, 2], [3], [4], [5]]
 
 
+def test_a_stream_sends_all_events_of_an_ended_job_however_many_pages_they_fill(
+    live: Client, attempt: Attempt, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.jobs.reports.PAGE_LAYERS", 1)
+    with sessions.begin() as session:
+        for step in (1, 2, 3):
+            attempts.record_evolution(session, attempt, {"step": step, "layers": {"a": {"grown": 1}, "b": {}}})
+    finish(sessions, attempt)
+    stream = live.get(f"/jobs/{attempt.job_id}/events", headers=STREAM).text
+    assert [word for word in stream.split() if word.startswith(("job.", "topology."))] == [
+        "job.created",
+        "job.claimed",
+        *["topology.evolved"] * 3,
+        "job.succeeded",
+    ]
+
+
 def test_a_stream_sends_events_as_they_happen_and_ends_with_the_job(
     live: Client, attempt: Attempt, sessions: Sessions
 ) -> None:
