@@ -118,7 +118,7 @@ def list_jobs(
     if_none_match: IfNoneMatch = "",
 ) -> Response:
     """List your jobs, newest first."""
-    pairs = dict(pair.split("=", 1) for pair in metadata or [])
+    pairs = [(name, value) for name, _, value in (pair.partition("=") for pair in metadata or [])]
     with services.sessions.begin() as session:
         rows, more = jobs.page(
             session, caller.tenant, status=status, model=model, metadata=pairs, after=after, limit=limit

@@ -4,7 +4,7 @@ Actions of the tenant are in `core.jobs.actions`, writes of a worker in `core.jo
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
@@ -93,7 +93,7 @@ def create(
         notified_at=func.now(),
     )
     session.add(job)
-    session.add_all(JobLabel(tenant=tenant, pair=pair, job_id=job.id) for pair in _pair_hashes(spec.metadata))
+    session.add_all(JobLabel(tenant=tenant, pair=pair, job_id=job.id) for pair in _pair_hashes(spec.metadata.items()))
     session.flush()
     record_event(session, job.id, job.attempt, f"job.{Transition.CREATED}", {})
     if not spec.auto_start:
@@ -153,7 +153,7 @@ def page(
     *,
     status: Status | None = None,
     model: str | None = None,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Iterable[tuple[str, str]] = (),
     since: datetime | None = None,
     until: datetime | None = None,
     order: Order = Order.NEWEST,
@@ -173,7 +173,7 @@ def page(
         query = query.where(Job.status == status)
     if model is not None:
         query = query.where(Job.spec["model"].astext == model)
-    for pair in _pair_hashes(metadata or {}):
+    for pair in _pair_hashes(metadata):
         label = aliased(JobLabel)
         query = query.join(label, (label.job_id == Job.id) & (label.tenant == tenant) & (label.pair == pair))
     if since is not None:
@@ -200,9 +200,9 @@ def _ordered(query: Select[Job], tenant: str, order: Order, after: str | None) -
     return query.order_by(key, Job.id.desc())
 
 
-def _pair_hashes(metadata: Mapping[str, str]) -> list[str]:
-    """Return the hashes of all pairs of the metadata, as in the column `JobLabel.pair`."""
-    return [keys.digest(f"{name}\0{value}") for name, value in metadata.items()]
+def _pair_hashes(metadata: Iterable[tuple[str, str]]) -> list[str]:
+    """Return the hashes of pairs of metadata, as in the column `JobLabel.pair`."""
+    return [keys.digest(f"{name}\0{value}") for name, value in metadata]
 
 
 def counts(session: Session, tenant: str) -> dict[Status, int]:

@@ -287,6 +287,7 @@ def test_jobs_are_found_by_their_model_and_metadata(client: TestClient, body: Js
     assert search("metadata=team=a") == set(job_ids[1:3])
     assert search("metadata=team=a&metadata=run=x%3D1") == {job_ids[2]}
     assert search("metadata=team=a&status=running") == search("metadata=team=") == set()
+    assert search("metadata=team=a&metadata=team=b") == set(), "no job has both"
     for wrong in ("team", "=a", "team=%00"):
         assert problem(client.get(f"/jobs?metadata={wrong}"), 422, "invalid_request")["param"] == "metadata"
 

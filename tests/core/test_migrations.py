@@ -113,7 +113,7 @@ def test_upgraded_jobs_are_found_by_their_metadata(settings: Settings, empty: En
     upgrade_rows(settings, empty, "0100", rows)
     with make_sessions(empty).begin() as session:
         for metadata in ({"ä": "b=c"}, {"ä": "b=c", "team": "a"}):
-            page, _ = jobs.page(session, "ours", metadata=metadata, limit=10)
+            page, _ = jobs.page(session, "ours", metadata=metadata.items(), limit=10)
             assert [job.id for job in page] == ["job_1"]
 
 

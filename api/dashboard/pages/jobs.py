@@ -75,7 +75,7 @@ def list_jobs(request: Request, services: CurrentServices, visitor: Signed) -> R
             visitor.caller.tenant,
             status=filters.status,
             model=filters.model,
-            metadata=filters.metadata,
+            metadata=filters.metadata.items(),
             since=datetime.combine(filters.since, time(), UTC) if filters.since else None,
             until=_end(filters.until),
             order=filters.order or Order.NEWEST,

@@ -100,6 +100,9 @@ def list_jobs(
 ) -> None:
     """List jobs, newest first."""
     pairs = dict(split(pair, "--metadata", "team=x") for pair in metadata or [])
+    if len(pairs) < len({*(metadata or [])}):
+        rule = "A name can be given once, because a job has one value of it. Leave the other values out."
+        raise typer.BadParameter(rule, param_hint="--metadata")
     with connected(as_json) as service:
         jobs = service.jobs(status=status, model=model, metadata=pairs)
         head = ("job", "name", "status", "phase", "progress", "model", "sparsity", "created")

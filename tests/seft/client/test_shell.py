@@ -72,6 +72,12 @@ def test_a_number_that_json_does_not_have_is_text_or_is_rejected(tmp_path: Path)
         assert (code, f"must be a finite number; it is {words[-1]}." in " ".join(stderr.split())) == (Exit.USAGE, True)
 
 
+def test_two_values_of_a_metadata_name_are_rejected_because_no_job_has_both() -> None:
+    words = ("jobs", "list", "--metadata", "team=a", "--metadata", "team=b")
+    code, _, stderr = run(*words, url="http://127.0.0.1:1", key="k")
+    assert (code, "A name can be given once" in stderr) == (Exit.USAGE, True)
+
+
 def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     names = ["old[/x].jsonl", "train[v2].jsonl", ":smile:.jsonl"]
     shell.show_rows((), as_json=False, head=("name",), rows=[[name] for name in names])
