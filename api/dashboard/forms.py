@@ -1,9 +1,11 @@
 """The form of a new job, generated from the request model: its fields, defaults, ranges and help texts."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
+from itertools import starmap
 from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -121,8 +123,9 @@ def request_body(values: Mapping[str, str]) -> tuple[Json, list[Flaw]]:
         match field.kind:
             case InputKind.PAIRS:
                 lines = [line.strip() for line in text.splitlines() if line.strip()]
-                flaws += [_not_a_pair(field.name, line) for line in lines if "=" not in line]
-                target[last] = dict(line.split("=", 1) for line in lines if "=" in line)
+                pairs = {line: _read_pairs(line) for line in lines}
+                flaws += [_not_a_pair(field.name, line) for line in lines if not pairs[line]]
+                target[last] = {name: value for line in lines for name, value in pairs[line].items()}
             case InputKind.LIST:
                 target[last] = [part.strip() for part in text.replace("\n", ",").split(",") if part.strip()]
             case InputKind.SWITCH:
@@ -139,7 +142,7 @@ def values_of_spec(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for name, value in spec.items():
         path = prefix + name
         if path in pairs:
-            values[path] = "\n".join(f"{key}={text}" for key, text in value.items())
+            values[path] = _text(value)
         elif isinstance(value, dict):
             values |= values_of_spec(value, f"{path}.")
         else:
@@ -214,9 +217,29 @@ def _text(value: object) -> str:
         case list() | tuple():
             return ", ".join(map(str, value))
         case dict():
-            return "\n".join(f"{key}={text}" for key, text in value.items())
+            return "\n".join(starmap(_pair, value.items()))
         case _:
             return str(value)
+
+
+def _pair(name: str, value: str) -> str:
+    """Return a pair as a line `name=value`, or as a JSON object in one line if that line would be read as another pair.
+
+    It would be if the name has a `=`, or if one of them has the end of a line, or space at an end.
+    """
+    line = f"{name}={value}"
+    same = line.splitlines() == [line.strip()] and _read_pairs(line) == {name: value}
+    return line if same else json.dumps({name: value})
+
+
+def _read_pairs(line: str) -> dict[str, str]:
+    """Return the pairs in a line of a field, which has one pair or a JSON object. Empty if it has another format."""
+    with suppress(ValueError, RecursionError):
+        pairs = json.loads(line)
+        if isinstance(pairs, dict):
+            return pairs
+    name, equals, value = line.partition("=")
+    return {name: value} if equals else {}
 
 
 def _unknown(name: str, text: str, known: list[str]) -> Flaw:

@@ -1,5 +1,6 @@
 """The form of a new job accepts and rejects the same as `POST /jobs`, and shows errors at the fields."""
 
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,35 @@ def test_clone_copies_all_settings_except_the_changed_ones(browser: Browser, cli
     job = created_job(client, browser.post(f"{ROOT}/jobs", data={**form, "sparsity": "0.7"}))
     assert job["spec"] == {**original["spec"], "sparsity": 0.7}
     assert client.get("/audit").json()["data"][0]["action"] == "clone_job"
+
+
+ODD_PAIRS = {
+    "a=b": "c",
+    "": "no name",
+    "{": "}",
+    '{"x": "': '"}',
+    "é\u2028": "\x85",
+    "empty": "",
+    "b": " c ",
+    "lines": "one\r\n\ntwo=2\n",
+    "json": '{"a": 1}',
+    '{"a":"b"}': "c=d",
+    "emoji": "\N{GRINNING FACE}",
+    "=": "=",
+}
+
+
+def test_clone_keeps_every_metadata_pair(browser: Browser, client: TestClient, body: Json) -> None:
+    original = client.post("/jobs", json={**body, "metadata": ODD_PAIRS}).json()
+    form = fields_of(browser.show(f"/jobs/new?clone={original['id']}"))
+    sent = {**form, "metadata": html.unescape(form["metadata"]).replace("\n", "\r\n"), "seed": "1"}
+    assert created_job(client, browser.post(f"{ROOT}/jobs", data=sent))["spec"]["metadata"] == ODD_PAIRS
+
+
+@pytest.mark.parametrize("line", ["team", "{}", "[]", "{" * 5, '{"a": ' * 50_000])
+def test_line_that_is_no_pair_is_rejected(browser: Browser, filled: Json, line: str) -> None:
+    response = browser.post(f"{ROOT}/jobs", data={**filled, "metadata": line})
+    assert (response.status_code, 'id="metadata-error"' in response.text) == (422, True)
 
 
 @pytest.mark.parametrize(("change", "field"), [(each[0], each[2]) for each in UNFIT.values()], ids=UNFIT)
