@@ -145,3 +145,25 @@ def test_the_page_of_a_job_pushes_its_result(
     assert 'id="pushes" data-poll' not in page
     assert "Pushed to acme/sparse" in visible(page)
     assert new_browser("theirs").submit(f"{path}/push", TARGET).status_code == 404
+
+
+def test_the_page_of_a_job_offers_to_repeat_its_newest_push(
+    client: TestClient, new_browser: NewBrowser, result: str
+) -> None:
+    give(client, WRITER)
+    browser, path = new_browser(), f"/jobs/{result}"
+    for target in (
+        {"repository": "acme/first", "revision": "main", "private": True},
+        {"repository": "acme/other", "revision": "next", "private": False},
+    ):
+        client.post(f"{path}/push", json=target)
+        form = browser.show(path).partition(f'action="{ROOT}{path}/push"')[2].partition("</form>")[0]
+        fields = dict(re.findall(r'name="(repository|revision)" value="([^"]*)"', form))
+        fields |= dict.fromkeys(re.findall(r'name="(public)" value="true" checked', form), "true")
+        assert browser.submit(f"{path}/push", fields).status_code == 303
+        pushed = client.get(f"{path}/pushes").json()["data"]
+        assert {name: pushed[0][name] for name in target} == target
+    assert len(pushed) == 2
+    refused = browser.submit(f"{path}/push", {"repository": "acme/first", "revision": "-x"})
+    assert (refused.status_code, 'value="-x"' in refused.text) == (422, True)
+    assert "revision: " in visible(refused.text)

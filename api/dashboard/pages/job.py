@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -40,6 +41,8 @@ PUSH_SECONDS = 3
 """Seconds between two requests for the pushes while one is running or about to be tried."""
 
 JobId = Annotated[str, Path()]
+NO_TARGET: Mapping[str, object] = {"repository": "", "revision": "main", "private": True}
+"""What the form to push a result contains if it was not pushed yet."""
 KNOWN = [Depends(require_known_parameters)]
 """Dependency of the routes that programs can call. Pages ignore unknown parameters, because links can have any."""
 Step = Annotated[int, Query(ge=-1, le=LARGEST_STEP)]
@@ -60,10 +63,10 @@ def _page(
     job_id: str,
     *,
     refused: str = "",
-    repository: str = "",
+    target: Mapping[str, object] | None = None,
     problem: str = "",
 ) -> Response:
-    """Show the page of a job. `problem` says why the result cannot be pushed to `repository`."""
+    """Show the page of a job. `problem` says why the result cannot be pushed to `target`."""
     with services.sessions.begin() as session:
         row = jobs.get(session, visitor.caller.tenant, job_id)
         job = usecases.detail(services, session, row)
@@ -91,7 +94,7 @@ def _page(
         checkpoints=checkpoints,
         pushes=pushed,
         poll_pushes=_seconds_to_change(pushed),
-        repository=repository,
+        target=target or (pushed[0].model_dump() if pushed else NO_TARGET),
         problem=problem,
         commands={each.id: run_commands(job_id, each.files) for each in checkpoints},
         equally_sparse=layers.equally_sparse(job.spec),
@@ -162,19 +165,24 @@ def download(services: CurrentServices, visitor: Signed, job_id: JobId, checkpoi
 @router.post("/push")
 def push(request: Request, services: CurrentServices, visitor: Signed, form: Submitted, job_id: JobId) -> Response:
     """Push the result into the repository that the form names, then show the job's page again."""
-    name = str(form.get("repository") or "").strip()
+    texts = {name: str(form.get(name) or "").strip() for name in ("repository", "revision")}
+    target = {
+        **NO_TARGET,
+        **{name: text for name, text in texts.items() if text},
+        "private": form.get("public") is None,
+    }
     try:
-        pushes.push(services, visitor.caller, job_id, PushRequest.model_validate({"repository": name}))
+        pushes.push(services, visitor.caller, job_id, PushRequest.model_validate(target))
     except ValidationError as error:
         flaw = flaws_of_model(PushRequest, error)[0]
-        problem = f"{flaw.rule}. {flaw.way_out}"
+        problem = f"{flaw.param}: {flaw.rule}. {flaw.way_out}"
     except ProblemError as error:
         if error.code is Code.NOT_FOUND:
             raise
         problem = error.message
     else:
         return go(f"/jobs/{job_id}")
-    return _page(request, services, visitor, job_id, repository=name, problem=problem)
+    return _page(request, services, visitor, job_id, target=target, problem=problem)
 
 
 @router.post("/delete")
