@@ -118,7 +118,7 @@ def _require_shallow(body: bytes) -> None:
 
 
 def _too_large(most: int) -> LimitError:
-    way_out = "Send less. For a dataset, split the file, or ask the operator to raise SEFT_MAX_DATASET_BYTES."
+    way_out = "Send less. Send a large dataset with POST /imports, or ask the operator to raise SEFT_MAX_UPLOAD_BYTES."
     flaw = Flaw("body", f"must have at most {most} bytes for this operation", "larger", way_out)
     message = f"The body must have at most {most} bytes for this operation. This body is larger."
     return LimitError(ProblemError(Code.TOO_LARGE, message, (flaw,)))

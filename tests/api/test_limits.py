@@ -1,9 +1,11 @@
 """Limits of a request: size, nesting and speed."""
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -11,6 +13,7 @@ from httpx2 import Client
 from starlette.testclient import TestClient
 
 from api import limits
+from api.app import make_app
 from api.limits import BODY_BYTES, JSON_DEPTH
 from api.protocol import HeadTimeoutProtocol
 from tests.api.conftest import Json, problem, serving
@@ -29,6 +32,19 @@ def test_a_body_without_bounds_is_cut_off(client: TestClient) -> None:
     for content in (large, iter([large[:-1], b" "])):
         report = problem(client.post("/jobs", content=content, headers=AS_JSON), 413, "too_large")
         assert (report["param"], str(BODY_BYTES) in report["detail"]) == ("body", True)
+
+
+def test_a_larger_upload_is_taken_after_the_operator_raised_the_setting_that_the_error_names(
+    app: FastAPI, client: TestClient
+) -> None:
+    def sent(limits: dict[str, int]) -> Any:
+        limited = make_app(app.state.services.settings.model_copy(update={"max_upload_bytes": 100, **limits}))
+        with TestClient(limited, headers=dict(client.headers)) as inner:
+            return inner.post("/datasets", files={"file": ("texts.jsonl", TEXTS)})
+
+    report = problem(sent({}), 413, "too_large")
+    (name,) = re.findall("SEFT_([A-Z_]+)", report["errors"][0]["way_out"])
+    assert sent({name.lower(): 1 << 20}).status_code == 201, name
 
 
 @pytest.mark.usefixtures("known_hub")
