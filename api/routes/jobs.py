@@ -147,7 +147,8 @@ async def get_job(
     """Get one job: status, progress, scores, error.
 
     With `wait`, answers when the job has changed since the ETag in `If-None-Match` (without that header: since this
-    request), or after `wait` seconds. A change of `queue_position` alone does not end the wait.
+    request), or after `wait` seconds. A change of the place in the queue, or of the reason why a queued job waits, does
+    not end the wait.
     """
     deadline = time.monotonic() + wait
     first = await run_sync(usecases.get, services, caller, job_id)
