@@ -98,6 +98,12 @@ class VerifyError(SeftError):
     code = "verify_failed"
 
 
+class VerifierKilledError(VerifyError):
+    """The process that verifies an exported checkpoint was killed, for example because the memory was full."""
+
+    code = "verifier_killed"
+
+
 class ReproduceError(SeftError):
     """A recipe cannot be run again: its record is incomplete, or an input is missing or has another SHA-256."""
 

@@ -6,7 +6,6 @@ of an attempt are in `worker.lifecycle`.
 """
 
 import errno
-import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -39,6 +38,7 @@ from seft.models.hub_files import UNREACHABLE
 from worker import cleanup, disk_space, memory
 from worker.attempt_writer import AttemptWriter
 from worker.child_files import RefusedFileError
+from worker.failures import AttemptError, Failures
 from worker.files import Files
 from worker.lifecycle import Lifecycle, State
 from worker.phases import Phases
@@ -66,14 +66,6 @@ TICK_SECONDS = 0.1
 CLEANUP_SECONDS = 10.0
 
 log = structlog.get_logger(__name__)
-
-
-class AttemptError(Exception):
-    """The attempt has failed. If `user_error` is true, another attempt would fail in the same way."""
-
-    def __init__(self, code: str, message: str, *, user_error: bool = False, by_kernel: bool = False) -> None:
-        super().__init__(message)
-        self.code, self.user_error, self.by_kernel = code, user_error, by_kernel
 
 
 class Supervisor:
@@ -109,7 +101,7 @@ class Supervisor:
         self.watchdog = Watchdog(self.files.dataset_bytes)
         self.phases = Phases()
         self.hang_is_user_error = False
-        self.oom_kills_before = memory.oom_kills()
+        self.failures = Failures(attempt.spec)
 
     def run(self) -> bool:
         """Run the attempt until the job's status is no longer `running`. Afterwards no process of the attempt is left.
@@ -220,7 +212,7 @@ class Supervisor:
             case Finished():
                 self._take_result(message)
             case Failed():
-                raise AttemptError(message.code, message.message, user_error=message.user_error)
+                raise self.failures.of_message(message)
             case NoDiskSpace():
                 self._pause_for_space(Reason.DISK_FULL, message.message, message.needed)
             case Stopped():
@@ -276,13 +268,7 @@ class Supervisor:
             self.lifecycle.move(State.SAVING)
             return
         assert self.process is not None
-        # With several devices, the kernel kills one of the processes, and the launch ends the others.
-        killed = code == -signal.SIGKILL or self.attempt.spec.devices > 1
-        if killed and memory.oom_kills() > self.oom_kills_before:
-            message = "The kernel killed the training process because the machine ran out of memory."
-            raise AttemptError(OUT_OF_MEMORY, message, user_error=True, by_kernel=True)
-        message = f"The training process exited with status {code}. Its last output:\n{self.process.tail}"
-        raise AttemptError("training_process_died", message)
+        raise self.failures.of_exit(code, self.process.tail)
 
     def _check_stop(self) -> None:
         """On a shutdown or a pause, ask the process once to save its state and exit.
@@ -354,12 +340,12 @@ class Supervisor:
 
     def _record_out_of_memory(self, error: AttemptError, session: Session) -> None:
         spec, phase, has = self.attempt.spec, self.watchdog.phase, self.attempt.capability
-        of_device = not error.by_kernel or has.device == CPU
+        of_device = not error.of_host or has.device == CPU
         attempts.fail_out_of_memory(
             session,
             self.attempt,
             message=f"{error} {memory.advice(spec, phase, self.attempt.micro_batch)}",
-            micro_batch=memory.smaller_micro_batch(spec, phase, by_kernel=error.by_kernel),
+            micro_batch=memory.smaller_micro_batch(spec, phase, of_host=error.of_host),
             larger=of_device and workers.has_larger(session, has, self.settings.sweep_seconds, spec.devices),
         )
 

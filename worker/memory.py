@@ -21,16 +21,16 @@ def oom_kills() -> int:
     return int(counts.get("oom_kill", 0))
 
 
-def smaller_micro_batch(spec: JobSpec, phase: Phase | None, *, by_kernel: bool) -> int | None:
+def smaller_micro_batch(spec: JobSpec, phase: Phase | None, *, of_host: bool) -> int | None:
     """Return the micro-batch for a retry, which also computes activations again.
 
-    Returns None if a retry would need the same memory. After a kill by the kernel, the job is always retried: it may
-    fit even with the same micro-batch, because other processes use the machine's memory too.
+    Returns None if a retry would need the same memory. If the memory of the machine was full (`of_host`), the job is
+    always retried: it may fit even with the same micro-batch, because other processes use that memory too.
     """
     repair = spec.repair
     stored = not repair.activation_checkpointing
     smallest = spec.devices
-    if not by_kernel and not (phase is Phase.TRAINING and (stored or repair.micro_batch > smallest)):
+    if not of_host and not (phase is Phase.TRAINING and (stored or repair.micro_batch > smallest)):
         return None
     # With several micro-batches, the gradients of all nonzeros would be added up, which takes more memory.
     whole = stored and spec.trains_all and not sums_gradients(spec)

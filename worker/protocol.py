@@ -180,12 +180,16 @@ class NoDiskSpace(_Part):
 
 
 class Failed(_Part):
-    """Message: the process exits with a known error. If `user_error` is true, a retry cannot help."""
+    """Message: the process exits with a known error. If `user_error` is true, a retry cannot help.
+
+    `of_host` is true if the memory of the machine was full, and not that of the device.
+    """
 
     type: Literal["failed"] = "failed"
     user_error: bool
     code: Text
     message: Text
+    of_host: bool = False
 
 
 Message = (

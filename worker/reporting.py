@@ -49,7 +49,8 @@ def errors_sent(send: Callable[[Message], None]) -> Iterator[None]:
         user_error = isinstance(error, USER_ERRORS) and error.code != "hub_unreachable"
         send(Failed(user_error=user_error, code=error.code, message=str(error)))
     except MemoryError as error:
-        send(Failed(user_error=True, code=OUT_OF_MEMORY, message=f"The machine ran out of memory. {error}"))
+        message = f"The machine ran out of memory. {error}"
+        send(Failed(user_error=True, code=OUT_OF_MEMORY, message=message, of_host=True))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -11,6 +11,7 @@ import gc
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
@@ -28,7 +29,7 @@ from seft.checkpoint.counts import Sparsity
 from seft.checkpoint.facts import MANIFEST, Fingerprint, ListedFile, Record, manifest
 from seft.checkpoint.formats import Store, verify_format, verify_source
 from seft.config import Allocation, Compare, OutputFormat, Pattern, SparsityOf, format_of
-from seft.errors import SeftError, SourceError, VerifyError
+from seft.errors import SeftError, SourceError, VerifierKilledError, VerifyError
 from seft.models.load import load
 from seft.models.source import find
 from seft.models.targets import decoder_blocks, target_linears
@@ -52,28 +53,41 @@ class _Standby:
     def __init__(self, store: Store | None) -> None:
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
-        self._pid = os.fork()
+        self._pid: int | None = os.fork()
         if not self._pid:
             _serve(requests, answers, store)
         os.close(requests)
         os.close(answers)
 
     def verify(self, folder: Path) -> str:
-        """Return the message of the first failure, or an empty text."""
+        """Return the message of the first failure, or an empty text. Raises VerifierKilledError if it was killed."""
         with suppress(BrokenPipeError):  # it was killed, so there will be no answer
             os.write(self._requests, os.fsencode(folder.absolute()))
         with open(self._answers, "rb", closefd=False) as file:
             os.close(self._requests)
             self._requests = -1
             answer = file.read().decode()
-        return answer.removesuffix(_END) if answer.endswith(_END) else "the verification process ended too early."
+        if answer.endswith(_END):
+            return answer.removesuffix(_END)
+        code = self._wait()
+        if code == -signal.SIGKILL:
+            raise VerifierKilledError("the verification process was killed. The memory of the machine may be full.")
+        return f"the verification process ended too early, with exit code {code}."
 
     def end(self) -> None:
         """End the process, if it still waits, and wait until it has ended."""
         for descriptor in (self._requests, self._answers):
             if descriptor >= 0:
                 os.close(descriptor)
-        os.waitpid(self._pid, 0)
+        if self._pid is not None:
+            self._wait()
+
+    def _wait(self) -> int:
+        """Wait until the process has ended. Return its exit code, or the number of the signal, negated."""
+        assert self._pid is not None
+        _, status = os.waitpid(self._pid, 0)
+        self._pid = None
+        return os.waitstatus_to_exitcode(status)
 
 
 def _serve(requests: int, answers: int, store: Store | None) -> NoReturn:

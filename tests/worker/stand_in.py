@@ -319,6 +319,10 @@ class StandIn:
         self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=1))
         self.say(Failed(user_error=True, code="out_of_memory", message="CUDA out of memory."))
 
+    def lose_the_verifier(self) -> None:
+        self.say(Progressed(phase=Phase.EXPORTING, progress=0.9, step=3))
+        self.say(Failed(user_error=False, code="verifier_killed", message="It was killed."))
+
     def stop_when_asked(self) -> None:
         self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=4))
         while not (self.folder / END_TRAINING).exists():

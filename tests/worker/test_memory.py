@@ -1,5 +1,6 @@
-"""The advice to a user whose job ran out of memory."""
+"""Running out of memory: what counts as it, and the advice to the user."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from core import ids
 from core.specs import JobSpec
 from core.states import Phase
+from tests.worker.conftest import Backend, supervisor
 from worker import memory
 
 RETAIN: dict[str, Any] = {"repair": {"retain": "dataset", "retain_dataset": ids.new("file"), "sequence_tokens": 512}}
@@ -34,8 +36,22 @@ def test_after_running_out_of_memory_every_device_gets_one_sequence() -> None:
     repair: dict[str, Any] = {"batch_tokens": 4096, "sequence_tokens": 512, "micro_batch": 8, "density": 0.01}
     job = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6, "devices": 4, "repair": repair}
     spec = JobSpec.model_validate(job)
-    assert memory.smaller_micro_batch(spec, Phase.TRAINING, by_kernel=False) == 4
+    assert memory.smaller_micro_batch(spec, Phase.TRAINING, of_host=False) == 4
     assert spec.repair_config(4)
     assert "2 sequences of 512 tokens on a device" in memory.advice(spec, Phase.TRAINING, None)
     assert "repair.micro_batch to 4" in memory.advice(spec, Phase.TRAINING, None)
     assert "repair.sequence_tokens to 256" in memory.advice(spec, Phase.TRAINING, 4)
+
+
+@pytest.mark.parametrize("code", ["out_of_memory", "verifier_killed"])
+def test_a_kill_by_the_kernel_of_the_process_that_verifies_is_lack_of_memory(
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str
+) -> None:
+    counts = tmp_path / "vmstat"
+    counts.write_text("oom_kill 1\n")
+    monkeypatch.setattr("worker.memory.VMSTAT", counts)
+    attempt = supervisor(backend, "lose_the_verifier")
+    counts.write_text(f"oom_kill {2 if code == 'out_of_memory' else 1}\n")
+    attempt.run()
+    (retried,) = [event for event in backend.event_rows(job_id) if event.type == "job.retried"]
+    assert retried.data["error"]["code"] == code

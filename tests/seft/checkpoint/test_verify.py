@@ -125,7 +125,7 @@ assert not children_of(os.getpid())
 with standby():
     (process,) = children_of(os.getpid())
     os.kill(process, signal.SIGKILL)
-    refused(intact, "ended too early")
+    refused(intact, "was killed")
 """
     subprocess.run([sys.executable, "-c", STANDBY + script, str(exported), str(folder)], check=True)
 

@@ -1,0 +1,51 @@
+"""The error with which an attempt fails, and how it follows from the end of its training process."""
+
+import signal
+
+from core.specs import JobSpec
+from core.states import OUT_OF_MEMORY
+from seft.errors import VerifierKilledError
+from worker import memory
+from worker.protocol import Failed
+
+
+class AttemptError(Exception):
+    """The attempt has failed. If `user_error` is true, another attempt would fail in the same way.
+
+    `of_host` is true if the memory of the machine was full, and not that of the device.
+    """
+
+    def __init__(self, code: str, message: str, *, user_error: bool = False, of_host: bool = False) -> None:
+        super().__init__(message)
+        self.code, self.user_error, self.of_host = code, user_error, of_host
+
+
+class Failures:
+    """Finds the error of one attempt. The kernel may kill its processes if the machine has no memory left."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self._devices = spec.devices
+        self._kills_before = memory.oom_kills()
+
+    def of_message(self, message: Failed) -> AttemptError:
+        """Return the error that the process has sent."""
+        if message.code == VerifierKilledError.code and self._kernel_killed:
+            return _killed("the process that verifies the checkpoint")
+        return AttemptError(message.code, message.message, user_error=message.user_error, of_host=message.of_host)
+
+    def of_exit(self, code: int, output: str) -> AttemptError:
+        """Return the error of a process that exited without a message. `output` is the last that it printed."""
+        # With several devices, the kernel kills one of the processes, and the launch ends the others.
+        if (code == -signal.SIGKILL or self._devices > 1) and self._kernel_killed:
+            return _killed("the training process")
+        message = f"The training process exited with status {code}. Its last output:\n{output}"
+        return AttemptError("training_process_died", message)
+
+    @property
+    def _kernel_killed(self) -> bool:
+        return memory.oom_kills() > self._kills_before
+
+
+def _killed(process: str) -> AttemptError:
+    message = f"The kernel killed {process} because the machine ran out of memory."
+    return AttemptError(OUT_OF_MEMORY, message, user_error=True, of_host=True)
