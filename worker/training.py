@@ -22,6 +22,9 @@ from worker.format_store import FormatStore
 from worker.protocol import Failed, Message, Task
 from worker.reporting import errors_sent, sender
 
+NO_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""Part of the text with which torch says that the machine has no memory for a tensor. It has no error of its own."""
+
 
 def main(folder: Path, pipe: int, parent: int, connection: int) -> None:
     """Run the job whose files are in the folder, and send a message that says how the job ended."""
@@ -84,6 +87,10 @@ def _compute(
     except torch.OutOfMemoryError as error:
         send(Failed(user_error=True, code=OUT_OF_MEMORY, message=str(error).splitlines()[0]))
         return False
+    except RuntimeError as error:
+        if NO_HOST_MEMORY not in str(error):
+            raise
+        raise MemoryError(str(error).partition(NO_HOST_MEMORY)[2].strip(" :")) from error
     return True
 
 

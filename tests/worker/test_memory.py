@@ -1,15 +1,23 @@
 """Running out of memory: what counts as it, and the advice to the user."""
 
+import os
+import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from core import ids
 from core.specs import JobSpec
 from core.states import Phase
 from tests.worker.conftest import Backend, supervisor
-from worker import memory
+from tests.worker.test_child import write_job
+from worker import memory, training
+from worker.format_store import FormatStore
+from worker.pipeline import Pipeline
+from worker.protocol import Failed, Message, Task
 
 RETAIN: dict[str, Any] = {"repair": {"retain": "dataset", "retain_dataset": ids.new("file"), "sequence_tokens": 512}}
 
@@ -55,3 +63,21 @@ def test_a_kill_by_the_kernel_of_the_process_that_verifies_is_lack_of_memory(
     attempt.run()
     (retried,) = [event for event in backend.event_rows(job_id) if event.type == "job.retried"]
     assert retried.data["error"]["code"] == code
+
+
+def test_a_tensor_for_which_the_machine_has_no_memory_is_lack_of_memory_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seft.checkpoint.verify.standby", lambda _: nullcontext())
+    monkeypatch.setattr(Pipeline, "run", lambda _: torch.empty(1 << 50))
+    write_job(tmp_path / "job", ["one"], model="tiny")
+    sent = list[Message]()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        training.run(tmp_path / "job", Task.read(tmp_path / "job"), sent.append, FormatStore(os.open(os.devnull, 0)))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    (failed,) = sent
+    assert isinstance(failed, Failed)
+    assert (failed.user_error, failed.code, failed.of_host) == (True, "out_of_memory", True)
+    assert "you tried to allocate" in failed.message
