@@ -27,9 +27,18 @@ GRADUAL: dict[str, Any] = {"prune": {"schedule": "gradual"}, "repair": {"density
 @pytest.mark.parametrize(("more", "advised"), [({}, True), (GRADUAL, False)])
 def test_calibration_is_advised_only_to_a_job_that_reads_calibration_text(more: dict[str, Any], advised: bool) -> None:
     spec = JobSpec.model_validate({"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6, **more})
-    advice = memory.advice(spec, Phase.LOADING, None)
+    advice = memory.advice(spec, Phase.EVALUATING, None)
     assert "evaluate.tokens to 512, or run the job on a larger device" in advice
     assert ("prune.calibration.tokens" in advice) is advised
+
+
+@pytest.mark.parametrize("phase", [Phase.LOADING, Phase.EXPORTING])
+def test_no_length_of_a_sequence_is_advised_where_the_model_alone_needs_the_memory(phase: Phase) -> None:
+    spec = JobSpec.model_validate({"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6})
+    assert "tokens" not in memory.advice(spec, phase, None)
+    formats = {"output": {"formats": ["dense", "gguf_q8_0"]}}
+    advice = memory.advice(JobSpec.model_validate({**spec.model_dump(mode="json"), **formats}), phase, None)
+    assert ("output.formats" in advice) is (phase is Phase.EXPORTING)
 
 
 @pytest.mark.parametrize(("more", "advised"), [({}, "Set repair.retain to none"), (RETAIN, "sequence_tokens to 256")])
