@@ -7,6 +7,7 @@ scores included. If the worker ends training early, the current step is finished
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -241,6 +242,7 @@ class Pipeline:
         while not repair.done and not now.end:
             with in_parallel(self._shards):
                 reports = repair.advance()
+            shutil.rmtree(self.folder / STATE, ignore_errors=True)  # all processes have read it before their step
             self.step = repair.step
             self._progress(Stage.TRAINING, repair.step / steps)
             self._send_step(reports)

@@ -13,7 +13,7 @@ input of the process closes and the process is killed.
     held_out.jsonl          the dataset to evaluate on, if it is not a part of the dataset
     models/                 the model, if it belongs to the tenant: the result of another job, under that job's id, or a
                             model that needs the tenant's hub token, under its commit
-    state/                  the state to resume from, if there is one
+    state/                  the state to resume from, if there is one; deleted after the first step
     resume/<step>/          resumable states, each announced by `Saved`; the worker deletes a folder once it is stored
     end_training            written by the worker to end training early: at the step in it, or at the next step
     result/                 the checkpoint without the files of other formats, announced by `Finished`

@@ -202,7 +202,15 @@ def test_an_interrupted_and_resumed_run_gives_the_same_bytes(
 ) -> None:
     first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:20]).run_until(4)
     assert first.of_type(Saved) == [Saved(step=0), Saved(step=4)]
-    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:20]).resume_from(first, 4).run()
+    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:20]).resume_from(first, 4)
+    kept: list[bool] = []
+
+    def stopping() -> bool:
+        kept.extend((second.folder / STATE).exists() for _ in second.of_type(Measured)[:1])
+        return False
+
+    second.run(stopping)
+    assert True not in kept, "after a step, the state that it has read takes no space on the disk"
     assert second.of_type(Scored)[0] == first.of_type(Scored)[-1]
     assert second.manifest() == uninterrupted.manifest()
 
