@@ -78,8 +78,10 @@ def stop(session: Session, tenant: str, job_id: str) -> Job:
     job has ended without a stop.
     """
     job = jobs.get(session, tenant, job_id, change=True)
-    if job.stopping or job.status == Status.CANCELLED:
+    if job.status == Status.CANCELLED or (job.stopping and Status(job.status).final):
         return job
+    if job.stopping:  # it ends a pause since then, as the first stop would
+        return resume(session, tenant, job_id)
     _require_not_ended(job, "stopped")
     if job.status != Status.RUNNING and job.resume is None:
         transition(session, job.id, Transition.CANCELLED, data={"stopped": True})

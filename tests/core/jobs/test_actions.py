@@ -155,6 +155,21 @@ def test_a_stopped_waiting_job_publishes_its_saved_state(sessions: Sessions, mak
     assert event_types(sessions, job_id)[-3:] == ["job.paused", "job.stopping", "job.resumed"]
 
 
+@pytest.mark.parametrize("released", [False, True])
+def test_a_stop_ends_a_pause_also_if_the_job_was_stopped_before(
+    sessions: Sessions, make_job: MakeJob, released: bool
+) -> None:
+    job_id = make_job()
+    attempt = claimed(sessions)
+    act(sessions, actions.stop, job_id)
+    act(sessions, actions.pause, job_id)
+    if released:
+        with sessions.begin() as session:
+            attempts.release(session, attempt)
+    job = act(sessions, actions.stop, job_id)
+    assert (job.status, job.pausing) == (Status.QUEUED if released else Status.RUNNING, False)
+
+
 def test_a_stop_cancels_a_waiting_job_without_a_saved_state(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     assert act(sessions, actions.stop, job_id).status == Status.CANCELLED

@@ -89,7 +89,7 @@ class ModelJob:
 
     def stop(self) -> bool:
         if self.stopping or self.status is Status.CANCELLED:
-            return True
+            return self.status.final or self.resume()
         if self.status.final:
             return False
         if self.status is not Status.RUNNING and not self.saved:
