@@ -93,7 +93,7 @@ class Progressed(_Part):
 
     type: Literal["progressed"] = "progressed"
     phase: Phase
-    progress: float
+    progress: float = Field(allow_inf_nan=False)
     step: int
     remaining: float | None = Field(default=None, ge=0, le=LONGEST_SECONDS, allow_inf_nan=False)
 

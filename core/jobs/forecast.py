@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from core import workers
+from core.estimate.speed import LONGEST_SECONDS
 from core.states import Status
 from core.tables import Job
 
@@ -73,7 +74,10 @@ class Forecast:
 
 
 def _seconds_left(spent: float, progress: float, left: float | None, duration: float | None) -> float | None:
-    """Return the seconds until a running job ends: those that its worker has reported, or else a guess."""
+    """Return the seconds until a running job ends: those that its worker has reported, or else a guess.
+
+    The pages of all tenants show them, and the progress is from a training process that may be hostile.
+    """
     if left is not None:
         return max(0.0, float(left))
-    return spent * (1 / progress - 1) if progress else duration
+    return min(LONGEST_SECONDS, spent * (1 / progress - 1)) if progress else duration

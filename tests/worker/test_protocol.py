@@ -55,9 +55,11 @@ def test_a_message_can_name_any_text_of_a_model(text: str) -> None:
 
 
 ENDLESS = b'{"type": "progressed", "phase": "training", "progress": 0.5, "step": 1, "remaining": 1e10}\n'
+UNREAL = b'{"type": "progressed", "phase": "training", "progress": NaN, "step": 1}\n'
+LINES = [b"", b"hello\n", b'{"type": "saved"}\n', b'{"type": "other"}\n', b"\xff\n", ENDLESS, UNREAL]
 
 
-@pytest.mark.parametrize("line", [b"", b"hello\n", b'{"type": "saved"}\n', b'{"type": "other"}\n', b"\xff\n", ENDLESS])
+@pytest.mark.parametrize("line", LINES)
 def test_a_line_that_is_not_a_message_is_rejected(line: bytes) -> None:
     with pytest.raises(ValueError, match="validation error"):
         decode(line)

@@ -51,6 +51,20 @@ def test_running_jobs_keep_their_speed_and_waiting_ones_last_the_recent_mean(
         assert Forecast.now(session, 15).free_in == pytest.approx((0.0, 7.0, 80.0))
 
 
+@pytest.mark.parametrize("progress", ["5e-324", "'NaN'"])
+def test_no_progress_of_a_job_makes_the_start_of_other_jobs_a_number_that_no_page_can_show(
+    sessions: Sessions, make_job: MakeJob, progress: str
+) -> None:
+    make_job()
+    claimed(sessions)
+    with sessions.begin() as session:
+        workers.record_heartbeat(session, "one", GPU)
+        session.execute(text(f"UPDATE jobs SET started_at = now() - interval '1 s', progress = {progress}"))
+        start = Forecast.now(session, 15).start(1)
+    assert start is not None
+    assert 0 <= start <= 1e9
+
+
 def test_only_a_running_job_has_a_finish_and_it_is_never_in_the_past(sessions: Sessions, make_job: MakeJob) -> None:
     def finish(change: str) -> float | None:
         with sessions.begin() as session:
