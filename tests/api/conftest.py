@@ -1,5 +1,6 @@
 """A server with one API key and one valid model, and helpers for requests to it."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -120,9 +121,11 @@ def root(app: FastAPI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def result(attempt: Attempt, app: FastAPI, sessions: sessionmaker[Session], tmp_path: Path) -> str:
-    """Id of a job that has published a model (headers only) and a model card."""
+    """Id of a job that has published a model (headers only), a model card, and the zeros of a linear."""
     folder, prefix = write_hollow(tmp_path / "published"), f"jobs/{attempt.job_id}/1/result/"
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    layers = {"model.layers.0.mlp.up_proj": {"zeros": 6, "weights": 10}}
+    (folder / "sparsity.json").write_text(json.dumps({"sparsity": {"layers": layers}}))
     files = [{"name": path.name, "size": path.stat().st_size, "sha256": SHA256} for path in folder.iterdir()]
     for file in files:
         app.state.services.storage.upload(folder / str(file["name"]), f"{prefix}{file['name']}")
