@@ -237,7 +237,7 @@ def require_scope(caller: Caller, needed: Scope) -> None:
     """Raise FORBIDDEN if the caller's scope does not include `needed`."""
     if not caller.scope.allows(needed):
         creator = "The operator" if needed is Scope.METRICS else "A key with the scope admin"
-        command = "`python -m api keys create --scope metrics`" if needed is Scope.METRICS else "POST /keys"
+        command = "`python -m api keys create --scope metrics --name NAME`" if needed is Scope.METRICS else "POST /keys"
         raise ProblemError(
             Code.FORBIDDEN,
             f"This request needs an API key with the scope {needed}. Your key has the scope {caller.scope}. {creator}"

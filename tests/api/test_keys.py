@@ -1,15 +1,19 @@
 """API keys over HTTP: create, list, revoke, rate limit."""
 
+import re
 import time
 from collections.abc import Iterator
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
+from api.__main__ import cli
 from api.app import make_app
 from core.settings import Settings
 from tests.api.conftest import NewClient, problem
+from tests.worker.conftest import variables
 
 
 def test_a_new_key_opens_the_api_and_shows_its_secret_once(app: FastAPI, client: TestClient) -> None:
@@ -51,12 +55,24 @@ def test_keys_are_paged_newest_first(client: TestClient) -> None:
 
 
 def test_no_tenant_can_read_the_metrics_of_all_or_create_a_key_for_them(client: TestClient) -> None:
-    assert "The operator can create one" in problem(client.get("/metrics"), 403, "forbidden")["detail"]
+    problem(client.get("/metrics"), 403, "forbidden")
     report = problem(client.post("/keys", json={"name": "a", "scope": "metrics"}), 422, "invalid_request")
     assert report["param"] == "scope"
     assert "The operator creates keys of scope `metrics`" in report["errors"][0]["way_out"]
     (own,) = client.get("/keys").json()["data"]
     assert own["scope"] == "admin"
+
+
+def test_the_refusal_to_read_the_metrics_names_the_command_that_creates_a_key_for_them(
+    client: TestClient, settings: Settings
+) -> None:
+    detail = problem(client.get("/metrics"), 403, "forbidden")["detail"]
+    command = re.search(r"The operator can create one with `python -m api (.*)`", detail)
+    assert command
+    printed = CliRunner().invoke(cli, command[1].split(), env=variables(settings))
+    assert printed.exit_code == 0, printed.output
+    headers = {"Authorization": f"Bearer {printed.stdout.strip()}"}
+    assert client.get("/metrics", headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize(
