@@ -70,7 +70,9 @@ def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
 
 
 def _is_public(address: Address) -> bool:
-    return address.is_global and not address.is_multicast and not address.is_reserved
+    # Python counts fec0::/10, the private addresses before fc00::/7 (RFC 3879), as global.
+    site_local = isinstance(address, IPv6Address) and address.is_site_local
+    return address.is_global and not (address.is_multicast or address.is_reserved or site_local)
 
 
 def _is_within(address: Address, networks: Sequence[Network]) -> bool:
