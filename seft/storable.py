@@ -1,4 +1,4 @@
-"""Finds and replaces characters that a database cannot store, or that UTF-8 cannot encode."""
+"""Makes texts of other people fit to be stored and shown: their characters and their length."""
 
 import re
 
@@ -9,3 +9,9 @@ UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 def printable(text: str) -> str:
     """Return a text in which the replacement character stands for each of these characters."""
     return UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return the text if it has at most `most` characters. Otherwise, a character stands for its middle."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[len(text) + 1 + half - most :]}"

@@ -28,11 +28,12 @@ from core.estimate.speed import LONGEST_SECONDS, Speed
 from core.specs import JobSpec
 from core.states import Phase
 from seft.report import Evolved
-from seft.storable import printable
+from seft.storable import printable, shortened
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Largest line that a worker reads. A message about a topology event has about 100 bytes per pruned layer, and a model
 of many experts has tens of thousands of layers."""
+MAX_TEXT_CHARACTERS = 10_000
 MAX_REQUEST_BYTES, MAX_BLOCK_BYTES = 1 << 16, 8 << 20
 """Largest request about a file of a format, and largest number of its bytes in one message, in both directions."""
 TASK, MODELS, STATE = "job.json", "models", "state"
@@ -40,8 +41,15 @@ DATA, RETAIN_DATA, HELD_OUT_DATA = "data.jsonl", "retain.jsonl", "held_out.jsonl
 RESUME, END_TRAINING, RESULT = "resume", "end_training", "result"
 
 
-Text = Annotated[str, BeforeValidator(lambda value: printable(value) if isinstance(value, str) else value)]
-"""A text that a model file can have influenced. Characters that cannot be sent or stored are replaced."""
+def _text(value: object) -> object:
+    return printable(shortened(value, MAX_TEXT_CHARACTERS)) if isinstance(value, str) else value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+"""A text that a model file can have influenced. Characters that cannot be sent or stored are replaced.
+
+It has at most `MAX_TEXT_CHARACTERS`, because an error of a job is stored and sent in several places.
+"""
 
 
 class _Part(BaseModel):

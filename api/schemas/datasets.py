@@ -59,7 +59,7 @@ class RecordView(BaseModel):
     tokens: int
     trained_tokens: int = Field(description="Number of tokens of this record that a repair learns to predict.")
     parts: list[RecordPart]
-    cut: bool = Field(description="True if only the first 2000 tokens are shown.")
+    cut: bool = Field(description="True if only the first 2000 tokens or 50,000 characters are shown.")
 
 
 class PreviewView(BaseModel):

@@ -13,10 +13,14 @@ from typing import Any, NamedTuple
 
 from seft.data.records import Chat, Message, Role
 from seft.errors import ConfigError
+from seft.storable import shortened
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 """Template text that sets a fixed date before a template that uses the current date. It makes runs reproducible."""
+
+MAX_QUOTED = 200
+"""Largest number of characters that an error quotes. A template can render, and raise, texts of any length."""
 
 
 class Tokenized(NamedTuple):
@@ -97,9 +101,8 @@ class _Template:
 
     def error(self, rule: str, text: str) -> ConfigError:
         """Return the error for a template that breaks `rule`. `text` is what the template rendered."""
-        shown = text if len(text) <= 200 else f"{text[:100]}…{text[-99:]}"
         way_out = "Add {% generation %} marks to the template, or write the records as prompt and completion."
-        return ConfigError("chat_template", rule, shown, way_out, lead=f"{self._about} rendered")
+        return ConfigError("chat_template", rule, shortened(text, MAX_QUOTED), way_out, lead=f"{self._about} rendered")
 
     def _span(self, whole: str, messages: Sequence[Message], number: int) -> tuple[int, int]:
         """Return the start and the end of assistant message `number` in the whole rendered text."""
@@ -128,7 +131,7 @@ class _Template:
         except Exception as error:  # the template is a program of the model's author
             roles = ", ".join(message.role for message in messages)
             way_out = "Remove such conversations, or write the records as prompt and completion."
-            rule = f"must render every conversation without an error ({error})"
+            rule = f"must render every conversation without an error ({shortened(str(error), MAX_QUOTED)})"
             raise ConfigError(
                 "chat_template", rule, roles, way_out, lead=f"{self._about} failed for the roles"
             ) from error

@@ -20,10 +20,14 @@ from seft.data.records import Parser
 from seft.data.tokens import bos_tokens, tokenize_record
 from seft.errors import SeftError, SourceError
 from seft.parent_process import end_with_parent
+from seft.storable import shortened
 
 SECONDS, MEMORY_BYTES = 30, 4 << 30
 MAX_SHOWN_TOKENS = 2000
 """Largest number of tokens of one record that a preview contains. The others are only counted."""
+MAX_SHOWN_CHARACTERS = 50_000
+"""Largest number of characters of one record that a preview contains. A tokenizer can make any text of a token."""
+MAX_ERROR_CHARACTERS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class PreviewedRecord:
     trained_tokens: int
     parts: list[Part]
     cut: bool
-    """True if the record has more tokens than the preview contains."""
+    """True if the record has more tokens or characters than the preview contains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +70,20 @@ def preview(lines: Sequence[bytes], tokenizer: Any, show: int) -> Preview:
         tokenized = tokenize_record(parse(number, line), tokenizer, head)
         tokens, trained = tokens + len(tokenized.tokens), trained + sum(tokenized.trained)
         if number <= show:
-            cut = len(tokenized.tokens) > MAX_SHOWN_TOKENS
             beginning = Tokenized(tokenized.tokens[:MAX_SHOWN_TOKENS], tokenized.trained[:MAX_SHOWN_TOKENS])
-            parts = list(_parts(beginning, tokenizer))
+            text = tokenizer.decode(beginning.tokens)
+            cut = len(tokenized.tokens) > MAX_SHOWN_TOKENS or len(text) > MAX_SHOWN_CHARACTERS
+            parts = list(_parts(beginning, tokenizer, text[:MAX_SHOWN_CHARACTERS]))
             shown.append(PreviewedRecord(len(tokenized.tokens), sum(tokenized.trained), parts, cut))
     return Preview(len(lines), tokens, trained, shown)
 
 
-def _parts(tokenized: Tokenized, tokenizer: Any) -> Iterator[Part]:
-    """Yield the text of each run of tokens that are all trained on, or all not.
+def _parts(tokenized: Tokenized, tokenizer: Any, whole: str) -> Iterator[Part]:
+    """Yield the text of each run of tokens that are all trained on, or all not. `whole` is the text of all tokens.
 
     If a character consists of tokens of two runs, it belongs to the second run.
     """
-    whole, start, end = tokenizer.decode(tokenized.tokens), 0, 0
+    start = end = 0
     for trained, run in groupby(tokenized.trained):
         end += len(list(run))
         last = end == len(tokenized.tokens)
@@ -100,7 +105,7 @@ def main() -> None:
         lines = [line.encode() for line in request["lines"]]
         answer = preview(lines, _load_tokenizer(Path(request["path"])), request["show"])
     except SeftError as error:
-        sys.exit(str(error))
+        sys.exit(shortened(str(error), MAX_ERROR_CHARACTERS))
     except MemoryError:
         sys.exit(f"the tokenizer and its template must need less than {MEMORY_BYTES} bytes of memory")
     json.dump(asdict(answer), sys.stdout)

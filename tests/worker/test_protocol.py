@@ -5,6 +5,7 @@ import pytest
 from core.states import Phase
 from seft.report import Change, Evolved
 from worker.protocol import (
+    MAX_TEXT_CHARACTERS,
     Failed,
     Finished,
     Measured,
@@ -52,6 +53,17 @@ def test_a_message_can_name_any_text_of_a_model(text: str) -> None:
     for message in (Failed(user_error=True, code=text, message=text), Refused(message=text)):
         assert decode(encode(message)).message == "a\N{REPLACEMENT CHARACTER}b"  # type: ignore[union-attr]
     assert b"\\u0000" not in encode(Failed(user_error=True, code="a", message=text))
+
+
+def test_a_long_text_of_a_model_is_shortened_when_it_is_sent_and_when_it_is_received() -> None:
+    text = "beginning" + "x" * (1 << 20) + "end"
+    line = encode(Failed(user_error=True, code="model_refused", message=text))
+    long = b'{"type": "refused", "message": "%s"}' % text.encode()
+    for message in (decode(line), decode(long)):
+        shown = message.message  # type: ignore[union-attr]
+        assert len(shown) == MAX_TEXT_CHARACTERS
+        assert shown.startswith("beginning")
+        assert shown.endswith("end")
 
 
 ENDLESS = b'{"type": "progressed", "phase": "training", "progress": 0.5, "step": 1, "remaining": 1e10}\n'

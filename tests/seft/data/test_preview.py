@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import decoders
 
-from seft.data.preview import MAX_SHOWN_TOKENS, preview
+from seft.data.preview import MAX_SHOWN_CHARACTERS, MAX_SHOWN_TOKENS, preview
 from seft.data.records import Parser
 from seft.data.text import encode
 from seft.data.tokens import bos_tokens, tokenize_record
+from seft.errors import ConfigError
 from tests.seft.data.test_chat import CHATML, LLAMA3, MARKED, tokenizer_with
 from tests.tiny import beginning_tokenizer, tiny_tokenizer
 
@@ -66,6 +68,22 @@ def test_a_long_record_is_cut_but_all_its_tokens_are_counted() -> None:
     assert shown.tokens > MAX_SHOWN_TOKENS
     assert len(tokenizer(shown.parts[0].text)["input_ids"]) == MAX_SHOWN_TOKENS
     assert (result.lines, result.tokens) == (2, shown.tokens + 2)
+
+
+def test_a_tokenizer_that_makes_long_texts_of_its_tokens_fills_no_memory_of_the_reader() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.decoder = decoders.Replace("b", "long" * MAX_SHOWN_CHARACTERS)
+    parts = [line({"prompt": "a", "completion": "b b b"}), line({"prompt": "a", "completion": "a"})]
+    long, short = preview(parts, tokenizer, 2).shown
+    assert (long.cut, short.cut) == (True, False)
+    assert sum(len(part.text) for part in long.parts) == MAX_SHOWN_CHARACTERS
+
+
+@pytest.mark.parametrize("text", ["{{ raise_exception('x' * 1000000) }}", "{{ 'x' * 1000000 }}"])
+def test_an_error_of_a_template_quotes_only_a_part_of_a_long_text(text: str) -> None:
+    with pytest.raises(ConfigError, match="chat_template must") as error:
+        preview([line(CHAT)], tokenizer_with(text), 1)
+    assert len(str(error.value)) < 1000
 
 
 def test_the_process_needs_no_torch_and_stops_an_endless_template(tmp_path: Path) -> None:
