@@ -4,8 +4,8 @@ Three parts of the Linux kernel do this, and none of them needs root:
 
 - Landlock (Linux 5.13) limits which files the process can open. It also keeps the process from reading the memory and
   the environment of other processes and, since Linux 6.12, from sending them signals.
-- A seccomp filter refuses system calls: sockets other than Unix sockets, leaving the process group, and reading other
-  processes.
+- A seccomp filter refuses system calls: sockets other than Unix sockets, leaving the process group, reading other
+  processes, limiting their resources, and changing the permissions of files, which Landlock does not know.
 - `no_new_privs` keeps programs such as `sudo` from giving the process more rights.
 
 All of it also holds for every program that the process starts, and cannot be undone. A kernel or a container engine can
@@ -59,14 +59,28 @@ class Machine(NamedTuple):
     audit: int
     socket: int
     seccomp: int
+    prlimit: int
+    """prlimit64, which a process may call for itself."""
     refused: tuple[int, ...]
-    """setsid, setpgid, ptrace, process_vm_readv, process_vm_writev, pidfd_getfd; and io_uring_setup, because a filter
-    does not see the sockets that a process opens with it."""
+    """setsid, setpgid, ptrace, process_vm_readv, process_vm_writev.
+
+    Of files: truncate, which Landlock does not check before Linux 6.2; and what it never checks: chmod, fchmod,
+    fchmodat, setxattr, lsetxattr, fsetxattr, removexattr, lremovexattr, fremovexattr.
+    """
 
 
+REFUSED = (438, 425, 452, 463, 466)
+"""The same on all architectures: pidfd_getfd; io_uring_setup, because a filter does not see the sockets that a process
+opens with it; fchmodat2, setxattrat, removexattrat."""
 MACHINES = {
-    "x86_64": Machine(0xC000003E, 41, 317, (112, 109, 101, 310, 311, 438, 425)),
-    "aarch64": Machine(0xC00000B7, 198, 277, (157, 154, 117, 270, 271, 438, 425)),
+    "x86_64": Machine(
+        *(0xC000003E, 41, 317, 302),
+        (*(112, 109, 101, 310, 311), 76, *(90, 91, 268), *(188, 189, 190, 197, 198, 199), *REFUSED),
+    ),
+    "aarch64": Machine(
+        *(0xC00000B7, 198, 277, 261),
+        (*(157, 154, 117, 270, 271), 45, *(52, 53), *(5, 6, 7, 14, 15, 16), *REFUSED),
+    ),
 }
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +110,7 @@ def missing(devices: int = 1) -> list[str]:
     elif abi < 6:
         flaws.append("the scopes of Landlock (Linux 6.12), so a training process could kill processes of its user")
     if not _has_seccomp():
-        flaws.append("seccomp, so a training process could use the network and leave its process group")
+        flaws.append("seccomp, so a training process could use the network, end processes and change permissions")
     if devices > 1 and not can_leave_network():
         flaws.append("network namespaces with a loopback interface, so no job runs on several devices")
     return flaws
@@ -227,6 +241,9 @@ def _filter_system_calls(machine: Machine, sockets: Sequence[int]) -> None:
         (equal, 0, "refuse", machine.audit),
         (load, 0, 0, number),
         *((code, "refuse", 0, value) for code, value in checks),
+        (equal, 0, 2, machine.prlimit),
+        (load, 0, 0, argument),
+        (equal, "allow", "refuse", 0),
         (equal, 0, "allow", machine.socket),
         (load, 0, 0, argument),
         *((equal, "allow", 0, family) for family in sockets if family != socket.AF_NETLINK),

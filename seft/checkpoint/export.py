@@ -10,7 +10,7 @@ verifies the folder.
 import json
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,8 @@ def export(
     with quiet(), _parameters_in(model, EXPORT_DTYPE), disk_errors(out):
         model.save_pretrained(out, max_shard_size=MAX_SHARD)
         for path in out.glob("*.safetensors"):  # safetensors lets only their owner read them
-            path.chmod(stat.S_IMODE((out / "config.json").stat().st_mode))
+            with suppress(PermissionError):  # the sandbox of a job; its worker has the same user
+                path.chmod(stat.S_IMODE((out / "config.json").stat().st_mode))
     model_fingerprint = fingerprint(model)
     # Several templates would become files in a subfolder, and a checkpoint has none.
     single = not isinstance(loaded.tokenizer.chat_template, dict)

@@ -9,7 +9,6 @@ values are a hole that takes no space. It reads the values of one tensor at a ti
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,8 +96,9 @@ def _header_on_disk(source: ByteSource, size: int) -> Iterator[Path]:
         raise _broken(file, f"must have the bytes of its tensors and a header; it has {source.size} bytes")
     with TemporaryDirectory(prefix="seft-gguf-") as name:
         path = Path(name, file.name)
-        path.write_bytes(source.read(0, size))
-        os.truncate(path, source.size)
+        with path.open("wb") as header:
+            header.write(source.read(0, size))
+            header.truncate(source.size)
         yield path
 
 

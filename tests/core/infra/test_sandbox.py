@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -184,6 +185,46 @@ time.sleep(3600)
         process.communicate()
     pids = [int(path.name) for path in (tmp_path / "job").iterdir()]
     wait_for(lambda: not any(alive(pid) for pid in pids))
+
+
+@NEEDS_ALL
+def test_a_confined_process_changes_the_permissions_of_no_file(tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    secret, model = tmp_path / "secret", tmp_path / "hub" / "model"
+    for file in (secret, model):
+        file.write_text("content")
+        file.chmod(0o600)
+    library = "__import__('ctypes').CDLL(None, use_errno=True)"
+    found = outcomes(
+        tmp_path,
+        mode=f"os.chmod({str(secret)!r}, 0o666)",
+        mode_of_a_folder="os.chmod(job.parent, 0)",
+        mode_without_links=f"{library}.fchmodat(-100, {os.fsencode(secret)!r}, 0o666, 0x100) == 0 or 1 / 0",
+        mode_of_an_open_file="os.fchmod(os.open(hub / 'model', os.O_RDONLY), 0)",
+        list_of_users=f"os.setxattr({str(secret)!r}, 'user.list', b'1')",
+        list_of_an_open_file="os.setxattr(os.open(hub / 'model', os.O_RDONLY), 'user.list', b'1')",
+        removed_list=f"os.removexattr({str(secret)!r}, 'user.list')",
+        length=f"os.truncate({str(secret)!r}, 0)",
+        own_length="os.truncate(os.open(job / 'file', os.O_CREAT | os.O_WRONLY), 9)",
+    )
+    assert found.pop("own_length") == "done"
+    assert found.pop("mode_without_links") == "ZeroDivisionError"
+    assert set(found.values()) == {"PermissionError"}, found
+    assert [file.stat().st_mode & 0o777 for file in (secret, model)] == [0o600, 0o600]
+    assert os.listxattr(secret) == os.listxattr(model) == []
+
+
+@NEEDS_ALL
+def test_a_confined_process_limits_only_its_own_resources(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        limit = "__import__('resource').prlimit({}, 0, (86400, 86400))"
+        found = outcomes(
+            tmp_path, other=limit.format(other.pid), parent=limit.format("os.getppid()"), own=limit.format(0)
+        )
+        limits = resource.prlimit(other.pid, resource.RLIMIT_CPU)
+        other.kill()
+    assert found == {"other": "PermissionError", "parent": "PermissionError", "own": "done"}
+    assert limits == resource.getrlimit(resource.RLIMIT_CPU)
 
 
 @NEEDS_ALL
