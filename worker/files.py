@@ -96,7 +96,10 @@ class Files:
         `speed` is that of the device. If the state to resume from is missing or damaged, returns that error. Training
         then restarts without a state.
         """
-        self.folder.mkdir(parents=True)
+        self.settings.scratch.mkdir(parents=True, exist_ok=True)
+        # Other users of the machine must not read the datasets, the model and the result.
+        self.folder.parent.mkdir(mode=0o700, exist_ok=True)
+        self.folder.mkdir(mode=0o700)
         for other in self.folder.parent.iterdir():
             if int(other.name) < self.attempt.number:
                 shutil.rmtree(other, ignore_errors=True)

@@ -1,5 +1,6 @@
 """The worker and a private hub model, which needs the tenant's token."""
 
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -68,6 +69,19 @@ def test_the_model_is_in_the_jobs_folder_and_not_in_the_cache(backend: Backend, 
     assert Task.read(files.folder).downloaded == folder
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
     assert not list(cache.glob("models--*"))
+
+
+def test_other_users_of_the_machine_cannot_open_the_folder_of_a_job(backend: Backend, tmp_path: Path) -> None:
+    add_job(backend, "acme/open")
+    scratch = tmp_path / "new" / "scratch"
+    settings = backend.settings.model_copy(update={"scratch": scratch})
+    files = Files(backend.claim(), settings, Transfers(backend.storage, lambda _: None))
+    before = os.umask(0o022)
+    try:
+        files.fetch(Speed())
+    finally:
+        os.umask(before)
+    assert [folder.stat().st_mode & 0o777 for folder in (files.folder, files.folder.parent)] == [0o700, 0o700]
 
 
 def test_the_training_process_downloads_a_model_that_needs_no_token(backend: Backend) -> None:
