@@ -91,5 +91,7 @@ async def _run_tokenizer(tokenizer: Path, lines: list[bytes], show: int) -> Json
 
 
 def _tokenizer_error(detail: str) -> ProblemError:
-    flaw = Flaw("model", "must have a tokenizer that can read this dataset", detail, "Choose a different model.")
+    detail = f"{detail.removesuffix('.')}."
+    rule = f"must have a tokenizer that can read this dataset. The tokenizer of this model failed: {detail}"
+    flaw = Flaw("model", rule, "this model", "Choose a different model or dataset.")
     return ProblemError(Code.MODEL_REFUSED, f"The model's tokenizer cannot read this dataset: {detail}", (flaw,))

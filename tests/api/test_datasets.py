@@ -282,3 +282,4 @@ def test_a_preview_that_cannot_be_made_is_an_error(client: TestClient, dataset: 
     row = upload(client, f"{json.dumps(chat)}\n{json.dumps(other)}\n".encode()).json()
     report = problem(client.get(f"/datasets/{row['id']}/preview", params={"model": "tiny"}), 422, "model_refused")
     assert "must have a chat template" in report["detail"]
+    assert report["errors"][0]["rule"].endswith("as prompt and completion.")
