@@ -202,6 +202,25 @@ def test_curve_that_grew_on_the_page_equals_the_curve_after_a_reload(user: User)
     assert loss.locator("canvas").evaluate(image) == grown
 
 
+def test_late_answer_does_not_replace_a_newer_kind_of_change(user: User) -> None:
+    page, site = user.page, user.site
+    job_id = site.add_job(repair={"steps": 100, "density": 0.005})
+    job = site.claim_job()
+    job.prune(Scores())
+    job.train(0, 80)
+    held: list[Route] = []
+    page.route("**/topology?of=grown", lambda route: route.continue_() if held else held.append(route))
+    user.go(f"/jobs/{job_id}")
+    page.locator(".choice").get_by_text("pruned").click()
+    label = page.locator(".map canvas").first
+    expect(label).to_have_attribute("aria-label", re.compile("pruned per layer and event"))
+    pruned = label.get_attribute("aria-label")
+    with page.expect_response("**/topology?of=grown"):
+        held[0].continue_()
+    page.wait_for_timeout(300)
+    assert label.get_attribute("aria-label") == pruned
+
+
 def test_rise_of_the_sparsity_is_a_curve(user: User) -> None:
     page, site = user.page, user.site
     repair = {"steps": 100, "density": "all", "update_interval": 10}

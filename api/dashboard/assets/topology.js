@@ -12,6 +12,7 @@
   let topology = null;
   let maps = [];
   let shown = null;
+  let requests = 0;
 
   const formatPercent = (value) => (value === null || value === undefined ? "–" : `${Number((100 * value).toFixed(2))} %`);
   const createElement = (name, text = "", properties = {}) => Object.assign(document.createElement(name), { textContent: text, ...properties });
@@ -41,7 +42,7 @@
     Object.assign(canvas, { width: width * scale, height: height * scale });
     const context = canvas.getContext("2d");
     context.scale(scale, scale);
-    context.fillStyle = COLOUR[selectedChange()];
+    context.fillStyle = COLOUR[topology.of];
     const [column, row] = [width / cells[0].length, height / cells.length];
     const gap = Math.min(1, column / 4);
     cells.forEach((counts, block) => counts.forEach((count, event) => {
@@ -57,7 +58,7 @@
     const at = Math.floor((event.clientX - left) / width * cells[0].length);
     const count = cells[block]?.[at];
     if (count === undefined) return;
-    section().querySelector("[data-hover-info]").textContent = `block ${topology.blocks[block]}, ${name}, step ${formatNumber(topology.step[at])}: ${formatNumber(count)} ${selectedChange()}`;
+    section().querySelector("[data-hover-info]").textContent = `block ${topology.blocks[block]}, ${name}, step ${formatNumber(topology.step[at])}: ${formatNumber(count)} ${topology.of}`;
   };
 
   const drawMaps = () => {
@@ -68,7 +69,7 @@
       caption.append(createElement("b", part.name.replace(/^.*\./, "")), createElement("span", `≤ ${formatNumber(maximum)}`, { className: "num" }));
       canvas.style.height = `${height}px`;
       canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", `${part.name}: at most ${maximum} ${selectedChange()} per layer and event`);
+      canvas.setAttribute("aria-label", `${part.name}: at most ${maximum} ${topology.of} per layer and event`);
       canvas.addEventListener("pointermove", (event) => showCount(canvas, event, part));
       figure.append(caption, canvas);
       return { figure, canvas, cells: part.cells, maximum };
@@ -97,20 +98,23 @@
     const blocks = topology.blocks.map((block, at) => [block, ...topology.parts.map(({ cells }) => total(cells[at]))]);
     details.append(
       table("Changes per event", ["Step", ...Object.keys(topology.sums)], events),
-      table(`Positions ${selectedChange()} per layer, all events`, ["Block", ...topology.parts.map(({ name }) => name)], blocks),
+      table(`Positions ${topology.of} per layer, all events`, ["Block", ...topology.parts.map(({ name }) => name)], blocks),
     );
   };
 
   const refresh = async () => {
-    const requested = `${document.querySelector("#job").dataset.lastEvolution} ${selectedChange()}`;
+    const of = selectedChange();
+    const requested = `${document.querySelector("#job").dataset.lastEvolution} ${of}`;
     if (shown === requested) return;
     shown = requested;
-    try {
-      topology = await fetchSeries(`${section().dataset.topology}?of=${selectedChange()}`);
-    } catch {
+    const number = ++requests;
+    const answer = await fetchSeries(`${section().dataset.topology}?of=${of}`).catch(() => null);
+    if (number !== requests) return; // A newer request replaces this one, even if it is answered first.
+    if (!answer) {
       shown = null; // The page's own polling reports a lost connection, and triggers the next refresh.
       return;
     }
+    topology = { of, ...answer };
     drawBars(topology);
     drawSparsity(topology);
     drawMaps();
