@@ -221,6 +221,27 @@ def test_late_answer_does_not_replace_a_newer_kind_of_change(user: User) -> None
     assert label.get_attribute("aria-label") == pruned
 
 
+def test_curves_are_complete_if_the_job_ends_while_they_are_loaded(user: User) -> None:
+    page, site = user.page, user.site
+    job_id = site.add_job()
+    job = site.claim_job()
+    job.prune(Scores())
+    job.train(0, 60)
+    user.go(f"/jobs/{job_id}")
+    last_step = page.locator('[data-chart="loss"] .u-value').first
+    expect(last_step).to_have_text("60")
+    held: list[Route] = []
+    page.route("**/series?*", lambda route: route.continue_() if held else held.append(route))
+    job.train(60, 70)
+    expect(page.locator(".facts dd").first).to_contain_text("70")
+    answer = held[0].fetch()
+    job.train(70, 100)
+    job.fail("The device ran out of memory.")
+    expect(page.locator(".badge").first).to_have_text("failed")
+    held[0].fulfill(response=answer)
+    expect(last_step).to_have_text("100")
+
+
 def test_rise_of_the_sparsity_is_a_curve(user: User) -> None:
     page, site = user.page, user.site
     repair = {"steps": 100, "density": "all", "update_interval": 10}

@@ -121,8 +121,10 @@
 
   let curves = { length: 1, began: 0, step: [], values: {} };
   let drawing = false;
+  let outdated = false;
   const refresh = async () => {
     const root = document.querySelector("[data-charts]");
+    outdated = drawing; // The page changed while the curves were fetched, so they are fetched again.
     if (!root || drawing) return;
     drawing = true;
     try {
@@ -136,6 +138,7 @@
     } finally {
       drawing = false;
     }
+    if (outdated) refresh();
   };
 
   // Several jobs
