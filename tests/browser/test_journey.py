@@ -302,6 +302,21 @@ def test_lost_connection_is_reported_and_restored(user: User) -> None:
     user.console_errors.clear()  # the failed requests
 
 
+def test_curves_and_maps_of_an_ended_job_are_loaded_again_after_a_failure(user: User) -> None:
+    page, site = user.page, user.site
+    job_id = site.add_job(repair={"steps": 100, "density": 0.005})
+    job = site.claim_job()
+    job.prune(Scores())
+    job.train(0, 100)
+    job.finish(Scores())
+    for path in ("series", "topology"):
+        page.route(f"**/{path}?*", lambda route: route.abort(), times=1)
+    user.go(f"/jobs/{job_id}")
+    expect(page.locator(f"{CHARTS} canvas")).to_have_count(4, timeout=15_000)
+    expect(page.locator(".map")).to_have_count(7, timeout=15_000)
+    user.console_errors.clear()  # the failed requests
+
+
 def test_hidden_tab_polls_slowly(user: User) -> None:
     page, site = user.page, user.site
     user.go(f"/jobs/{site.add_job()}")

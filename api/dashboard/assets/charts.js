@@ -5,6 +5,7 @@
   const COLOURS = ["#6d66f2", "#14b8a6", "#f59e0b", "#ec4899", "#0ea5e9", "#84a31c"];
   const SMOOTHING = 0.9;
   const HEIGHT = 200;
+  const RETRY_MS = 5000;
   const charts = new Map();
 
   const smooth = (values) => {
@@ -134,7 +135,7 @@
       curves = merge(curves, await fetchSeries(`${root.dataset.charts}?${query}`));
       drawJob(root, curves);
     } catch {
-      // The page's own polling reports a lost connection, and triggers the next refresh.
+      setTimeout(refresh, RETRY_MS); // The page of an ended job does not poll, so nothing else would try again.
     } finally {
       drawing = false;
     }
@@ -158,7 +159,7 @@
 
   const redraw = () => { for (const [figure, { step, series, format }] of charts) draw(figure, step, series, format); };
 
-  globalThis.charts = { draw, fetchSeries, formatNumber };
+  globalThis.charts = { draw, fetchSeries, formatNumber, RETRY_MS };
 
   document.addEventListener("theme", redraw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);

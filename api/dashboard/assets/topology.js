@@ -6,7 +6,7 @@
   const SHADES = 5;
   const MAP_HEIGHT = 210;
   const [MIN_ROW, MAX_ROW] = [3, 16];
-  const { draw, fetchSeries, formatNumber } = globalThis.charts;
+  const { draw, fetchSeries, formatNumber, RETRY_MS } = globalThis.charts;
   const section = () => document.querySelector("[data-topology]");
   const selectedChange = () => section().querySelector("[name=of]:checked").value;
   let topology = null;
@@ -111,7 +111,8 @@
     const answer = await fetchSeries(`${section().dataset.topology}?of=${of}`).catch(() => null);
     if (number !== requests) return; // A newer request replaces this one, even if it is answered first.
     if (!answer) {
-      shown = null; // The page's own polling reports a lost connection, and triggers the next refresh.
+      shown = null;
+      setTimeout(refresh, RETRY_MS);
       return;
     }
     topology = { of, ...answer };
