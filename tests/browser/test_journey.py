@@ -317,6 +317,20 @@ def test_curves_and_maps_of_an_ended_job_are_loaded_again_after_a_failure(user: 
     user.console_errors.clear()  # the failed requests
 
 
+def test_failed_upload_asks_for_another_try(user: User, tmp_path: Path) -> None:
+    page = user.go("/datasets")
+    (tmp_path / "texts.jsonl").write_bytes(hollow.TEXTS)
+    page.set_input_files("#file", tmp_path / "texts.jsonl")
+    user.context.set_offline(True)
+    page.get_by_role("button", name="Upload").click()
+    expect(page.get_by_text("Connection lost. Try again.")).to_be_visible()
+    user.context.set_offline(False)
+    page.get_by_role("button", name="Upload").click()
+    expect(page.get_by_role("status").get_by_text("Uploaded")).to_be_visible()
+    expect(page.get_by_text("Connection lost")).to_be_hidden()
+    user.console_errors.clear()  # the failed request
+
+
 def test_hidden_tab_polls_slowly(user: User) -> None:
     page, site = user.page, user.site
     user.go(f"/jobs/{site.add_job()}")

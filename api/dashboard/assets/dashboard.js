@@ -66,7 +66,10 @@
   };
 
   const setConnectionLost = (isLost) => {
-    document.querySelector("[data-connection-lost]").hidden = !isLost;
+    const message = document.querySelector("[data-connection-lost]");
+    // Without polling, nothing but the user sends the next request.
+    if (isLost && !document.querySelector("[data-poll]")) message.textContent = "Connection lost. Try again.";
+    message.hidden = !isLost;
     failures = isLost ? failures + 1 : 0;
   };
 
