@@ -331,6 +331,22 @@ def test_failed_upload_asks_for_another_try(user: User, tmp_path: Path) -> None:
     user.console_errors.clear()  # the failed request
 
 
+def test_page_of_a_job_that_another_tab_deletes_says_so(user: User) -> None:
+    site = user.site
+    job_id = site.add_job()
+    page, tab = user.go(f"/jobs/{job_id}"), user.context.new_page()
+    page.route("**/jobs/job_*", lambda route: None)  # the first tab does not see the end of the job
+    tab.goto(page.url)
+    for menu in ("Actions", "Delete"):
+        tab.locator("summary", has_text=menu).click()
+        tab.locator("button.destructive").click()
+    expect(tab).to_have_title("Jobs · SEFT")
+    page.unroute_all()
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Not found")
+    user.console_errors.clear()  # the answers 404
+
+
 def test_hidden_tab_polls_slowly(user: User) -> None:
     page, site = user.page, user.site
     user.go(f"/jobs/{site.add_job()}")

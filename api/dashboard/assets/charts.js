@@ -91,7 +91,8 @@
 
   const fetchSeries = async (url) => {
     const response = await fetch(url, { headers: { Accept: "application/json" } });
-    if (response.status === 401) location.reload();
+    // Nobody is signed in, or the job was deleted. The page itself says so.
+    if ([401, 404].includes(response.status)) location.reload();
     if (!response.ok) throw new Error(`${url}: ${response.status}`);
     return response.json();
   };

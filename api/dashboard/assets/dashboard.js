@@ -75,7 +75,12 @@
 
   document.addEventListener("htmx:sendError", () => setConnectionLost(true));
   document.addEventListener("htmx:timeout", () => setConnectionLost(true));
-  document.addEventListener("htmx:responseError", (event) => setConnectionLost(event.detail.xhr.status >= 500));
+  document.addEventListener("htmx:responseError", (event) => {
+    const { xhr, elt } = event.detail;
+    setConnectionLost(xhr.status >= 500);
+    // What the page shows was deleted. Its own error page says so.
+    if (xhr.status === 404 && elt.hasAttribute("data-poll")) location.reload();
+  });
   document.addEventListener("htmx:beforeSwap", (event) => {
     const { xhr, elt, requestConfig } = event.detail;
     if (xhr.status < 400) setConnectionLost(false);
