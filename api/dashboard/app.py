@@ -1,6 +1,7 @@
 """The dashboard's application, mounted into the API: its pages, its error pages and its response headers."""
 
 from http import HTTPStatus
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -99,8 +100,12 @@ async def _redirect_to_sign_in(request: Request, _: Exception) -> Response:
     if request.headers.get("hx-request"):
         # A redirect would replace only a part of the page. A reload of the whole page leads to the sign-in page.
         return Response(status_code=HTTPStatus.UNAUTHORIZED, headers={"HX-Refresh": "true"})
-    if request.method != "GET" or request.headers.get("accept", "").startswith("application/json"):
+    if request.headers.get("accept", "").startswith("application/json"):
         return Response(status_code=HTTPStatus.UNAUTHORIZED)
+    if request.method != "GET":
+        # The form was not read, and no page has the address that it was sent to.
+        back = urlsplit(request.headers.get("referer", "")).path.removeprefix(ROOT)
+        return page(request, None, "sign_in.html", status=HTTPStatus.UNAUTHORIZED, back=back, rejected=False)
     return RedirectResponse(f"{ROOT}/sign-in?{sign_in.back_query(request)}", HTTPStatus.SEE_OTHER)
 
 

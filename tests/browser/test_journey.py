@@ -347,6 +347,18 @@ def test_page_of_a_job_that_another_tab_deletes_says_so(user: User) -> None:
     user.console_errors.clear()  # the answers 404
 
 
+def test_form_that_is_sent_after_the_session_ended_leads_to_the_sign_in_page(user: User) -> None:
+    page = user.go(f"/jobs/{user.site.add_job(suffix='mine')}")
+    page.get_by_text("Actions").click()
+    user.context.clear_cookies()
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    page.fill("#key", user.site.secret)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("mine")
+    user.console_errors.clear()  # the answer 401
+
+
 def test_hidden_tab_polls_slowly(user: User) -> None:
     page, site = user.page, user.site
     user.go(f"/jobs/{site.add_job()}")

@@ -175,6 +175,14 @@ def test_polling_page_is_reloaded_if_no_one_is_signed_in(app: FastAPI) -> None:
     assert (response.status_code, response.headers["hx-refresh"]) == (401, "true")
 
 
+def test_form_of_an_ended_session_is_answered_with_the_sign_in_page(app: FastAPI) -> None:
+    browser = Browser(app, follow_redirects=False)
+    response = browser.post("/dashboard/keys", headers={"Referer": "http://testserver/dashboard/keys"})
+    assert response.status_code == 401
+    assert 'name="back" value="/keys"' in response.text
+    assert browser.post("/dashboard/keys", headers={"Accept": "application/json"}).text == ""
+
+
 def test_cookie_does_not_authenticate_api_requests(browser: Browser) -> None:
     assert browser.get("/jobs").status_code == 401
 
