@@ -129,6 +129,28 @@ def test_polling_does_not_shift_the_layout(user: User, site: Site) -> None:
     assert shift < 0.05
 
 
+def test_polling_keeps_the_focus_and_the_scroll_position(new_user: NewUser, site: Site) -> None:
+    user = new_user(viewport=PHONE)
+    page = user.sign_in()
+    job_id = site.add_job(suffix="mine", repair={"steps": 100, "density": 0.005, "update_interval": 4})
+    job = site.claim_job()
+    user.go("/jobs")
+    link, table = page.get_by_role("link", name="mine"), page.locator("#list .scroll")
+    link.focus()
+    table.evaluate("table => { table.scrollLeft = 40 }")
+    job.prune(Scores())
+    expect(page.locator(".perplexities")).to_contain_text("90.2", timeout=15_000)
+    expect(link).to_be_focused()
+    assert table.evaluate("table => table.scrollLeft") == 40
+    job.train(0, 48)  # 12 updates of the topology, each with its event
+    user.go(f"/jobs/{job_id}")
+    events = page.locator(".events")
+    events.evaluate("events => { events.scrollTop = 120 }")
+    job.train(48, 50)
+    expect(page.locator(".facts dd").first).to_contain_text("50")
+    assert events.evaluate("events => events.scrollTop") == 120
+
+
 def test_theme_is_switched_and_kept(new_user: NewUser) -> None:
     user = new_user(color_scheme="light")
     page = user.sign_in()

@@ -65,6 +65,21 @@
     }
   };
 
+  // New content replaces the old elements of a page. What is focused and how far each part is scrolled must stay.
+  let place = null;
+  const scrolling = () => document.querySelectorAll(".scroll, .events");
+  const readPlace = () => {
+    const scrolled = [...scrolling()].map(({ scrollLeft, scrollTop }) => ({ scrollLeft, scrollTop }));
+    const { activeElement } = document;
+    const focused = activeElement.cloneNode(false);
+    const same = () => [...document.querySelectorAll(focused.tagName)].filter((each) => each.cloneNode(false).isEqualNode(focused));
+    const number = same().indexOf(activeElement);
+    return [
+      () => scrolling().forEach((element, at) => Object.assign(element, scrolled[at])),
+      () => { if (!activeElement.isConnected) same()[number]?.focus({ preventScroll: true }); },
+    ];
+  };
+
   const setConnectionLost = (isLost) => {
     const message = document.querySelector("[data-connection-lost]");
     // Without polling, nothing but the user sends the next request.
@@ -94,8 +109,13 @@
       if (!same) etags.delete(elt);
       event.detail.shouldSwap = false;
     }
+    if (event.detail.shouldSwap) place = readPlace();
   });
-  document.addEventListener("htmx:afterSwap", updateTimes);
+  document.addEventListener("htmx:afterSwap", () => {
+    updateTimes();
+    place?.forEach((restore) => restore());
+    place = null;
+  });
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) return;
     for (const element of document.querySelectorAll("[data-poll]")) element.dataset.polled = 0;
