@@ -166,4 +166,4 @@ def test_the_page_of_a_job_offers_to_repeat_its_newest_push(
     assert len(pushed) == 2
     refused = browser.submit(f"{path}/push", {"repository": "acme/first", "revision": "-x"})
     assert (refused.status_code, 'value="-x"' in refused.text) == (422, True)
-    assert "revision: " in visible(refused.text)
+    assert ('id="revision-error"' in refused.text, 'id="repository-error"' in refused.text) == (True, False)

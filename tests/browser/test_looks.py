@@ -1,5 +1,6 @@
 """Accessibility and layout of every page: axe, long and malicious names, small screens, keyboard, themes."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +9,9 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from core import webhooks, workers
+from core.jobs import pushes
+from core.spec_parts import PushSpec
+from core.tables import Job
 from core.webhooks import DeliveryResult
 from tests.browser.conftest import TENANT, NewUser, Site, User
 from tests.browser.simulated_jobs import Scores
@@ -27,6 +31,8 @@ def pages(site: Site) -> list[str]:
     job.prune(Scores())
     job.train(0, 100)
     job.finish(Scores())
+    push(site, done, "acme/" + "sparse-" * 12 + "x", "b" * 90, error="The hub refused the files. " * 9)
+    push(site, done, "acme/sparse", "main")
     failed = site.add_job(suffix="failed", sparsity=0.7)
     job = site.claim_job()
     job.prune(Scores())
@@ -61,6 +67,20 @@ def pages(site: Site) -> list[str]:
     ]
 
 
+def push(site: Site, job: str, repository: str, revision: str, error: str = "") -> None:
+    """Push the result of a job to a hub that accepts it, or refuses it with this error."""
+    with site.sessions.begin() as session:
+        target = PushSpec(repository=repository, revision=revision)
+        pushes.request(session, session.get_one(Job, job), target)
+    with site.sessions.begin() as session:
+        claimed = pushes.claim(session)
+        assert claimed is not None
+        if error:
+            pushes.record_failure(session, claimed, "hub_refused", error, retry=False)
+        else:
+            pushes.record_success(session, claimed, f"https://hub.example/{repository}/commit/0")
+
+
 def serious(page: Page, schemes: Sequence[Scheme]) -> list[Any]:
     """Return the serious and critical problems that axe reports, in these colour schemes."""
     page.evaluate(AXE)
@@ -89,6 +109,25 @@ def test_axe_finds_nothing_serious(new_user: NewUser, pages: list[str], width: i
         assert excess <= 0, f"{path} is {excess} px wider than the screen"
     user.console_errors = [error for error in user.console_errors if "404" not in error]
     assert [(path, *problem) for path, found in problems.items() for problem in found] == []
+
+
+def test_form_to_push_marks_the_wrong_field(new_user: NewUser, site: Site) -> None:
+    done = site.add_job()
+    job = site.claim_job()
+    job.prune(Scores())
+    job.finish(Scores())
+    user = new_user(viewport=PHONE)
+    user.sign_in()
+    page = user.go(f"/jobs/{done}")
+    repository, branch = page.get_by_label("Repository"), page.get_by_label("Branch")
+    repository.fill("acme/sparse")
+    branch.fill("not a branch")
+    page.get_by_role("button", name="Push").click()
+    expect(branch).to_be_focused()
+    expect(branch).to_have_attribute("aria-invalid", "true")
+    expect(branch).to_have_accessible_description(re.compile("should match pattern"))
+    expect(repository).not_to_have_attribute("aria-invalid", "true")
+    assert serious(page, ("light", "dark")) == []
 
 
 def test_malicious_and_long_names_are_shown_as_text(new_user: NewUser, site: Site) -> None:

@@ -43,6 +43,7 @@ PUSH_SECONDS = 3
 JobId = Annotated[str, Path()]
 NO_TARGET: Mapping[str, object] = {"repository": "", "revision": "main", "private": True}
 """What the form to push a result contains if it was not pushed yet."""
+NO_PROBLEMS: Mapping[str, str] = {}
 KNOWN = [Depends(require_known_parameters)]
 """Dependency of the routes that programs can call. Pages ignore unknown parameters, because links can have any."""
 Step = Annotated[int, Query(ge=-1, le=LARGEST_STEP)]
@@ -64,9 +65,9 @@ def _page(
     *,
     refused: str = "",
     target: Mapping[str, object] | None = None,
-    problem: str = "",
+    problems: Mapping[str, str] = NO_PROBLEMS,
 ) -> Response:
-    """Show the page of a job. `problem` says why the result cannot be pushed to `target`."""
+    """Show the page of a job. `problems` says, by field, why the result cannot be pushed to `target`."""
     with services.sessions.begin() as session:
         row = jobs.get(session, visitor.caller.tenant, job_id)
         job = usecases.detail(services, session, row)
@@ -84,7 +85,7 @@ def _page(
         request,
         visitor,
         "job.html",
-        status=422 if problem else 200,
+        status=422 if problems else 200,
         job=job,
         datasets=datasets,
         stages=stage_progress(job, began),
@@ -95,7 +96,7 @@ def _page(
         pushes=pushed,
         poll_pushes=_seconds_to_change(pushed),
         target=target or (pushed[0].model_dump() if pushed else NO_TARGET),
-        problem=problem,
+        problems=problems,
         commands={each.id: run_commands(job_id, each.files) for each in checkpoints},
         equally_sparse=layers.equally_sparse(job.spec),
         layers=layers.sparsity_table(services.storage, checkpoints[-1]) if checkpoints else None,
@@ -174,15 +175,14 @@ def push(request: Request, services: CurrentServices, visitor: Signed, form: Sub
     try:
         pushes.push(services, visitor.caller, job_id, PushRequest.model_validate(target))
     except ValidationError as error:
-        flaw = flaws_of_model(PushRequest, error)[0]
-        problem = f"{flaw.param}: {flaw.rule}. {flaw.way_out}"
+        problems = {flaw.param: f"{flaw.rule}. {flaw.way_out}" for flaw in flaws_of_model(PushRequest, error)}
     except ProblemError as error:
         if error.code is Code.NOT_FOUND:
             raise
-        problem = error.message
+        problems = {"repository": error.message}
     else:
         return go(f"/jobs/{job_id}")
-    return _page(request, services, visitor, job_id, target=target, problem=problem)
+    return _page(request, services, visitor, job_id, target=target, problems=problems)
 
 
 @router.post("/delete")
