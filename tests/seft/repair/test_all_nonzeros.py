@@ -279,25 +279,14 @@ def test_an_event_that_makes_the_held_out_loss_worse_is_undone_bit_for_bit(monke
     assert all(map(same_bits, with_events, without))
 
 
-def test_a_zero_with_a_steady_gradient_swaps_and_noise_does_not() -> None:
-    generator = torch.Generator().manual_seed(0)
-    linear = sparse_linear(24, 32, 0.5).requires_grad_(False)
-    owner = NonzeroLinear(Target(linear), 0, "a", watch=True, swapping=True)
-    steady = tuple((linear.weight == 0).nonzero()[5].tolist())
-    observed = swaps.Observed()
-    for step in range(1, 41):
-        owner.plan = Plan(step, 1e-8, collects=True)
-        right = torch.randn(64, 32, generator=generator)
-        left = torch.randn(64, 24, generator=generator) / 64
-        left[:, steady[0]] += right[:, steady[1]] / 64
-        owner.gradient(left, right)
-        owner.update_curvature()
-        observed = observed.plus_step(1)
-    swap, _ = owner.swap(observed, PRUNED.pattern, owner.tokens)
-    place = steady[0] * 32 + steady[1]
-    assert place in swap.grown.tolist()
-    assert float(swap.values[swap.grown == place]) < 0
-    assert len(swap.grown) <= 0.1 * owner.trained_values
+def test_the_gradients_of_zeros_are_counted_since_the_last_swap() -> None:
+    _, repair = started("swaps")
+    counts, since = set[int](), 0
+    for _ in range(7):
+        swapped = any(isinstance(report, Evolved) for report in repair.advance())
+        counts.add(since := 0 if swapped else since + 1)
+        assert repair._method.tensors()["observed"].tolist() == [since, since]
+    assert counts == {0, 1}
 
 
 def test_a_linear_without_tokens_has_as_many_gradients_as_one_with_tokens_after_a_weight_became_zero() -> None:
