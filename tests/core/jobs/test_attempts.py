@@ -137,6 +137,8 @@ WRITES: list[Callable[[Session, Attempt], object]] = [
     lambda s, a: attempts.set_progress(s, a, phase=Phase.TRAINING, progress=0.5, step=3),
     lambda s, a: attempts.add_metrics(s, a, [(1, {"loss": 1.0})]),
     lambda s, a: attempts.add_event(s, a, "evolved", {}),
+    lambda s, a: attempts.record_evolution(s, a, {"step": 3}),
+    lambda s, a: attempts.restart_training(s, a, "state.missing", "m"),
     lambda s, a: attempts.add_scores(s, a, {"dense": 1.0}),
     lambda s, a: attempts.save_resume(s, a, {"step": 1, "files": []}),
     lambda s, a: attempts.publish(s, a, step=1, prefix="p", sha256="0", files=[], scores={}, measured={}),
