@@ -1,0 +1,44 @@
+"""How long a training process may be silent: long enough for slow steps and for large datasets."""
+
+from collections.abc import Callable
+
+import pytest
+
+from core.states import Phase
+from worker.protocol import Progressed, Reading
+from worker.watchdog import RECORD_BYTES_PER_SECOND, RECORD_SECONDS, STEP_MEDIANS, STEP_SECONDS, Watchdog
+
+
+@pytest.fixture
+def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return a function that lets a number of seconds pass."""
+    now = 0.0
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("worker.watchdog.time.monotonic", lambda: now)
+    return wait
+
+
+def test_a_step_may_take_ten_times_as_long_as_usual_however_long_that_is(wait: Callable[[float], None]) -> None:
+    watchdog, usual = Watchdog(lambda: 0), STEP_SECONDS / 2
+    for step in range(4):
+        watchdog.record(Progressed(phase=Phase.TRAINING, progress=0.5, step=step))
+        wait(usual)
+    wait((STEP_MEDIANS - 1) * usual - 1)
+    assert watchdog.overdue is None
+    wait(2)
+    assert watchdog.overdue is not None
+    assert not watchdog.overdue.user_error
+
+
+def test_a_record_may_take_as_long_as_reading_all_datasets(wait: Callable[[float], None]) -> None:
+    watchdog = Watchdog(lambda: 1000 * RECORD_BYTES_PER_SECOND)
+    watchdog.record(Reading(records=0))
+    wait(RECORD_SECONDS + 999)
+    assert watchdog.overdue is None
+    wait(2)
+    assert watchdog.overdue is not None
+    assert watchdog.overdue.user_error
