@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import anyio
 import pytest
 from fastapi import FastAPI
 from httpx2 import Client
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from api import limits
 from api.app import make_app
@@ -139,6 +141,21 @@ def test_a_body_that_drips_is_given_up(impatient: Client) -> None:
             except TimeoutError:
                 continue
     assert response.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_large_body_that_is_fast_enough_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PATIENCE_SECONDS", 0.05)
+    parts = [b"x" * int(20 * limits.SLOWEST), b"y"]
+
+    async def receive() -> Message:
+        await anyio.sleep(0.2 if len(parts) == 1 else 0)
+        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+    async def read() -> list[Message]:
+        limited = limits.limited({"type": "http", "headers": []}, receive, 1 << 20)
+        return [await limited() for _ in range(2)]
+
+    assert [len(message["body"]) for message in anyio.run(read)] == [20 * limits.SLOWEST, 1]
 
 
 def test_a_head_that_does_not_come_holds_no_connection(impatient: Client) -> None:
