@@ -90,6 +90,13 @@ def test_a_truncated_container_is_refused(size: int) -> None:
         expanded(WHOLE[:size])
 
 
+def test_a_container_of_a_later_version_is_refused() -> None:
+    later = bytearray(WHOLE)
+    struct.pack_into("<I", later, len(WHOLE) - 16, 2)
+    with pytest.raises(ContainerError, match="the version of the format must be 1; it is 2"):
+        expanded(bytes(later))
+
+
 @settings(max_examples=250, deadline=None)
 @given(st.integers(0, 8 * len(WHOLE) - 1))
 def test_a_flipped_bit_gives_an_error_with_the_name_or_changes_nothing(bit: int) -> None:
