@@ -1,5 +1,6 @@
 """Requests that wait: they cost next to nothing, and their number is limited per key and per network."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -157,6 +158,30 @@ def test_unknown_keys_are_refused_before_the_database_is_asked(
     assert client.get("/jobs").status_code == 200
     monkeypatch.setattr(unknown_callers, "FAILURES", 4)
     assert newcomer.get("/jobs").status_code == 200
+
+
+def test_many_unknown_keys_at_once_are_not_all_looked_up(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unknown_callers, "FAILURES", 1)
+    monkeypatch.setattr(unknown_callers, "SECONDS_PER_FAILURE", 100.0)
+    statuses = Counter[int]()
+
+    async def ask(many: AsyncClient, number: int) -> None:
+        answer = await many.get("/jobs", headers={"Authorization": f"Bearer seft_{number}"})
+        statuses[answer.status_code] += 1
+
+    async def run() -> None:
+        async with (
+            AsyncClient(transport=ASGITransport(app), base_url="http://seft.example") as http,
+            anyio.create_task_group() as group,
+        ):
+            for number in range(200):
+                group.start_soon(ask, http, number)
+
+    anyio.run(run)
+    assert 0 < statuses[401] < 100, "as many as there are threads"
+    assert statuses.total() == statuses[401] + statuses[429] == 200
 
 
 def test_a_key_that_was_revoked_is_limited_like_an_unknown_key(monkeypatch: pytest.MonkeyPatch) -> None:
