@@ -1,7 +1,9 @@
 """Downloads: a named file is correct, no byte is downloaded twice, and nothing is written outside the folder."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,9 +94,11 @@ def test_an_interrupted_download_fetches_only_what_is_missing(
     assert not (tmp_path / "model.safetensors").exists()
     store.ranges.clear()
     publish(script, store.file())
-    (path,) = client.download("job_1", tmp_path, at_once=1)
+    progress: list[tuple[int, int]] = []
+    (path,) = client.download("job_1", tmp_path, at_once=1, progress=lambda *state: progress.append(state))
     assert path.read_bytes() == CONTENT
     assert store.ranges == [(PART, 2 * PART), (2 * PART, len(CONTENT))]
+    assert (progress[0], progress[-1]) == ((PART, len(CONTENT)), (len(CONTENT), len(CONTENT)))
     store.ranges.clear()
     publish(script, store.file())
     assert client.download("job_1", tmp_path) == [path]
@@ -122,6 +126,27 @@ def test_a_file_with_a_wrong_hash_never_gets_its_name_and_is_deleted(
     with pytest.raises(IntegrityError, match=r"model\.safetensors must have the SHA-256"):
         client.download("job_1", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_the_right_size_with_other_bytes_is_downloaded_again(
+    script: Script, client: Client, tmp_path: Path
+) -> None:
+    with serving(right := Store(b"right")):
+        publish(script, right.file())
+        (tmp_path / "model.safetensors").write_bytes(b"wrong")
+        (path,) = client.download("job_1", tmp_path)
+    assert path.read_bytes() == b"right"
+
+
+def test_a_disk_without_space_for_the_missing_parts_is_reported_before_the_download(
+    script: Script, client: Client, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for free in (len(CONTENT) - 1, len(CONTENT)):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        publish(script, store.file())
+        with nullcontext() if free == len(CONTENT) else pytest.raises(OSError, match="the download needs"):
+            client.download("job_1", tmp_path)
+        assert bool(store.ranges) is (free == len(CONTENT))
 
 
 def test_expired_links_are_requested_again(script: Script, client: Client, store: Store, tmp_path: Path) -> None:
