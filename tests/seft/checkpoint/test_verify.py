@@ -249,20 +249,21 @@ def test_a_group_that_violates_its_pattern_is_detected(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prune", "message"),
+    ("facts", "message"),
     [
         (
-            {"sparsity": 0.501, "method": "magnitude", "allocation": "owl"},
+            {"prune": {"sparsity": 0.501, "method": "magnitude", "allocation": "owl"}},
             r"linears must have a fraction of zeros of 0\.50",
         ),
-        ({"sparsity": 0.5, "sparsity_of": "model"}, r"model must have a fraction of zeros of 0\.49"),
+        ({"prune": {"sparsity": 0.5, "sparsity_of": "model"}}, r"model must have a fraction of zeros of 0\.49"),
+        (
+            {"prune": {"sparsity": 0.501, "method": "magnitude"}, "zeros_found": True},
+            r"linears must have a fraction of zeros of 0\.50",
+        ),
     ],
 )
-def test_distributed_zeros_are_counted_together(folder: Path, prune: dict[str, object], message: str) -> None:
-    def edit(record: dict[str, dict[str, object]]) -> None:
-        record["facts"]["prune"] = prune
-
-    edit_record(folder, edit)
+def test_distributed_zeros_are_counted_together(folder: Path, facts: dict[str, object], message: str) -> None:
+    edit_record(folder, lambda record: record["facts"].update(facts))
     with pytest.raises(VerifyError, match=message):
         check(folder)
 
