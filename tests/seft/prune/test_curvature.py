@@ -20,7 +20,7 @@ from seft.models.targets import Target, block_linears, decoder_blocks, target_li
 from seft.prune import backward, curvature
 from seft.prune.curvature import Curvature, measure
 from seft.prune.loop import prune_model
-from seft.prune.mask import Rule, smallest_overall
+from seft.prune.mask import Rule, smallest_overall, zeros_first
 from seft.prune.methods import make_pruner
 from seft.prune.statistics import Batch
 from seft.prune.walk import Walk
@@ -165,6 +165,18 @@ def test_factors_act_like_rows_that_are_as_many_times_as_large(method: PruneMeth
         results.append(pruner.prune())
     assert torch.equal(results[0] * factors, results[1])
     assert len(set((results[0] == 0).sum(1).tolist())) > 3
+
+
+def test_factors_are_roots_of_relative_gradients_and_a_zero_comes_first_also_in_a_row_without_gradients() -> None:
+    weight = torch.ones(4, 3)
+    weight[3, 2] = 0
+    found = Curvature(Target(nn.Linear(3, 4, bias=False)))
+    found.outputs = torch.tensor([4.0, 1.0, 3.0, 0.0])
+    factors = found.row_factors()
+    assert factors is not None
+    assert factors.flatten().tolist() == pytest.approx([2**0.5, 0.5**0.5, 1.5**0.5, 0.01])
+    chosen = Rule(1, Compare.LAYER, factors=factors).choose(zeros_first(weight, weight))
+    assert chosen.nonzero().tolist() == [[3, 2]]
 
 
 def test_factors_change_nothing_within_rows_and_groups() -> None:
