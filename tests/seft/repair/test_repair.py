@@ -77,12 +77,25 @@ def test_a_state_of_another_repair_is_rejected(tmp_path: Path) -> None:
         Repair(pruned_tiny(), TOKENS, short()).load(tmp_path / "nothing")
 
 
+def test_a_state_resumes_with_settings_that_need_less_memory(tmp_path: Path) -> None:
+    repaired(short(), 3)[1].save(tmp_path)
+    for change in ({"micro_batch": 1}, {"activation_checkpointing": True}):
+        config = short(**change)
+        assert outdated(tmp_path, config) is None
+        repair = Repair(pruned_tiny(), TOKENS, config, pruned=PRUNED)
+        repair.load(tmp_path)
+        assert repair.step == 3
+
+
 def test_a_state_of_software_with_another_auto_rate_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = short(learning_rate="auto")
     repaired(config, 3)[1].save(tmp_path)
     assert outdated(tmp_path, config) is None
+    with monkeypatch.context() as wider:
+        wider.setattr("seft.repair.state.RATED_WIDTH", 600)
+        assert "must have the rated_width of this repair" in str(outdated(tmp_path, config))
     monkeypatch.setitem(RATES, RepairMethod.SEFT, 7e-3)
     assert "must have the rate of this repair" in str(outdated(tmp_path, config))
     with pytest.raises(StateError, match="must have the rate"):
