@@ -152,11 +152,12 @@ def test_nothing_of_a_deleted_job_stays_whoever_dies(backend: Backend, job_id: s
     backend.storage.put(f"{prefix}result/model.safetensors", b"1")
     late.mkdir(parents=True)
     (late / "job.json").write_text("{}")
+    for path in (late, late.parent):
+        os.utime(path, (time.time() - 90_000,) * 2)
     sweep = Sweep("worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, aged)
     sweep.clear_scratch()
     assert late.exists(), "a running job of another service writes such files"
-    for path in (late / "job.json", late, late.parent):
-        os.utime(path, (time.time() - 90_000,) * 2)
+    os.utime(late / "job.json", (time.time() - 90_000,) * 2)
     sweep.clear_scratch()
     assert not late.parent.exists()
     sweep.expire()
