@@ -75,6 +75,10 @@ def test_a_job_that_is_paused_again_and_again_waits_longer_each_time(
             waited += 30
         waits.append(waited)
     assert waits == [0, 30, 90, 210]
+    with backend.sessions.begin() as session:
+        session.execute(text("UPDATE job_events SET created_at = created_at - interval '1 day'"))
+        attempts.hold_for_space(session, backend.claim(), Reason.DISK_FULL, "m", needs=1)
+    assert resumed() == [job_id], "the pauses of yesterday do not count"
     monkeypatch.setattr(recovery, "LONGEST_WAIT", 0.0)
     with backend.sessions.begin() as session:
         attempts.hold_for_space(session, backend.claim(), Reason.DISK_FULL, "m", needs=1)
