@@ -80,16 +80,13 @@ def stop(session: Session, tenant: str, job_id: str) -> Job:
     job = jobs.get(session, tenant, job_id, change=True)
     if job.status == Status.CANCELLED or (job.stopping and Status(job.status).final):
         return job
-    if job.stopping:  # it ends a pause since then, as the first stop would
-        return resume(session, tenant, job_id)
     _require_not_ended(job, "stopped")
-    if job.status != Status.RUNNING and job.resume is None:
-        transition(session, job.id, Transition.CANCELLED, data={"stopped": True})
-        return _refreshed(session, job)
-    transition(session, job.id, Transition.STOPPING, stopping=True, stop_step=job.step, pausing=False)
-    if job.status == Status.PAUSED:
-        transition(session, job.id, Transition.RESUMED)
-    return _refreshed(session, job)
+    if not job.stopping:
+        if job.status != Status.RUNNING and job.resume is None:
+            transition(session, job.id, Transition.CANCELLED, data={"stopped": True})
+            return _refreshed(session, job)
+        transition(session, job.id, Transition.STOPPING, stopping=True, stop_step=job.step, pausing=False)
+    return resume(session, tenant, job_id)  # a stop ends a pause
 
 
 def delete(session: Session, tenant: str, job_id: str) -> Job:
