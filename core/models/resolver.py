@@ -148,9 +148,9 @@ class ModelResolver:
         """
         source = self.find(tenant, reference, revision)
         with ExitStack() as stack:
-            path = stack.enter_context(temporary.folder())
             with _source_errors(reference):
                 if is_result(reference):
+                    path = stack.enter_context(temporary.folder())
                     results.download_tokenizer(
                         self._storage, self._result(tenant, reference), path, MAX_TOKENIZER_BYTES
                     )
@@ -163,6 +163,7 @@ class ModelResolver:
                             stack.enter_context(hub_cache.using(source, self._cache_bytes, weights=False))
                             path = fetch(source, weights=False)
                         else:
+                            path = stack.enter_context(temporary.folder())
                             fetch_into(path, source, weights=False)
             yield source, path
 
