@@ -91,6 +91,8 @@ def _parts(tokenized: Tokenized, tokenizer: Any, whole: str) -> Iterator[Part]:
         if until > start:
             yield Part(whole[start:until], trained)
         start = max(start, until)
+        if start == len(whole):
+            return  # what follows was cut off
 
 
 def main() -> None:
