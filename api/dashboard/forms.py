@@ -141,9 +141,7 @@ def values_of_spec(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     pairs = {field.name for field in form_fields({}) if field.kind is InputKind.PAIRS}
     for name, value in spec.items():
         path = prefix + name
-        if path in pairs:
-            values[path] = _text(value)
-        elif isinstance(value, dict):
+        if isinstance(value, dict) and path not in pairs:
             values |= values_of_spec(value, f"{path}.")
         else:
             values[path] = _text(value)
@@ -223,9 +221,9 @@ def _text(value: object) -> str:
 
 
 def _pair(name: str, value: str) -> str:
-    """Return a pair as a line `name=value`, or as a JSON object in one line if that line would be read as another pair.
+    """Return a pair as a line `name=value`, or as a JSON object if reading this line would give another pair.
 
-    It would be if the name has a `=`, or if one of them has the end of a line, or space at an end.
+    It does if the name contains a `=`, or if the name or the value contains a line break, or begins or ends with space.
     """
     line = f"{name}={value}"
     same = line.splitlines() == [line.strip()] and _read_pairs(line) == {name: value}

@@ -66,7 +66,7 @@
   };
 
   // New content replaces the old elements of a page. What is focused and how far each part is scrolled must stay.
-  let place = null;
+  let restorePlace = null;
   const scrolling = () => document.querySelectorAll(".scroll, .events");
   const readPlace = () => {
     const scrolled = [...scrolling()].map(({ scrollLeft, scrollTop }) => ({ scrollLeft, scrollTop }));
@@ -74,10 +74,10 @@
     const focused = activeElement.cloneNode(false);
     const same = () => [...document.querySelectorAll(focused.tagName)].filter((each) => each.cloneNode(false).isEqualNode(focused));
     const number = same().indexOf(activeElement);
-    return [
-      () => scrolling().forEach((element, at) => Object.assign(element, scrolled[at])),
-      () => { if (!activeElement.isConnected) same()[number]?.focus({ preventScroll: true }); },
-    ];
+    return () => {
+      scrolling().forEach((element, at) => Object.assign(element, scrolled[at]));
+      if (!activeElement.isConnected) same()[number]?.focus({ preventScroll: true });
+    };
   };
 
   const setConnectionLost = (isLost) => {
@@ -109,12 +109,12 @@
       if (!same) etags.delete(elt);
       event.detail.shouldSwap = false;
     }
-    if (event.detail.shouldSwap) place = readPlace();
+    if (event.detail.shouldSwap) restorePlace = readPlace();
   });
   document.addEventListener("htmx:afterSwap", () => {
     updateTimes();
-    place?.forEach((restore) => restore());
-    place = null;
+    restorePlace?.();
+    restorePlace = null;
   });
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) return;
