@@ -1,4 +1,4 @@
-"""Makes texts of other people fit to be stored and shown: their characters and their length."""
+"""Prepares texts of other people for storing and showing: their characters and their length."""
 
 import re
 
@@ -12,6 +12,6 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return the text if it has at most `most` characters. Otherwise, a character stands for its middle."""
+    """Return the text if it has at most `most` characters. Otherwise, an ellipsis replaces its middle."""
     half = most // 2
-    return text if len(text) <= most else f"{text[:half]}…{text[len(text) + 1 + half - most :]}"
+    return text if len(text) <= most else f"{text[:half]}…{text[half + 1 - most :]}"
