@@ -84,9 +84,15 @@ def create_a_job(page: Page) -> None:
     page.get_by_role("button", name="Start the job").click()
 
 
-def test_a_newer_estimate_replaces_one_that_is_not_answered(user: User) -> None:
+def hold_first(page: Page, address: str) -> list[Route]:
+    """Answer the first request to an address only when the test does. It is in the returned list when it is sent."""
     held: list[Route] = []
-    user.page.route("**/jobs/estimate", lambda route: route.continue_() if held else held.append(route))
+    page.route(address, lambda route: route.continue_() if held else held.append(route))
+    return held
+
+
+def test_a_newer_estimate_replaces_one_that_is_not_answered(user: User) -> None:
+    hold_first(user.page, "**/jobs/estimate")
     page = user.go(f"/jobs/new?dataset={user.site.dataset}")
     page.get_by_label("Model", exact=True).fill("tiny")
     page.get_by_label("Sparsity", exact=True).fill("0.6")
@@ -208,8 +214,7 @@ def test_late_answer_does_not_replace_a_newer_kind_of_change(user: User) -> None
     job = site.claim_job()
     job.prune(Scores())
     job.train(0, 80)
-    held: list[Route] = []
-    page.route("**/topology?of=grown", lambda route: route.continue_() if held else held.append(route))
+    held = hold_first(page, "**/topology?of=grown")
     user.go(f"/jobs/{job_id}")
     page.locator(".choice").get_by_text("pruned").click()
     label = page.locator(".map canvas").first
@@ -230,8 +235,7 @@ def test_curves_are_complete_if_the_job_ends_while_they_are_loaded(user: User) -
     user.go(f"/jobs/{job_id}")
     last_step = page.locator('[data-chart="loss"] .u-value').first
     expect(last_step).to_have_text("60")
-    held: list[Route] = []
-    page.route("**/series?*", lambda route: route.continue_() if held else held.append(route))
+    held = hold_first(page, "**/series?*")
     job.train(60, 70)
     expect(page.locator(".facts dd").first).to_contain_text("70")
     answer = held[0].fetch()

@@ -225,6 +225,14 @@ class Running:
 
 
 @pytest.fixture
+def set_oom_kills(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[int], object]:
+    """Return a function that sets how many processes the kernel has killed because the memory was full."""
+    counts = tmp_path / "vmstat"
+    monkeypatch.setattr("worker.memory.VMSTAT", counts)
+    return lambda kills: counts.write_text(f"oom_kill {kills}\n")
+
+
+@pytest.fixture
 def away() -> threading.Event:
     """While it is set, the hub of a test answers 503."""
     return threading.Event()

@@ -290,15 +290,13 @@ def test_running_out_of_memory_in_training_is_retried_once_with_less(
 
 
 def test_a_kill_by_the_kernel_for_memory_is_retried_once(
-    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    backend: Backend, job_id: str, set_oom_kills: Callable[[int], object]
 ) -> None:
-    counts = tmp_path / "vmstat"
-    counts.write_text("oom_kill 1\n")
-    monkeypatch.setattr("worker.memory.VMSTAT", counts)
+    set_oom_kills(1)
     for kills, status in ((2, Status.QUEUED), (3, Status.FAILED)):
         with Running(supervisor(backend, "hang_with_child")) as attempt:
             wait_for(lambda: attempt.process is not None and (attempt.files.folder / "pids").exists())
-            counts.write_text(f"oom_kill {kills}\n")
+            set_oom_kills(kills)
             os.kill(int((attempt.files.folder / "pids").read_text().split()[0]), signal.SIGKILL)
             wait_for(lambda status=status: backend.job(job_id).status == status)  # type: ignore[misc]
     error = backend.job(job_id).error

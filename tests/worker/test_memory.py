@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,11 @@ def test_after_running_out_of_memory_every_device_gets_one_sequence() -> None:
 
 @pytest.mark.parametrize("code", ["out_of_memory", "verifier_killed"])
 def test_a_kill_by_the_kernel_of_the_process_that_verifies_is_lack_of_memory(
-    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str
+    backend: Backend, job_id: str, set_oom_kills: Callable[[int], object], code: str
 ) -> None:
-    counts = tmp_path / "vmstat"
-    counts.write_text("oom_kill 1\n")
-    monkeypatch.setattr("worker.memory.VMSTAT", counts)
+    set_oom_kills(1)
     attempt = supervisor(backend, "lose_the_verifier")
-    counts.write_text(f"oom_kill {2 if code == 'out_of_memory' else 1}\n")
+    set_oom_kills(2 if code == "out_of_memory" else 1)
     attempt.run()
     (retried,) = [event for event in backend.event_rows(job_id) if event.type == "job.retried"]
     assert retried.data["error"]["code"] == code

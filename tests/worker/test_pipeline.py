@@ -210,7 +210,7 @@ def test_an_interrupted_and_resumed_run_gives_the_same_bytes(
         return False
 
     second.run(stopping)
-    assert True not in kept, "after a step, the state that it has read takes no space on the disk"
+    assert True not in kept, "after the first step, the state that was read must be deleted"
     assert second.of_type(Scored)[0] == first.of_type(Scored)[-1]
     assert second.manifest() == uninterrupted.manifest()
 
