@@ -13,7 +13,7 @@ PAGES := $(filter-out docs/log.md,$(wildcard *.md docs/*.md docs/adr/*.md))
 MDFORMAT := $(BIN)/mdformat --wrap 100 --number --compact-tables
 # Replaces the shell by a command, and ends the command when make ends, even by kill -9.
 LAUNCHER := exec $(BIN)/python -I -S local/launcher.py $$PPID 15
-# A path for the shell. It can have spaces, and begin with ~/, which not every shell replaces in an argument of make.
+# A path for the shell. It can contain spaces and begin with ~/. Not every shell expands ~/ in an argument of make.
 path = "$(patsubst ~/%,$(HOME)/%,$1)"
 
 .DEFAULT_GOAL := help

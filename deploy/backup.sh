@@ -18,13 +18,13 @@ bucket() {
 
 case $verb in
 save)
-    # The program in the container writes files that others can read, and does not change this folder.
+    # Other users could read the files that the container writes, so only the owner can open this folder.
     mkdir -p "$folder/bucket"
     chmod 700 "$folder/bucket"
     bucket save
     compose exec --no-TTY postgres pg_dump --username=seft --format=custom seft > "$folder/database.new"
     bucket save
-    # Only now the folder has all objects of the new dump. If something fails before, the old dump stays.
+    # The folder has all objects of the new dump now. If a step before this fails, the old dump stays.
     mv "$folder/database.new" "$folder/database"
     ;;
 load)

@@ -45,7 +45,7 @@ def advice(spec: JobSpec, phase: Phase | None, micro_batch: int | None) -> str:
     repair, calibration = spec.repair, spec.prune.calibration
     windows = min(micro_batch or repair.micro_batch, repair.batch_tokens // repair.sequence_tokens)
     if phase in {Phase.LOADING, Phase.EXPORTING}:
-        # These depend on no length of a sequence. The loader of GGUF files has the weights twice.
+        # The lengths of sequences do not matter here. The loader of GGUF files has the weights twice.
         is_gguf = phase is Phase.EXPORTING and any(each.is_gguf for each in spec.output.formats)
         way_out = "Leave the GGUF formats out of output.formats" if is_gguf else "Use a smaller model"
         return f"The job was {phase} the model. {way_out}, or run the job on a larger device."

@@ -23,7 +23,7 @@ from worker.protocol import Failed, Message, Task
 from worker.reporting import errors_sent, sender
 
 NO_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-"""Part of the text with which torch says that the machine has no memory for a tensor. It has no error of its own."""
+"""Part of the message of torch if the machine has no memory for a tensor. torch has no class of its own for this."""
 
 
 def main(folder: Path, pipe: int, parent: int, connection: int) -> None:

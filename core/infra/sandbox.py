@@ -64,8 +64,8 @@ class Machine(NamedTuple):
     refused: tuple[int, ...]
     """setsid, setpgid, ptrace, process_vm_readv, process_vm_writev.
 
-    Of files: truncate, which Landlock does not check before Linux 6.2; and what it never checks: chmod, fchmod,
-    fchmodat, setxattr, lsetxattr, fsetxattr, removexattr, lremovexattr, fremovexattr.
+    For files: truncate, which Landlock does not check before Linux 6.2; and these, which it never checks: chmod,
+    fchmod, fchmodat, setxattr, lsetxattr, fsetxattr, removexattr, lremovexattr, fremovexattr.
     """
 
 

@@ -1,4 +1,4 @@
-"""Temporary folders for downloads. One whose process was killed is deleted when a process makes the next one.
+"""Temporary folders for downloads. If a process is killed, its folder is deleted when a process makes the next one.
 
 The temporary folder of a container can be a volume, so nothing else deletes what a killed process leaves there.
 """
@@ -14,8 +14,7 @@ from tempfile import TemporaryDirectory, gettempdir
 
 PREFIX = "seft-download-"
 NEW_SECONDS = 60.0
-"""Age in seconds from which on a folder without a lock is abandoned. The process of a newer one may not have locked it
-yet."""
+"""A folder without a lock is abandoned if it is older than this. A newer one may not be locked yet."""
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def export(
     with quiet(), _parameters_in(model, EXPORT_DTYPE), disk_errors(out):
         model.save_pretrained(out, max_shard_size=MAX_SHARD)
         for path in out.glob("*.safetensors"):  # safetensors lets only their owner read them
-            with suppress(PermissionError):  # the sandbox of a job; its worker has the same user
+            with suppress(PermissionError):  # the sandbox of a job forbids it
                 path.chmod(stat.S_IMODE((out / "config.json").stat().st_mode))
     model_fingerprint = fingerprint(model)
     # Several templates would become files in a subfolder, and a checkpoint has none.

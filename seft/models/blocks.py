@@ -9,6 +9,6 @@ Hidden = Float[Tensor, "batch tokens cols"]
 
 
 def hidden_state(output: Any) -> Hidden:
-    """Return the hidden state in a block's output. In a tuple, and in a list as of GPT-1, it is the first item."""
+    """Return the hidden state in a block's output. It is the first item of a tuple, or of a list (GPT-1)."""
     hidden: Tensor = output[0] if isinstance(output, tuple | list) else output
     return hidden

@@ -96,7 +96,7 @@ def read_config(reference: str, sizes: Mapping[str, int], read: Callable[[str], 
 def weight_files(reference: str, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> list[str]:
     """Return the names of the files with the weights of a model, sorted. Raises SourceError if one is missing.
 
-    They are those that transformers loads: it ignores an index, such as an older one, beside a single file.
+    They are those that transformers loads. It ignores an index if there is a single file: the index may be older.
     """
     if SINGLE in sizes:
         return [SINGLE]

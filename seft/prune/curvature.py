@@ -47,7 +47,7 @@ class Curvature:
         outputs = product(inputs)
         self._tokens += inputs.shape[:-1].numel()
         self.inputs += _squares(inputs).to(self.inputs.device)
-        if outputs.requires_grad:  # Code that only chooses, such as what to attend to, may run without gradients.
+        if outputs.requires_grad:  # The choice of tokens for sparse attention may run without gradients.
             outputs.register_hook(self._observe)  # type: ignore[no-untyped-call]
         return outputs
 

@@ -107,7 +107,7 @@ class TextModel:
         given = whole
         for _ in range(most):
             if len(whole) - 1 == self._short:
-                given, cache = whole, None  # the keys of the cache have other positions
+                given, cache = whole, None  # the cached keys have the positions of short texts
             with torch.inference_mode():
                 logits, cache = advance(self.model, torch.tensor([given], device=self.model.device), cache)
                 token = choose(logits[0].cpu(), sampling, random)
@@ -149,7 +149,7 @@ class TextModel:
 
 
 def _short_length(config: Any) -> int | None:
-    """Return the length up to which a sequence has other positions than a longer one, or None if they are the same.
+    """Return the largest length with the positions of short texts, or None if all lengths have the same positions.
 
     The rope type `longrope` has frequencies for short sequences and others for long ones.
     """

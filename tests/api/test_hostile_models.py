@@ -109,7 +109,7 @@ def test_the_size_of_a_file_on_the_hub_is_checked_before_it_is_read(
     seen: list[tuple[str, str | None]] = []
     files = ("config.json", "tokenizer_config.json", "model.safetensors.index.json")
     repos = {f"owner/{file}": Repo(write_hollow(tmp_path / file)) for file in files}
-    (tmp_path / files[-1] / "model.safetensors").unlink()  # beside it, the index is not read
+    (tmp_path / files[-1] / "model.safetensors").unlink()  # the index is ignored if this file exists
     for file in files:
         with (tmp_path / file / file).open("ab") as grown:
             grown.truncate(3 << 30)  # a sparse file

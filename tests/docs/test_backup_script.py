@@ -34,7 +34,7 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make(target: str, folder: Path, name: str = "", **variables: str) -> int:
-    """Run a target of the Makefile for this folder, which `name` is another name of. Return its exit status."""
+    """Run a target of the Makefile for this folder. `name` is another way to write it. Return the exit status."""
     command = ["make", "--silent", target, f"FOLDER={name or folder}"]
     environment = {**os.environ, "FOLDER": str(folder), **variables}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False).returncode

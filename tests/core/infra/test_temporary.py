@@ -37,7 +37,7 @@ def test_the_folder_of_a_killed_process_is_deleted_and_one_in_use_is_kept(root: 
         processes[0].kill()
         processes[0].wait()
         with temporary.folder():
-            assert killed.exists(), "it is new"
+            assert killed.exists(), "a new folder must stay"
         long_ago = time.time() - 2 * temporary.NEW_SECONDS
         for folder in (killed, kept):
             os.utime(folder, (long_ago, long_ago))
