@@ -76,6 +76,7 @@ def admit(
             key_id=caller.key_id,
             request_id=caller.request_id,
             estimate=None if spec.auto_start else estimated,
+            chat=source.chat,
         )
         audit.record(session, caller, action, job.id)
         return job, True

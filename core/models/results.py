@@ -16,7 +16,16 @@ from core.infra.storage import Storage
 from core.tables import Checkpoint, Job, Json
 from seft.config import OutputFormat, format_of
 from seft.models.limits import MAX_FILE_BYTES
-from seft.models.model_files import CARD, CONFIG, TEXT_FILES, card_licence, is_weights, require_size
+from seft.models.model_files import (
+    CARD,
+    CHAT_TEMPLATE,
+    CONFIG,
+    TEXT_FILES,
+    TOKENIZER_CONFIG,
+    card_licence,
+    is_weights,
+    require_size,
+)
 from seft.models.safetensors_header import Header, merge, read_header
 from seft.models.shapes import Shapes
 from seft.models.source import Kind, ModelSource
@@ -71,7 +80,17 @@ def source(storage: Storage, checkpoint: Checkpoint) -> ModelSource:
     """Return the checkpoint as a model. The model's revision is the hash of the checkpoint's manifest."""
     config, card = (storage.read(checkpoint.prefix + name, MAX_FILE_BYTES) for name in (CONFIG, CARD))
     licence = card_licence(card.decode(errors="replace"))
-    return ModelSource(checkpoint.job_id, Kind.FOLDER, None, checkpoint.sha256, json.loads(config), licence)
+    chat = _has_chat_template(storage, checkpoint)
+    return ModelSource(checkpoint.job_id, Kind.FOLDER, None, checkpoint.sha256, json.loads(config), licence, chat=chat)
+
+
+def _has_chat_template(storage: Storage, checkpoint: Checkpoint) -> bool:
+    names = {file["name"] for file in files(checkpoint)}
+    if CHAT_TEMPLATE in names:
+        return True
+    # Several templates are stored in this file.
+    read = TOKENIZER_CONFIG in names and storage.read(checkpoint.prefix + TOKENIZER_CONFIG, MAX_FILE_BYTES)
+    return bool(read and json.loads(read).get("chat_template"))
 
 
 def download_tokenizer(storage: Storage, checkpoint: Checkpoint, folder: Path, max_bytes: int) -> None:

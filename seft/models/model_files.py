@@ -15,6 +15,7 @@ from seft.storable import UNSTORABLE
 
 CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS = "config.json", "tokenizer_config.json", "special_tokens_map.json"
 TOKENIZER, CARD, GENERATION_CONFIG = "tokenizer.json", "README.md", "generation_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TEXT_FILES = frozenset(
     {
@@ -25,7 +26,7 @@ TEXT_FILES = frozenset(
         SPECIAL_TOKENS,
         "added_tokens.json",
         "vocab.json",
-        "chat_template.jinja",
+        CHAT_TEMPLATE,
         INDEX,
     }
 )
@@ -61,9 +62,10 @@ def is_read(name: str) -> bool:
     return name in TEXT_FILES or is_weights(name)
 
 
-def read_config(reference: str, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> dict[str, Any]:
-    """Return the content of config.json after all checks of the model. Raises SourceError if one fails.
+def read_config(reference: str, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> tuple[dict[str, Any], bool]:
+    """Return the content of config.json after all checks of the model, and whether the model has a chat template.
 
+    Raises SourceError if a check fails.
     `sizes` are the sizes of the model's files in bytes by name, and `read` returns the content of one.
     """
     if CONFIG not in sizes:
@@ -73,8 +75,11 @@ def read_config(reference: str, sizes: Mapping[str, int], read: Callable[[str], 
         )
     config = _json_object(reference, CONFIG, sizes, read)
     _require_no_code(reference, CONFIG, config)
+    chat = CHAT_TEMPLATE in sizes
     if TOKENIZER_CONFIG in sizes:
-        _require_no_code(reference, TOKENIZER_CONFIG, _json_object(reference, TOKENIZER_CONFIG, sizes, read))
+        tokenizer = _json_object(reference, TOKENIZER_CONFIG, sizes, read)
+        _require_no_code(reference, TOKENIZER_CONFIG, tokenizer)
+        chat = chat or bool(tokenizer.get("chat_template"))
     for values in (config, config.get("text_config")):
         if isinstance(values, dict):
             require_counts(reference, values)
@@ -90,7 +95,7 @@ def read_config(reference: str, sizes: Mapping[str, int], read: Callable[[str], 
             " transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…).",
         )
     weight_files(reference, sizes, read)
-    return config
+    return config, chat
 
 
 def weight_files(reference: str, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> list[str]:

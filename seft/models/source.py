@@ -87,6 +87,8 @@ class ModelSource:
     """Branch, tag or commit by which the model was found on the hub. None for the default branch."""
     rope_parameters: dict[str, Any] | None = None
     """Scaled positions of a GGUF file, which transformers does not read from the file. None: they are not scaled."""
+    chat: bool = True
+    """Whether the tokenizer has a chat template, without which it cannot read conversations."""
 
     def files(self, *, weights: bool = True) -> list[str]:
         """Return the names of the files on the hub that a loader reads, with or without those of the weights."""
@@ -206,10 +208,10 @@ def _find_local(reference: str, path: Path) -> ModelSource:
         raise SourceError(REFUSED, f"{message} the folder.")
     if path.is_file():
         return _find_gguf(reference, path)
-    config = read_config(reference, folder_sizes(path), lambda name: read_small(path / name))
+    config, chat = read_config(reference, folder_sizes(path), lambda name: read_small(path / name))
     card = path / CARD
     licence = card_licence(read_small(card).decode("utf-8", errors="replace")) if card.is_file() else None
-    return ModelSource(reference, Kind.FOLDER, path, None, config, licence)
+    return ModelSource(reference, Kind.FOLDER, path, None, config, licence, chat=chat)
 
 
 def folder_sizes(folder: Path) -> dict[str, int]:
@@ -250,7 +252,8 @@ def _find_gguf(reference: str, path: Path) -> ModelSource:
             " the model's folder instead.",
         ) from error
     licence = checked_licence(header.get("general.license"))
-    return ModelSource(reference, Kind.GGUF, path, None, dict(header), licence, rope_parameters=rope)
+    chat = bool(header.get("tokenizer.chat_template"))
+    return ModelSource(reference, Kind.GGUF, path, None, dict(header), licence, rope_parameters=rope, chat=chat)
 
 
 def find_on_hub(reference: str, revision: str | None, *, token: Callable[[], str | None] = lambda: None) -> ModelSource:
@@ -279,9 +282,9 @@ def _query_hub(reference: str, revision: str | None, token: str | None) -> Model
         def read(name: str) -> bytes:
             return read_part(reference, name, 0, MAX_FILE_BYTES, revision=info.sha, token=token)
 
-        config = read_config(reference, sizes, read)
+        config, chat = read_config(reference, sizes, read)
     licence = checked_licence(info.card_data.license if info.card_data else None)
-    return ModelSource(reference, Kind.HUB, None, info.sha, config, licence, token, sizes, revision)
+    return ModelSource(reference, Kind.HUB, None, info.sha, config, licence, token, sizes, revision, chat=chat)
 
 
 def fetch_into(
@@ -303,7 +306,7 @@ def fetch_into(
 def downloaded(reference: str, folder: Path) -> ModelSource:
     """Return a hub model whose files were downloaded into a folder. The folder is named after the commit."""
     local = _find_local(reference, folder)
-    return ModelSource(reference, Kind.HUB, folder, folder.name, local.config, local.licence)
+    return ModelSource(reference, Kind.HUB, folder, folder.name, local.config, local.licence, chat=local.chat)
 
 
 def cached_models() -> list[str]:

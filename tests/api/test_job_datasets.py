@@ -1,5 +1,9 @@
 """The second and third dataset of a job: one to retain, one to evaluate on."""
 
+import json
+from pathlib import Path
+
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from tests.api.conftest import Json, problem
@@ -75,6 +79,34 @@ def _lengths(calibration: int, training: int, evaluation: int) -> Json:
         "repair": {"sequence_tokens": training},
         "evaluate": {"tokens": evaluation},
     }
+
+
+def test_conversations_are_refused_for_a_model_without_a_chat_template(
+    client: TestClient, body: Json, other_dataset: str, result: str, app: FastAPI, tmp_path: Path
+) -> None:
+    """A model has one in a file of its own, and a result of a job has it among its files."""
+    chats = "".join(
+        json.dumps({"messages": [{"role": "user", "content": word}, {"role": "assistant", "content": "yes"}]}) + "\n"
+        for word in ("one", "two")
+    )
+    chat = client.post("/datasets", files={"file": ("chat.jsonl", chats.encode())}).json()["id"]
+    requests = {
+        "dataset": body | {"dataset": chat},
+        "repair.retain_dataset": body | {"repair": {"retain": "dataset", "retain_dataset": chat}},
+        "evaluate.dataset": body | {"evaluate": {"dataset": chat}},
+    }
+    for model in ("tiny", result):
+        for param, request in requests.items():
+            report = problem(client.post("/jobs", json=request | {"model": model}), 422, "invalid_request")
+            (flaw,) = report["errors"]
+            assert (flaw["param"], flaw["value"]) == (param, "messages")
+            assert repr(model) in flaw["rule"]
+    (tmp_path / "models" / "tiny" / "chat_template.jinja").write_text("{{ messages }}")
+    named = json.dumps({"chat_template": [{"name": "default", "template": "{{ messages }}"}]}).encode()
+    app.state.services.storage.put(f"jobs/{result}/1/result/tokenizer_config.json", named)
+    for model in ("tiny", result):
+        for request in requests.values():
+            assert client.post("/jobs", json=request | {"model": model}).status_code == 202
 
 
 def test_a_dataset_to_evaluate_on_is_checked_protected_and_part_of_the_request(

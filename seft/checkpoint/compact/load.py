@@ -145,7 +145,7 @@ def _opened(reference: str | Path) -> Iterator[tuple[Container, ModelSource]]:
     with open_container(reference) as container, TemporaryDirectory(prefix="seft-compact-") as name:
         folder, files = Path(name), _root_files(container)
         sizes = {name: file.size for name, file in files.items()}
-        config = read_config(container.name, sizes, lambda name: container.own_bytes(files[name]))
+        config, _ = read_config(container.name, sizes, lambda name: container.own_bytes(files[name]))
         texts = {name: file for name, file in files.items() if is_read(name) and not is_weights(name)}
         require_size(container.name, sum(sizes[name] for name in texts), MAX_TEXTS)
         for text, file in texts.items():

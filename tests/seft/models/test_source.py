@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from seft.errors import SourceError
 from seft.models.source import Kind, fetch, find
@@ -22,7 +23,7 @@ from seft.errors import SourceError
 from seft.models.source import fetch, find
 try:
     source = find(sys.argv[1], roots=[], revision=sys.argv[2] or None)
-    result = {"kind": source.kind, "revision": source.revision, "licence": source.licence, "config": source.config}
+    result = {"kind": source.kind, "revision": source.revision, "licence": source.licence, "config": source.config, "chat": source.chat}
     if sys.argv[3:] == ["fetch"]:
         result["files"] = sorted(file.name for file in fetch(source).iterdir())
 except SourceError as error:
@@ -211,6 +212,22 @@ def test_a_gguf_file_is_found_by_its_header(tmp_path: Path) -> None:
     assert source.config == {**HEADER, "tokenizer.ggml.tokens": 2}
 
 
+def test_a_chat_template_is_found_wherever_transformers_reads_one(tmp_path: Path, tiny_folder: Path) -> None:
+    named = [{"name": "default", "template": "one"}, {"name": "tools", "template": "two"}]
+    for number, (name, text) in enumerate(
+        {"chat_template.jinja": "one", "tokenizer_config.json": {"chat_template": named}, "README.md": "none"}.items()
+    ):
+        folder = shutil.copytree(tiny_folder, tmp_path / str(number))
+        if isinstance(text, dict):
+            text = json.dumps(json.loads((folder / name).read_text()) | text)
+        (folder / name).write_text(text)
+        assert find(str(folder)).chat == bool(AutoTokenizer.from_pretrained(folder).chat_template) == (number < 2)
+    path = tmp_path / "model.gguf"
+    for key in ("tokenizer.chat_template", "tokenizer.other"):
+        gguf(path, HEADER | {key: "one"})
+        assert find(str(path)).chat == (key == "tokenizer.chat_template")
+
+
 def test_a_truncated_gguf_file_is_rejected(tmp_path: Path) -> None:
     whole = gguf(tmp_path / "whole.gguf", HEADER).read_bytes()
     for size in range(len(whole)):
@@ -272,10 +289,12 @@ def ask_hub(home: Path, endpoint: str, reference: str, *arguments: str, **enviro
 def test_a_hub_model_is_found_downloaded_and_found_again_offline(model: Path, tmp_path: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(b"not wanted")
     (model / "LICENSE").write_text("terms")
+    (model / "chat_template.jinja").write_text("one")
     with hub({"tiny/llama": Repo(model, licence="mit")}) as endpoint:
         online = ask_hub(tmp_path, endpoint, "tiny/llama", "main", "fetch")
-    assert online.pop("files") == ["LICENSE", "README.md", "config.json", "model.safetensors", "tokenizer.json"]
-    assert online == {"kind": "hub", "revision": COMMIT, "licence": "mit", "config": CONFIG}
+    files = ["LICENSE", "README.md", "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
+    assert online.pop("files") == files
+    assert online == {"kind": "hub", "revision": COMMIT, "licence": "mit", "config": CONFIG, "chat": True}
     offline = ask_hub(tmp_path, endpoint, "tiny/llama", "main", HF_HUB_OFFLINE="1")
     assert (offline["revision"], offline["config"]) == (COMMIT, CONFIG)
     assert ask_hub(tmp_path, endpoint, "tiny/llama", HF_HUB_OFFLINE="1")["revision"] == COMMIT
