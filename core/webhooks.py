@@ -43,7 +43,7 @@ MAX_PENDING = 1000
 TEST = "webhook.test"
 """Type of a test message."""
 RETRY_DELAYS = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000)
-"""Seconds between two tries. All tries together take more than two days."""
+"""Seconds between two tries. All tries together take about two days."""
 JITTER = (0.9, 0.95, 1.0, 1.05, 1.1)
 """Minimum and maximum random factor of a retry delay. It spreads the retries of deliveries that failed together."""
 GONE = 410

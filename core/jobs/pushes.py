@@ -24,7 +24,7 @@ from core.webhooks import JITTER, RETRY_DELAYS
 
 LEASE = timedelta(seconds=60)
 MAX_TRIES = len(RETRY_DELAYS) + 1
-"""Maximum number of tries. All tries together take more than two days, as for webhook messages."""
+"""Maximum number of tries. All tries together take about two days, as for webhook messages."""
 AGAIN = "Push again with POST /jobs/{}/push."
 """Way out after the last try."""
 MAX_TARGETS = 100

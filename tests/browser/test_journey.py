@@ -363,6 +363,15 @@ def test_form_that_is_sent_after_the_session_ended_leads_to_the_sign_in_page(use
     user.console_errors.clear()  # the answer 401
 
 
+def test_note_about_a_refused_action_stays_while_the_page_polls(user: User) -> None:
+    page = user.go(f"/jobs/{user.site.add_job()}?refused=start")
+    note = page.get_by_text("Start is not possible: the job is queued")
+    expect(note).to_be_visible()
+    user.site.claim_job().prune(Scores())
+    expect(page.locator(".badge").first).to_have_text("running")
+    expect(note).to_be_visible()
+
+
 def test_hidden_tab_polls_slowly(user: User) -> None:
     page, site = user.page, user.site
     user.go(f"/jobs/{site.add_job()}")
