@@ -31,8 +31,6 @@ TEXT_FILES = frozenset(
     }
 )
 """Names of the files without weights that a loader may read."""
-PATTERNS = (*sorted(TEXT_FILES), "model*.safetensors")
-"""Patterns that match the names of all files that are downloaded."""
 _WEIGHTS = re.compile(r"model[\w.-]{0,100}\.safetensors", re.ASCII)
 _NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
 _FRONT_MATTER = re.compile(r"---\n.*?\n---", re.DOTALL)

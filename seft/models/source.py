@@ -36,7 +36,8 @@ from seft.models.limits import MAX_FILE_BYTES
 from seft.models.model_files import (
     CARD,
     CONFIG,
-    PATTERNS,
+    SINGLE,
+    TEXT_FILES,
     card_licence,
     checked_licence,
     is_read,
@@ -91,8 +92,16 @@ class ModelSource:
     """Whether the tokenizer has a chat template, without which it cannot read conversations."""
 
     def files(self, *, weights: bool = True) -> list[str]:
-        """Return the names of the files on the hub that a loader reads, with or without those of the weights."""
-        return [name for name in self.sizes if is_read(name) and (weights or not is_weights(name))]
+        """Return the names of the files on the hub that a loader reads, with or without those of the weights.
+
+        A loader reads no shards if there is a single file with all weights.
+        """
+        shards = weights and SINGLE not in self.sizes
+        return [
+            name
+            for name in self.sizes
+            if is_read(name) and (not is_weights(name) or shards or (weights and name == SINGLE))
+        ]
 
     def bytes(self, *, weights: bool = True) -> int:
         """Return the total size of these files."""
@@ -323,8 +332,9 @@ def find_cached(reference: str, revision: str | None) -> ModelSource:
     Without a revision, and if the cache does not know the default branch, the newest commit in the cache is returned.
     """
     try:
+        # Which files with weights are needed is checked later. Not all of the repository are.
         folder = Path(
-            hub.snapshot_download(reference, revision=revision, allow_patterns=[*PATTERNS], local_files_only=True)
+            hub.snapshot_download(reference, revision=revision, allow_patterns=[*TEXT_FILES], local_files_only=True)
         )
     except LocalEntryNotFoundError as error:
         commits = Path(constants.HF_HUB_CACHE).glob(f"models--{reference.replace('/', '--')}/snapshots/*")

@@ -82,7 +82,7 @@ def _lengths(calibration: int, training: int, evaluation: int) -> Json:
 
 
 def test_conversations_are_refused_for_a_model_without_a_chat_template(
-    client: TestClient, body: Json, other_dataset: str, result: str, app: FastAPI, tmp_path: Path
+    client: TestClient, body: Json, result: str, app: FastAPI, tmp_path: Path
 ) -> None:
     """A model has one in a file of its own, and a result of a job has it among its files."""
     chats = "".join(

@@ -23,7 +23,7 @@ from seft.errors import SourceError
 from seft.models.source import fetch, find
 try:
     source = find(sys.argv[1], roots=[], revision=sys.argv[2] or None)
-    result = {"kind": source.kind, "revision": source.revision, "licence": source.licence, "config": source.config, "chat": source.chat}
+    result = {name: getattr(source, name) for name in ("kind", "revision", "licence", "config", "chat")}
     if sys.argv[3:] == ["fetch"]:
         result["files"] = sorted(file.name for file in fetch(source).iterdir())
 except SourceError as error:
@@ -214,12 +214,10 @@ def test_a_gguf_file_is_found_by_its_header(tmp_path: Path) -> None:
 
 def test_a_chat_template_is_found_wherever_transformers_reads_one(tmp_path: Path, tiny_folder: Path) -> None:
     named = [{"name": "default", "template": "one"}, {"name": "tools", "template": "two"}]
-    for number, (name, text) in enumerate(
-        {"chat_template.jinja": "one", "tokenizer_config.json": {"chat_template": named}, "README.md": "none"}.items()
-    ):
+    config = json.loads((tiny_folder / "tokenizer_config.json").read_text()) | {"chat_template": named}
+    texts = {"chat_template.jinja": "one", "tokenizer_config.json": json.dumps(config), "README.md": "none"}
+    for number, (name, text) in enumerate(texts.items()):
         folder = shutil.copytree(tiny_folder, tmp_path / str(number))
-        if isinstance(text, dict):
-            text = json.dumps(json.loads((folder / name).read_text()) | text)
         (folder / name).write_text(text)
         assert find(str(folder)).chat == bool(AutoTokenizer.from_pretrained(folder).chat_template) == (number < 2)
     path = tmp_path / "model.gguf"
@@ -289,6 +287,8 @@ def ask_hub(home: Path, endpoint: str, reference: str, *arguments: str, **enviro
 def test_a_hub_model_is_found_downloaded_and_found_again_offline(model: Path, tmp_path: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(b"not wanted")
     (model / "LICENSE").write_text("terms")
+    # transformers ignores shards beside a single file.
+    (model / "model-00001-of-00002.safetensors").write_bytes(b"not wanted")
     (model / "chat_template.jinja").write_text("one")
     with hub({"tiny/llama": Repo(model, licence="mit")}) as endpoint:
         online = ask_hub(tmp_path, endpoint, "tiny/llama", "main", "fetch")
