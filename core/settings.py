@@ -39,6 +39,13 @@ def _signing_key(key: SecretStr) -> SecretStr:
     return key
 
 
+def _one_host(url: PostgresDsn) -> PostgresDsn:
+    """Return the URL of a database. Raises ValueError if it names several hosts."""
+    if len(url.hosts()) > 1:
+        raise ValueError("must name one host. For a cluster, name the address that leads to its primary")
+    return url
+
+
 def _json(value: object) -> object:
     """Return a value that a variable has as text."""
     if not isinstance(value, str):
@@ -56,6 +63,7 @@ def _list(value: object, separator: str = ",") -> object:
     return [entry.strip() for entry in re.split(separator, value) if entry.strip()]
 
 
+DatabaseUrl = Annotated[PostgresDsn, AfterValidator(_one_host)]
 Json, List = BeforeValidator(_json), BeforeValidator(_list)
 Folders = BeforeValidator(lambda value: _list(value, "[,:]"))
 HTTP = r"^https?://\S+$"
@@ -73,12 +81,12 @@ class DatabaseSettings(BaseSettings):
         allow_inf_nan=False,
     )
 
-    database_url: PostgresDsn = Field(
+    database_url: DatabaseUrl = Field(
         examples=["postgresql://seft:PASSWORD@127.0.0.1:5432/seft"],
         description="URL of Postgres: `postgresql://user:password@host:port/name`. For the migrations, its user must"
         " own the tables.",
     )
-    service_database_url: PostgresDsn | None = Field(
+    service_database_url: DatabaseUrl | None = Field(
         default=None,
         examples=["postgresql://seft_service:PASSWORD@127.0.0.1:5432/seft"],
         description="URL of the same database for the API and the workers, with a different user. The migrations create"

@@ -79,6 +79,11 @@ def errors() -> list[str]:
         ("LEASE_SECONDS", "1", "SEFT_LEASE_SECONDS (1.0) must be at least three times SEFT_HEARTBEAT_SECONDS (3.0)*"),
         ("LINK_SECONDS", "604801", "SEFT_LINK_SECONDS: *less than or equal to 604800; it is '604801'. Example: *"),
         ("SWEEP_SECONDS", "inf", "SEFT_SWEEP_SECONDS: *finite number; it is 'inf'. Example: SEFT_SWEEP_SECONDS=10"),
+        (
+            "DATABASE_URL",
+            "postgresql://a@b,c:5432/seft",
+            "SEFT_DATABASE_URL: must name one host. *; it is '*'. Example: *",
+        ),
         ("S3_SECRET_KEY", "", "SEFT_S3_SECRET_KEY must be set; it is not. Secret key of the object storage."),
     ],
 )
@@ -96,6 +101,7 @@ def test_an_error_is_one_line_with_the_variable_the_rule_the_value_and_an_exampl
     [
         ("DATABASE_URL", "postgre://seft:s3cret@db:5432/seft?password=s3cret", "'postgre://…@db:5432/seft'"),
         ("DATABASE_URL", "postgresql://seft:s3c@ret@db:x/seft", "'postgresql://…@db:x/seft'"),
+        ("DATABASE_URL", "postgresql://seft:s3cret@db,seft:s3cret@db:5432/seft", "'postgresql://…@db:5432/seft'"),
         ("DATABASE_URL", "s3cret", "not shown, because it may contain a password"),
         ("SERVICE_DATABASE_URL", "//seft:s3cret@db", "not shown"),
         ("BROKER_URL", "redis://:s3cret@db:99999", "'redis://…@db:99999'"),
