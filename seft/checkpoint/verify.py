@@ -69,10 +69,7 @@ class _Standby:
             answer = file.read().decode()
         if answer.endswith(_END):
             return answer.removesuffix(_END)
-        code = self._wait()
-        if code == -signal.SIGKILL:
-            raise VerifierKilledError("the verification process was killed. The memory of the machine may be full.")
-        return f"the verification process ended too early, with exit code {code}."
+        return _failure(self._wait())
 
     def end(self) -> None:
         """End the process, if it still waits, and wait until it has ended."""
@@ -174,7 +171,7 @@ def verify_file(folder: Path, file: Path, format_: OutputFormat) -> None:
 
 
 def verify_in_new_process(*arguments: str) -> str:
-    """Return the message of the first failure, or an empty text."""
+    """Return the message of the first failure, or an empty text. Raises VerifierKilledError if it was killed."""
     process = subprocess.run(
         [sys.executable, "-P", "-m", "seft.checkpoint.verify", *arguments],
         env={**os.environ, "PYTHONPATH": str(PACKAGE_ROOT), "HF_HUB_OFFLINE": "1"},
@@ -185,7 +182,14 @@ def verify_in_new_process(*arguments: str) -> str:
     if not process.returncode:
         return ""
     lines = process.stderr.strip().splitlines()
-    return lines[-1] if lines else f"the verification process ended with exit code {process.returncode}."
+    return lines[-1] if lines else _failure(process.returncode)
+
+
+def _failure(code: int) -> str:
+    """Return what to say of a process that ended without a message. Raises VerifierKilledError if it was killed."""
+    if code == -signal.SIGKILL:
+        raise VerifierKilledError("the verification process was killed. The memory of the machine may be full.")
+    return f"the verification process ended too early, with exit code {code}."
 
 
 def check(folder: Path, store: Store | None = None) -> None:

@@ -16,7 +16,7 @@ import seft
 from seft.checkpoint import verify as verification
 from seft.checkpoint.facts import MANIFEST, canonical_json, manifest
 from seft.checkpoint.verify import PACKAGE_ROOT, check, verify
-from seft.errors import VerifyError
+from seft.errors import VerifierKilledError, VerifyError
 from tests.seft.checkpoint.test_export import export_half_sparse
 from tests.waiting import alive, wait_for
 
@@ -76,6 +76,18 @@ def test_the_separate_process_imports_this_package() -> None:
 def test_damage_is_reported_by_the_separate_process(folder: Path) -> None:
     (folder / "README.md").unlink()
     with pytest.raises(VerifyError, match=r"README\.md must have the"):
+        verify(folder)
+
+
+@pytest.mark.usefixtures("new_process")
+def test_a_separate_process_that_is_killed_is_reported_as_such(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "killed"
+    program.write_text("#!/bin/sh\nkill -9 $$\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(VerifierKilledError, match="was killed"):
         verify(folder)
 
 
