@@ -76,7 +76,7 @@ def admit(
             key_id=caller.key_id,
             request_id=caller.request_id,
             estimate=None if spec.auto_start else estimated,
-            chat=source.chat,
+            has_chat_template=source.has_chat_template,
         )
         audit.record(session, caller, action, job.id)
         return job, True

@@ -66,15 +66,17 @@ def create(
     key_id: str | None = None,
     request_id: str | None = None,
     estimate: Json | None = None,
-    chat: bool = True,
+    has_chat_template: bool = True,
 ) -> Job:
-    """Create a job. It is queued, or paused if `auto_start` is false. `chat`: the model has a chat template.
+    """Create a job. It is queued, or paused if `auto_start` is false.
+
+    `has_chat_template` is that of the model. Without one, it cannot read conversations.
 
     If there is an idempotency key, `find_by_idempotency_key` must have returned None for it in this transaction.
     Raises INVALID_REQUEST if the tenant has no such datasets or they cannot be used together, and MODEL_NOT_FOUND if
     the model was the result of a job and is gone.
     """
-    _require_datasets(session, tenant, spec, chat=chat)
+    _require_datasets(session, tenant, spec, has_chat_template=has_chat_template)
     _require_result(session, tenant, spec.model)
     job = Job(
         id=ids.new("job"),
@@ -267,10 +269,10 @@ def _ahead_of_others() -> Select[int]:
     return select(func.count()).select_from(rows.limit(MAX_POSITION).subquery())
 
 
-def _require_datasets(session: Session, tenant: str, spec: JobSpec, *, chat: bool) -> None:
+def _require_datasets(session: Session, tenant: str, spec: JobSpec, *, has_chat_template: bool) -> None:
     """Raise INVALID_REQUEST if the tenant has no such datasets, or if one is too small or a copy of another.
 
-    With `chat` false, raise it for datasets of conversations too.
+    Without a chat template, raise it for datasets of conversations too.
 
     The sequences of text to retain are trained on and evaluated, so there must be two of them. A dataset that is too
     small here fails in every case. A larger one may still fail: the worker counts its tokens.
@@ -291,7 +293,7 @@ def _require_datasets(session: Session, tenant: str, spec: JobSpec, *, chat: boo
             rule = f"must have other records than the dataset in {known[found.sha256]}"
             raise _unusable(field, rule, "the same records", f"Use another dataset than {found.id}.")
         known[found.sha256] = field
-        if found.format == Format.MESSAGES and not chat:
+        if found.format == Format.MESSAGES and not has_chat_template:
             rule = f"must not have the format {Format.MESSAGES}, because {spec.model!r} has no chat template"
             way_out = "Choose the instruct version of the model, or a dataset of another format."
             raise _unusable(field, rule, found.format, way_out)

@@ -80,17 +80,24 @@ def source(storage: Storage, checkpoint: Checkpoint) -> ModelSource:
     """Return the checkpoint as a model. The model's revision is the hash of the checkpoint's manifest."""
     config, card = (storage.read(checkpoint.prefix + name, MAX_FILE_BYTES) for name in (CONFIG, CARD))
     licence = card_licence(card.decode(errors="replace"))
-    chat = _has_chat_template(storage, checkpoint)
-    return ModelSource(checkpoint.job_id, Kind.FOLDER, None, checkpoint.sha256, json.loads(config), licence, chat=chat)
+    return ModelSource(
+        checkpoint.job_id,
+        Kind.FOLDER,
+        None,
+        checkpoint.sha256,
+        json.loads(config),
+        licence,
+        has_chat_template=_has_chat_template(storage, checkpoint),
+    )
 
 
 def _has_chat_template(storage: Storage, checkpoint: Checkpoint) -> bool:
     names = {file["name"] for file in files(checkpoint)}
-    if CHAT_TEMPLATE in names:
-        return True
+    if CHAT_TEMPLATE in names or TOKENIZER_CONFIG not in names:
+        return CHAT_TEMPLATE in names
     # Several templates are stored in this file.
-    read = TOKENIZER_CONFIG in names and storage.read(checkpoint.prefix + TOKENIZER_CONFIG, MAX_FILE_BYTES)
-    return bool(read and json.loads(read).get("chat_template"))
+    tokenizer = json.loads(storage.read(checkpoint.prefix + TOKENIZER_CONFIG, MAX_FILE_BYTES))
+    return bool(tokenizer.get("chat_template"))
 
 
 def download_tokenizer(storage: Storage, checkpoint: Checkpoint, folder: Path, max_bytes: int) -> None:

@@ -186,7 +186,7 @@ def verify_in_new_process(*arguments: str) -> str:
 
 
 def _failure(code: int) -> str:
-    """Return what to say of a process that ended without a message. Raises VerifierKilledError if it was killed."""
+    """Return the error message for a process that wrote none. Raises VerifierKilledError if it was killed."""
     if code == -signal.SIGKILL:
         raise VerifierKilledError("the verification process was killed. The memory of the machine may be full.")
     return f"the verification process ended too early, with exit code {code}."

@@ -6,7 +6,7 @@ would act on, such as `adapter_config.json`, has no effect.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from seft.errors import SourceError
 from seft.models.hub_files import NOT_FOUND, REFUSED
@@ -60,10 +60,17 @@ def is_read(name: str) -> bool:
     return name in TEXT_FILES or is_weights(name)
 
 
-def read_config(reference: str, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> tuple[dict[str, Any], bool]:
-    """Return the content of config.json after all checks of the model, and whether the model has a chat template.
+class ModelFiles(NamedTuple):
+    """What the files of a model say, after all checks: config.json, the names of its weights, and its chat template."""
 
-    Raises SourceError if a check fails.
+    config: dict[str, Any]
+    weights: list[str]
+    has_chat_template: bool
+
+
+def read_model_files(reference: str, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> ModelFiles:
+    """Check the files of a model without reading its weights. Raises SourceError if a check fails.
+
     `sizes` are the sizes of the model's files in bytes by name, and `read` returns the content of one.
     """
     if CONFIG not in sizes:
@@ -73,11 +80,11 @@ def read_config(reference: str, sizes: Mapping[str, int], read: Callable[[str], 
         )
     config = _json_object(reference, CONFIG, sizes, read)
     _require_no_code(reference, CONFIG, config)
-    chat = CHAT_TEMPLATE in sizes
+    has_chat_template = CHAT_TEMPLATE in sizes
     if TOKENIZER_CONFIG in sizes:
         tokenizer = _json_object(reference, TOKENIZER_CONFIG, sizes, read)
         _require_no_code(reference, TOKENIZER_CONFIG, tokenizer)
-        chat = chat or bool(tokenizer.get("chat_template"))
+        has_chat_template = has_chat_template or bool(tokenizer.get("chat_template"))
     for values in (config, config.get("text_config")):
         if isinstance(values, dict):
             require_counts(reference, values)
@@ -92,8 +99,7 @@ def read_config(reference: str, sizes: Mapping[str, int], read: Callable[[str], 
             f"a model must have a fast tokenizer; {reference!r} has no tokenizer.json. Write one with"
             " transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…).",
         )
-    weight_files(reference, sizes, read)
-    return config, chat
+    return ModelFiles(config, weight_files(reference, sizes, read), has_chat_template)
 
 
 def weight_files(reference: str, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> list[str]:

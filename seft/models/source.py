@@ -8,7 +8,7 @@ import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from glob import iglob
 from pathlib import Path, PurePosixPath
@@ -36,14 +36,13 @@ from seft.models.limits import MAX_FILE_BYTES
 from seft.models.model_files import (
     CARD,
     CONFIG,
-    SINGLE,
     TEXT_FILES,
     card_licence,
     checked_licence,
     is_read,
     is_weights,
     not_decoder,
-    read_config,
+    read_model_files,
     require_counts,
     require_names,
     require_storable,
@@ -88,20 +87,12 @@ class ModelSource:
     """Branch, tag or commit by which the model was found on the hub. None for the default branch."""
     rope_parameters: dict[str, Any] | None = None
     """Scaled positions of a GGUF file, which transformers does not read from the file. None: they are not scaled."""
-    chat: bool = True
+    has_chat_template: bool = True
     """Whether the tokenizer has a chat template, without which it cannot read conversations."""
 
     def files(self, *, weights: bool = True) -> list[str]:
-        """Return the names of the files on the hub that a loader reads, with or without those of the weights.
-
-        A loader reads no shards if there is a single file with all weights.
-        """
-        shards = weights and SINGLE not in self.sizes
-        return [
-            name
-            for name in self.sizes
-            if is_read(name) and (not is_weights(name) or shards or (weights and name == SINGLE))
-        ]
+        """Return the names of the files on the hub that a loader reads, with or without those of the weights."""
+        return [name for name in self.sizes if is_read(name) and (weights or not is_weights(name))]
 
     def bytes(self, *, weights: bool = True) -> int:
         """Return the total size of these files."""
@@ -217,10 +208,11 @@ def _find_local(reference: str, path: Path) -> ModelSource:
         raise SourceError(REFUSED, f"{message} the folder.")
     if path.is_file():
         return _find_gguf(reference, path)
-    config, chat = read_config(reference, folder_sizes(path), lambda name: read_small(path / name))
+    files = read_model_files(reference, folder_sizes(path), lambda name: read_small(path / name))
     card = path / CARD
     licence = card_licence(read_small(card).decode("utf-8", errors="replace")) if card.is_file() else None
-    return ModelSource(reference, Kind.FOLDER, path, None, config, licence, chat=chat)
+    chat = files.has_chat_template
+    return ModelSource(reference, Kind.FOLDER, path, None, files.config, licence, has_chat_template=chat)
 
 
 def folder_sizes(folder: Path) -> dict[str, int]:
@@ -262,7 +254,9 @@ def _find_gguf(reference: str, path: Path) -> ModelSource:
         ) from error
     licence = checked_licence(header.get("general.license"))
     chat = bool(header.get("tokenizer.chat_template"))
-    return ModelSource(reference, Kind.GGUF, path, None, dict(header), licence, rope_parameters=rope, chat=chat)
+    return ModelSource(
+        reference, Kind.GGUF, path, None, dict(header), licence, rope_parameters=rope, has_chat_template=chat
+    )
 
 
 def find_on_hub(reference: str, revision: str | None, *, token: Callable[[], str | None] = lambda: None) -> ModelSource:
@@ -291,9 +285,14 @@ def _query_hub(reference: str, revision: str | None, token: str | None) -> Model
         def read(name: str) -> bytes:
             return read_part(reference, name, 0, MAX_FILE_BYTES, revision=info.sha, token=token)
 
-        config, chat = read_config(reference, sizes, read)
+        files = read_model_files(reference, sizes, read)
+    # A repository may have other weights too, such as shards beside a single file.
+    sizes = {name: size for name, size in sizes.items() if not is_weights(name) or name in files.weights}
     licence = checked_licence(info.card_data.license if info.card_data else None)
-    return ModelSource(reference, Kind.HUB, None, info.sha, config, licence, token, sizes, revision, chat=chat)
+    chat = files.has_chat_template
+    return ModelSource(
+        reference, Kind.HUB, None, info.sha, files.config, licence, token, sizes, revision, has_chat_template=chat
+    )
 
 
 def fetch_into(
@@ -315,7 +314,7 @@ def fetch_into(
 def downloaded(reference: str, folder: Path) -> ModelSource:
     """Return a hub model whose files were downloaded into a folder. The folder is named after the commit."""
     local = _find_local(reference, folder)
-    return ModelSource(reference, Kind.HUB, folder, folder.name, local.config, local.licence, chat=local.chat)
+    return replace(local, kind=Kind.HUB, revision=folder.name)
 
 
 def cached_models() -> list[str]:
@@ -332,7 +331,7 @@ def find_cached(reference: str, revision: str | None) -> ModelSource:
     Without a revision, and if the cache does not know the default branch, the newest commit in the cache is returned.
     """
     try:
-        # Which files with weights are needed is checked later. Not all of the repository are.
+        # Only some of the weights may be needed. `downloaded` checks that these are there.
         folder = Path(
             hub.snapshot_download(reference, revision=revision, allow_patterns=[*TEXT_FILES], local_files_only=True)
         )

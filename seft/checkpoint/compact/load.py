@@ -19,7 +19,7 @@ from seft.checkpoint.compact.reader import Container, open_container
 from seft.config import OutputFormat
 from seft.errors import ContainerError
 from seft.models import load as dense
-from seft.models.model_files import CONFIG, is_read, is_weights, read_config, require_size, weight_files
+from seft.models.model_files import CONFIG, is_read, is_weights, read_model_files, require_size, weight_files
 from seft.models.source import COMPACT, Kind, ModelSource, find
 
 MAX_TEXTS = 128 << 20
@@ -145,7 +145,7 @@ def _opened(reference: str | Path) -> Iterator[tuple[Container, ModelSource]]:
     with open_container(reference) as container, TemporaryDirectory(prefix="seft-compact-") as name:
         folder, files = Path(name), _root_files(container)
         sizes = {name: file.size for name, file in files.items()}
-        config, _ = read_config(container.name, sizes, lambda name: container.own_bytes(files[name]))
+        config = read_model_files(container.name, sizes, lambda name: container.own_bytes(files[name])).config
         texts = {name: file for name, file in files.items() if is_read(name) and not is_weights(name)}
         require_size(container.name, sum(sizes[name] for name in texts), MAX_TEXTS)
         for text, file in texts.items():

@@ -23,7 +23,7 @@ from seft.errors import SourceError
 from seft.models.source import fetch, find
 try:
     source = find(sys.argv[1], roots=[], revision=sys.argv[2] or None)
-    result = {name: getattr(source, name) for name in ("kind", "revision", "licence", "config", "chat")}
+    result = {name: getattr(source, name) for name in ("kind", "revision", "licence", "config", "has_chat_template")}
     if sys.argv[3:] == ["fetch"]:
         result["files"] = sorted(file.name for file in fetch(source).iterdir())
 except SourceError as error:
@@ -219,11 +219,12 @@ def test_a_chat_template_is_found_wherever_transformers_reads_one(tmp_path: Path
     for number, (name, text) in enumerate(texts.items()):
         folder = shutil.copytree(tiny_folder, tmp_path / str(number))
         (folder / name).write_text(text)
-        assert find(str(folder)).chat == bool(AutoTokenizer.from_pretrained(folder).chat_template) == (number < 2)
+        expected = bool(AutoTokenizer.from_pretrained(folder).chat_template)
+        assert find(str(folder)).has_chat_template == expected == (number < 2)
     path = tmp_path / "model.gguf"
     for key in ("tokenizer.chat_template", "tokenizer.other"):
         gguf(path, HEADER | {key: "one"})
-        assert find(str(path)).chat == (key == "tokenizer.chat_template")
+        assert find(str(path)).has_chat_template == (key == "tokenizer.chat_template")
 
 
 def test_a_truncated_gguf_file_is_rejected(tmp_path: Path) -> None:
@@ -287,14 +288,16 @@ def ask_hub(home: Path, endpoint: str, reference: str, *arguments: str, **enviro
 def test_a_hub_model_is_found_downloaded_and_found_again_offline(model: Path, tmp_path: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(b"not wanted")
     (model / "LICENSE").write_text("terms")
-    # transformers ignores shards beside a single file.
-    (model / "model-00001-of-00002.safetensors").write_bytes(b"not wanted")
+    # transformers ignores shards and other weights beside a single file.
+    for name in ("model-00001-of-00002.safetensors", "model.fp16.safetensors"):
+        (model / name).write_bytes(b"not wanted")
     (model / "chat_template.jinja").write_text("one")
     with hub({"tiny/llama": Repo(model, licence="mit")}) as endpoint:
         online = ask_hub(tmp_path, endpoint, "tiny/llama", "main", "fetch")
     files = ["LICENSE", "README.md", "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
     assert online.pop("files") == files
-    assert online == {"kind": "hub", "revision": COMMIT, "licence": "mit", "config": CONFIG, "chat": True}
+    assert online.pop("has_chat_template")
+    assert online == {"kind": "hub", "revision": COMMIT, "licence": "mit", "config": CONFIG}
     offline = ask_hub(tmp_path, endpoint, "tiny/llama", "main", HF_HUB_OFFLINE="1")
     assert (offline["revision"], offline["config"]) == (COMMIT, CONFIG)
     assert ask_hub(tmp_path, endpoint, "tiny/llama", HF_HUB_OFFLINE="1")["revision"] == COMMIT
