@@ -103,8 +103,9 @@ async def _redirect_to_sign_in(request: Request, _: Exception) -> Response:
     if request.headers.get("accept", "").startswith("application/json"):
         return Response(status_code=HTTPStatus.UNAUTHORIZED)
     if request.method != "GET":
-        # The form was not processed. Its address has no page, so signing in leads to the page with the form.
-        back = urlsplit(request.headers.get("referer", "")).path.removeprefix(ROOT)
+        # The form was not processed. Its address may have no page, so signing in leads to the page with the form.
+        referer = urlsplit(request.headers.get("referer", ""))
+        back = referer._replace(scheme="", netloc="").geturl().removeprefix(ROOT)
         return page(request, None, "sign_in.html", status=HTTPStatus.UNAUTHORIZED, back=back, rejected=False)
     return RedirectResponse(f"{ROOT}/sign-in?{sign_in.back_query(request)}", HTTPStatus.SEE_OTHER)
 

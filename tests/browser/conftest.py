@@ -66,6 +66,11 @@ class Site:
         with self.sessions.begin() as session:
             return jobs.create(session, TENANT, job_spec, None, job_spec.fingerprint()).id
 
+    def issue_key(self, name: str) -> str:
+        """Return the secret of a new key."""
+        with self.sessions.begin() as session:
+            return keys.issue(session, TENANT, name, Scope.ADMIN)[1]
+
     def claim_job(self) -> SimulatedJob:
         """Claim the next job of the queue."""
         return SimulatedJob(self.sessions, self.storage)

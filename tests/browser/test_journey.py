@@ -100,36 +100,6 @@ def test_a_newer_estimate_replaces_one_that_is_not_answered(user: User) -> None:
     assert [error for error in user.console_errors if "htmx:sendAbort" in error]
 
 
-def test_an_error_of_a_sent_form_stays_until_its_field_changes_and_a_closed_part_opens_for_an_error(
-    user: User,
-) -> None:
-    page = user.go(f"/jobs/new?dataset={user.site.dataset}")
-    page.get_by_label("Model", exact=True).fill("tiny")
-    page.get_by_role("button", name="Start the job").click()
-    expect(page.locator("#sparsity")).to_be_focused()
-    expect(page.locator("#sparsity-error")).to_contain_text("Field required")
-    expect(page.locator(".estimate")).to_have_text("Fill in sparsity to see what the job needs.")
-    expect(page.locator("#sparsity-error")).to_contain_text("Field required")
-    page.get_by_label("Sparsity", exact=True).fill("0.6")
-    expect(page.locator("#sparsity-error")).to_have_count(0)
-    windows = page.locator("#evaluate\\.windows")
-    expect(windows).to_be_hidden()
-    windows.evaluate("input => { input.value = 'many'; input.dispatchEvent(new Event('input', {bubbles: true})) }")
-    expect(page.locator("#evaluate\\.windows-error")).to_be_visible()
-    expect(windows).to_have_attribute("aria-invalid", "true")
-
-
-def test_an_upload_that_is_refused_shows_why(user: User, tmp_path: Path) -> None:
-    page = user.go("/datasets")
-    (tmp_path / "texts.jsonl").write_bytes(hollow.TEXTS)
-    page.set_input_files("#file", tmp_path / "texts.jsonl")
-    page.locator('form[hx-post] [name="csrf"]').evaluate("input => { input.value = 'x' }")
-    page.get_by_role("button", name="Upload").click()
-    expect(page.locator("#main")).to_contain_text("This form belongs to another sign-in.")
-    expect(page.get_by_text("Connection lost")).to_be_hidden()
-    user.console_errors.clear()  # the refused request
-
-
 def test_the_time_that_is_left_is_on_the_pages_of_a_running_job(user: User) -> None:
     page, site = user.page, user.site
     job_id = site.add_job(suffix="timed")
@@ -349,18 +319,6 @@ def test_page_of_a_job_that_another_tab_deletes_says_so(user: User) -> None:
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     expect(page.get_by_role("heading", level=1)).to_have_text("Not found")
     user.console_errors.clear()  # the answers 404
-
-
-def test_form_that_is_sent_after_the_session_ended_leads_to_the_sign_in_page(user: User) -> None:
-    page = user.go(f"/jobs/{user.site.add_job(suffix='mine')}")
-    page.get_by_text("Actions").click()
-    user.context.clear_cookies()
-    page.get_by_role("button", name="Pause").click()
-    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
-    page.fill("#key", user.site.secret)
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", level=1)).to_contain_text("mine")
-    user.console_errors.clear()  # the answer 401
 
 
 def test_note_about_a_refused_action_stays_while_the_page_polls(user: User) -> None:

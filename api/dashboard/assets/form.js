@@ -1,5 +1,5 @@
-// Forms: errors at the fields of a new job while it is filled in, and the progress of an upload. Pages also work without
-// this script.
+// Forms: errors at the fields of a new job while it is filled in, its draft, and the progress of an upload. Pages also
+// work without this script.
 "use strict";
 
 (() => {
@@ -31,6 +31,34 @@
     }
     for (const error of [...estimate.querySelector("[data-flaws]").content.children]) showError(error);
   };
+
+  // A draft of the form survives in this tab while its user signs in again, or after an error page.
+
+  const form = document.querySelector("form[data-draft]");
+  const place = () => `${location.pathname}${location.search} ${document.querySelector(".account").textContent}`;
+
+  const saveDraft = () => {
+    const values = [...new FormData(form)].filter(([name]) => name !== "csrf");
+    sessionStorage.setItem("draft", JSON.stringify([place(), values]));
+  };
+
+  const restoreDraft = () => {
+    const [draftPlace, values] = JSON.parse(sessionStorage.getItem("draft"));
+    if (draftPlace !== place()) return;
+    const sent = new Map(values);
+    for (const input of form.querySelectorAll("[name]:not([name=csrf])")) {
+      if (input.type === "checkbox") input.checked = sent.has(input.name);
+      else input.value = sent.get(input.name) ?? "";
+    }
+  };
+
+  if (form) {
+    if (sessionStorage.getItem("interrupted") && sessionStorage.getItem("draft")) restoreDraft();
+    sessionStorage.removeItem("interrupted");
+    sessionStorage.removeItem("draft");
+    form.addEventListener("submit", saveDraft);
+    document.addEventListener("htmx:beforeRequest", saveDraft);
+  } else if (document.querySelector("[data-interrupted]")) sessionStorage.setItem("interrupted", "true");
 
   document.addEventListener("input", (event) => { event.target.dataset.edited = ""; });
   document.addEventListener("htmx:afterSwap", (event) => {

@@ -48,7 +48,7 @@ def show_form(
     return _page(request, services, visitor, values, clone=clone)
 
 
-@router.post("/jobs")
+@router.post("/jobs/new")
 def create(request: Request, services: CurrentServices, visitor: Signed, form: Submitted) -> Response:
     """Create the job. If the form is invalid, show it again with an error at each invalid field."""
     values, clone, nonce = forms.submitted_values(form), str(form.get("clone") or ""), str(form.get("nonce") or "")

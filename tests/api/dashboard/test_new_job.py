@@ -49,7 +49,7 @@ def created_job(client: TestClient, response: Any) -> Json:
 def test_unchanged_form_creates_a_job_with_the_defaults(
     browser: Browser, client: TestClient, filled: Json, body: Json
 ) -> None:
-    job = created_job(client, browser.post(f"{ROOT}/jobs", data=filled))
+    job = created_job(client, browser.post(f"{ROOT}/jobs/new", data=filled))
     assert job["spec"] == client.post("/jobs", json=body).json()["spec"]
 
 
@@ -57,10 +57,10 @@ def test_form_accepts_a_word_as_density_and_shows_a_contradiction_at_its_field(
     browser: Browser, client: TestClient, filled: Json
 ) -> None:
     gradual = {**filled, "prune.schedule": "gradual"}
-    response = browser.post(f"{ROOT}/jobs", data={**gradual, "repair.density": "0.1"})
+    response = browser.post(f"{ROOT}/jobs/new", data={**gradual, "repair.density": "0.1"})
     assert response.status_code == 422
     assert "must be all with the schedule gradual" in visible(response.text)
-    job = created_job(client, browser.post(f"{ROOT}/jobs", data={**gradual, "repair.density": "all"}))
+    job = created_job(client, browser.post(f"{ROOT}/jobs/new", data={**gradual, "repair.density": "all"}))
     assert (job["spec"]["prune"]["schedule"], job["spec"]["repair"]["density"]) == ("gradual", "all")
 
 
@@ -105,7 +105,9 @@ def test_entered_values_reach_the_job(browser: Browser, client: TestClient, fill
         "prune.method": "wanda",
         "metadata": "team=a=b\nx=1",
     }
-    job = created_job(client, browser.post(f"{ROOT}/jobs", data={**filled, **changes, "suffix": "mine", "seed": ""}))
+    job = created_job(
+        client, browser.post(f"{ROOT}/jobs/new", data={**filled, **changes, "suffix": "mine", "seed": ""})
+    )
     spec = job["spec"]
     assert (spec["repair"]["steps"], spec["repair"]["learning_rate"], spec["prune"]["method"]) == (70, 0.002, "wanda")
     assert (spec["metadata"], spec["suffix"], spec["seed"]) == ({"team": "a=b", "x": "1"}, "mine", 0)
@@ -120,9 +122,9 @@ def test_a_dataset_to_retain_is_selected_and_the_page_of_the_job_links_both(
     select = page[page.index('<select id="repair.retain_dataset"') :]
     options = re.findall(r'<option value="([^"]*)"', select[: select.index("</select>")])
     assert set(options) == {"", other_dataset, dataset}
-    response = browser.post(f"{ROOT}/jobs", data={**filled, "repair.retain": "dataset"})
+    response = browser.post(f"{ROOT}/jobs/new", data={**filled, "repair.retain": "dataset"})
     assert 'id="repair.retain_dataset-error"' in response.text
-    job = created_job(client, browser.post(f"{ROOT}/jobs", data={**filled, **change}))
+    job = created_job(client, browser.post(f"{ROOT}/jobs/new", data={**filled, **change}))
     assert job["spec"]["repair"]["retain_dataset"] == other_dataset
     links = set(re.findall(rf'href="{ROOT}/datasets/(file_\w+)"', browser.show(f"/jobs/{job['id']}")))
     assert links == {dataset, other_dataset}
@@ -139,9 +141,9 @@ def test_dataset_to_evaluate_on_is_selected_in_the_form(
 ) -> None:
     assert filled["evaluate.held_out"] == "", "its default depends on the dataset"
     change = {"evaluate.dataset": other_dataset}
-    response = browser.post(f"{ROOT}/jobs", data={**filled, **change, "evaluate.held_out": "0.2"})
+    response = browser.post(f"{ROOT}/jobs/new", data={**filled, **change, "evaluate.held_out": "0.2"})
     assert (response.status_code, 'id="evaluate.held_out-error"' in response.text) == (422, True)
-    job = created_job(client, browser.post(f"{ROOT}/jobs", data={**filled, **change}))
+    job = created_job(client, browser.post(f"{ROOT}/jobs/new", data={**filled, **change}))
     assert (job["spec"]["evaluate"]["dataset"], job["spec"]["evaluate"]["held_out"]) == (other_dataset, None)
     page = browser.show(f"/jobs/{job['id']}")
     assert "Evaluation dataset other.jsonl" in " ".join(visible(page).split())
@@ -171,7 +173,7 @@ def test_dataset_to_evaluate_on_is_selected_in_the_form(
 def test_error_is_shown_at_its_field_and_all_values_are_kept(
     browser: Browser, client: TestClient, filled: Json, change: Json, field: str
 ) -> None:
-    response = browser.post(f"{ROOT}/jobs", data={**filled, "suffix": "kept", **change})
+    response = browser.post(f"{ROOT}/jobs/new", data={**filled, "suffix": "kept", **change})
     assert response.status_code == 422
     assert f'id="{field}-error"' in response.text
     assert re.search(rf'<(input|select|textarea)[^>]* id="{field}"[^>]* aria-invalid="true"', response.text)
@@ -184,7 +186,7 @@ def test_error_is_shown_at_its_field_and_all_values_are_kept(
 def test_unknown_field_of_the_form_is_refused_as_the_api_refuses_it(
     browser: Browser, client: TestClient, filled: Json
 ) -> None:
-    response = browser.post(f"{ROOT}/jobs", data={**filled, "repair.step": "5"})
+    response = browser.post(f"{ROOT}/jobs/new", data={**filled, "repair.step": "5"})
     assert response.status_code == 422
     text = " ".join(visible(response.text).split())
     assert "repair.step : There is no such field; it is '5'. Did you mean 'repair.steps'?" in text
@@ -193,7 +195,7 @@ def test_unknown_field_of_the_form_is_refused_as_the_api_refuses_it(
 
 def test_form_shows_the_same_errors_as_the_api(browser: Browser, client: TestClient, filled: Json, body: Json) -> None:
     report = client.post("/jobs", json={**body, "repair": {"batch_tokens": 1000, "sequence_tokens": 512}}).json()
-    response = browser.post(f"{ROOT}/jobs", data={**filled, "repair.batch_tokens": "1000"})
+    response = browser.post(f"{ROOT}/jobs/new", data={**filled, "repair.batch_tokens": "1000"})
     text = " ".join(visible(response.text).split())
     for error in report["errors"]:
         assert error["param"] in text
@@ -204,7 +206,7 @@ def test_form_sent_twice_creates_one_job_and_a_changed_form_another(
     browser: Browser, client: TestClient, filled: Json
 ) -> None:
     jobs = [
-        created_job(client, browser.post(f"{ROOT}/jobs", data={**filled, **more}))["id"]
+        created_job(client, browser.post(f"{ROOT}/jobs/new", data={**filled, **more}))["id"]
         for more in ({}, {}, {"seed": "3"})
     ]
     assert jobs[0] == jobs[1] != jobs[2]
@@ -253,7 +255,7 @@ def test_while_the_form_is_filled_in_each_error_comes_for_its_field(
     assert re.findall(r'id="([\w.]+)-error"', errors) == [field]
     assert words in visible(errors)
     assert f"Correct {field} to see what the job needs." in visible(part)
-    sent = browser.post(f"{ROOT}/jobs", data={**filled, **change}).text
+    sent = browser.post(f"{ROOT}/jobs/new", data={**filled, **change}).text
     assert f'id="{field}-error"' in sent
     assert words in visible(sent)
 
@@ -273,7 +275,7 @@ def test_clone_copies_all_settings_except_the_changed_ones(browser: Browser, cli
     }
     original = client.post("/jobs", json=spec).json()
     form = fields_of(browser.show(f"/jobs/new?clone={original['id']}"))
-    job = created_job(client, browser.post(f"{ROOT}/jobs", data={**form, "sparsity": "0.7"}))
+    job = created_job(client, browser.post(f"{ROOT}/jobs/new", data={**form, "sparsity": "0.7"}))
     assert job["spec"] == {**original["spec"], "sparsity": 0.7}
     assert client.get("/audit").json()["data"][0]["action"] == "clone_job"
 
@@ -298,12 +300,12 @@ def test_clone_keeps_every_metadata_pair(browser: Browser, client: TestClient, b
     original = client.post("/jobs", json={**body, "metadata": ODD_PAIRS}).json()
     form = fields_of(browser.show(f"/jobs/new?clone={original['id']}"))
     sent = {**form, "metadata": html.unescape(form["metadata"]).replace("\n", "\r\n"), "seed": "1"}
-    assert created_job(client, browser.post(f"{ROOT}/jobs", data=sent))["spec"]["metadata"] == ODD_PAIRS
+    assert created_job(client, browser.post(f"{ROOT}/jobs/new", data=sent))["spec"]["metadata"] == ODD_PAIRS
 
 
 @pytest.mark.parametrize("line", ["team", "{}", "[]", "{" * 5, '{"a": ' * 50_000])
 def test_line_that_is_no_pair_is_rejected(browser: Browser, filled: Json, line: str) -> None:
-    response = browser.post(f"{ROOT}/jobs", data={**filled, "metadata": line})
+    response = browser.post(f"{ROOT}/jobs/new", data={**filled, "metadata": line})
     assert (response.status_code, 'id="metadata-error"' in response.text) == (422, True)
 
 
@@ -311,7 +313,7 @@ def test_line_that_is_no_pair_is_rejected(browser: Browser, filled: Json, line: 
 def test_what_does_not_fit_the_model_is_shown_at_its_field(
     browser: Browser, filled: Json, change: Json, field: str
 ) -> None:
-    response = browser.post(f"{ROOT}/jobs", data={**filled, **forms.values_of_spec(change)})
+    response = browser.post(f"{ROOT}/jobs/new", data={**filled, **forms.values_of_spec(change)})
     assert response.status_code == 422
     assert f'id="{field}-error"' in response.text
 
@@ -320,6 +322,6 @@ def test_unchanged_form_fits_a_model_with_a_short_context(
     browser: Browser, client: TestClient, root: Path, filled: Json, body: Json
 ) -> None:
     write_hollow(root / "short", max_position_embeddings=SHORT)
-    job = created_job(client, browser.post(f"{ROOT}/jobs", data={**filled, "model": "short"}))
+    job = created_job(client, browser.post(f"{ROOT}/jobs/new", data={**filled, "model": "short"}))
     assert job["spec"]["repair"]["sequence_tokens"] == SHORT
     assert job["spec"] == client.post("/jobs", json={**body, "model": "short"}).json()["spec"]

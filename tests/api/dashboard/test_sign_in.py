@@ -140,7 +140,7 @@ def test_session_expires(browser: Browser, sessions: Sessions, secret: Callable[
 
 FORMS = [
     "/sign-out",
-    "/jobs",
+    "/jobs/new",
     "/jobs/estimate",
     "/datasets",
     "/keys",
@@ -191,7 +191,7 @@ def test_scopes_apply_to_pages(new_browser: NewBrowser, job_id: str) -> None:
     reader = new_browser(scope=Scope.READ)
     assert reader.get("/dashboard/keys").status_code == 403
     assert reader.get("/dashboard/jobs/new").status_code == 403
-    for path in ("/jobs", "/datasets", f"/jobs/{job_id}/cancel", "/webhooks", "/webhooks/hook_1/test"):
+    for path in ("/jobs/new", "/datasets", f"/jobs/{job_id}/cancel", "/webhooks", "/webhooks/hook_1/test"):
         assert reader.submit(path).status_code == 403
     page = reader.show(f"/jobs/{job_id}")
     assert "New job" not in reader.show("/")
