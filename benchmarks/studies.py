@@ -6,7 +6,17 @@ from dataclasses import replace
 from benchmarks.cells import Cell, TextName
 from benchmarks.changes import ALLOCATED, CHANGES, MOMENTS, OPTIMIZERS
 from benchmarks.recipes import ADMM, CURVATURE, GRADUAL, RECIPES, WANDA
-from seft.config import Allocation, Compare, Pattern, PruneConfig, PruneMethod, RepairConfig, Retain, Variant
+from seft.config import (
+    Allocation,
+    Compare,
+    Pattern,
+    PruneConfig,
+    PruneMethod,
+    RateSchedule,
+    RepairConfig,
+    Retain,
+    Variant,
+)
 
 Study = dict[str, Cell]
 BASES = {"wanda": WANDA, "admm": ADMM, "curvature": CURVATURE}
@@ -149,6 +159,23 @@ def batch() -> Study:
     return study
 
 
+def schedules() -> Study:
+    """Return the default with other learning rates, other schedules of the rate, and a warm-up."""
+    config = _default()
+    return {
+        **{f"rate {rate:g}": Cell(CURVATURE, _default(rate=rate)) for rate in (5e-4, 1e-3, 2e-3)},
+        **{
+            f"{schedule}, rate {rate:g}": Cell(CURVATURE, replace(_default(rate=rate), schedule=schedule))
+            for schedule, rate in (
+                (RateSchedule.COSINE, 1e-3),
+                (RateSchedule.CONSTANT, 5e-4),
+                (RateSchedule.CONSTANT, 1e-3),
+            )
+        },
+        **{f"warm-up of {steps} steps": Cell(CURVATURE, replace(config, warmup_steps=steps)) for steps in (5, 20)},
+    }
+
+
 def defaults() -> Study:
     """Return the settings of a job that names only model, dataset and sparsity, with three seeds.
 
@@ -250,6 +277,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
         gradual,
         retention,
         batch,
+        schedules,
         defaults,
         peers,
         moments,
