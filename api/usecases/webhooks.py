@@ -13,7 +13,7 @@ from core.access import audit
 from core.access.audit import Caller
 from core.addresses import Network, is_allowed, resolve_literal
 from core.errors import Code, Flaw, ProblemError
-from core.webhook_tables import WebhookDelivery
+from core.tables import WebhookDelivery
 
 TEST = "test_webhook"
 """Name of the operation that sends a test message."""

@@ -11,7 +11,7 @@ from api import webhook_sender
 from api.usecases import webhooks as usecases
 from core import webhooks
 from core.jobs.attempts import Attempt
-from core.webhook_tables import Webhook
+from core.tables import Webhook
 from tests.api.conftest import NewClient, problem
 from tests.api.receivers import DRIPS, Receiver, dripping
 from tests.api.test_webhook_sender import call, deliveries, finish, hooked, known, receiver, rounds

@@ -1,11 +1,11 @@
-"""The table of pushes. `core.tables` exports it too."""
+"""The table of pushes."""
 
 from datetime import datetime
 
 from sqlalchemy import ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from core.table_base import Base, Json
+from core.tables.base import Base, Json
 
 
 class Push(Base):

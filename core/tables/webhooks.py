@@ -1,4 +1,4 @@
-"""The tables of webhooks. `core.tables` exports them too."""
+"""The tables of webhooks."""
 
 from datetime import datetime
 
@@ -6,7 +6,7 @@ from sqlalchemy import ForeignKey, Index, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from core.table_base import Base, Json
+from core.tables.base import Base, Json
 
 
 class Webhook(Base):

@@ -1,150 +1,12 @@
-"""The tables of the database. The database sets times, `core.ids` makes ids.
-
-A test checks that the migrations create these tables.
-"""
+"""The tables of jobs, with their events, metrics and checkpoints."""
 
 from datetime import datetime
-from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Double, ForeignKey, Identity, Index, func, text
+from sqlalchemy import BigInteger, ForeignKey, Identity, Index, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from core.push_tables import Push
-from core.table_base import Base, Json
-from core.webhook_tables import Webhook, WebhookDelivery
-
-__all__ = ["Base", "Json", "Push", "Webhook", "WebhookDelivery"]
-
-
-class ApiKey(Base):
-    """API key of a tenant. The key is 256 random bits. Only its SHA-256 is stored."""
-
-    __tablename__ = "api_keys"
-    __table_args__ = (Index("api_keys_by_tenant", "tenant", "id"),)
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    tenant: Mapped[str]
-    name: Mapped[str]
-    scope: Mapped[str]
-    sha256: Mapped[str] = mapped_column(unique=True)
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    last_used_at: Mapped[datetime | None]
-    revoked_at: Mapped[datetime | None]
-
-
-class HubToken(Base):
-    """Access token of a tenant for the model hub."""
-
-    __tablename__ = "hub_tokens"
-
-    tenant: Mapped[str] = mapped_column(primary_key=True)
-    id: Mapped[str]
-    """Id of the token. A token that replaces another gets a new id."""
-    name: Mapped[str]
-    """Name of the hub account that owns the token, read when the token was stored."""
-    sealed: Mapped[str]
-    """The token, encrypted by `core.access.encryption`."""
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-
-
-class SignIn(Base):
-    """Session of a browser that signed in with an API key. The database has only hashes of its token."""
-
-    __tablename__ = "sign_ins"
-
-    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"))
-    sha256: Mapped[str] = mapped_column(unique=True)
-    former_sha256: Mapped[str | None] = mapped_column(index=True)
-    """Hash of the previous token. That token stays valid briefly, for requests that were already sent."""
-    csrf: Mapped[str]
-    """Token that every form of this browser must contain, as protection against forged requests (CSRF)."""
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    rotated_at: Mapped[datetime] = mapped_column(server_default=func.now())
-
-
-class AuditEntry(Base):
-    """A change that a caller made. It is never changed or deleted, even if its target is deleted."""
-
-    __tablename__ = "audit_log"
-    __table_args__ = (Index("audit_log_by_tenant", "tenant", "id"),)
-
-    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    tenant: Mapped[str]
-    key_id: Mapped[str]
-    request_id: Mapped[str]
-    action: Mapped[str]
-    """Name of the operation, which is its operation id in the OpenAPI document."""
-    target: Mapped[str]
-    """Id of the object that was created or changed."""
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-
-
-class StoredDataset(NamedTuple):
-    """What a worker needs of a dataset: the key and the SHA-256 of its object, and its name."""
-
-    key: str
-    sha256: str
-    name: str
-
-
-class Dataset(Base):
-    """A dataset that was uploaded and checked."""
-
-    __tablename__ = "datasets"
-    __table_args__ = (Index("datasets_by_tenant", "tenant", "id"), Index("datasets_by_object", "object_key"))
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    tenant: Mapped[str]
-    name: Mapped[str]
-    format: Mapped[str]
-    sha256: Mapped[str]
-    bytes: Mapped[int] = mapped_column(BigInteger)
-    records: Mapped[int] = mapped_column(BigInteger)
-    skipped: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """Number of invalid lines of the uploaded file that were left out."""
-    object_key: Mapped[str]
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    uploaded_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    """Time of the last upload of this name and content."""
-    deleted_at: Mapped[datetime | None]
-    """Time of deletion. The row is kept for jobs that use it. The object is deleted when no other row needs it."""
-
-    @property
-    def stored(self) -> StoredDataset:
-        """Where its content is."""
-        return StoredDataset(self.object_key, self.sha256, self.name)
-
-
-class Import(Base):
-    """An import of a dataset: a file that is uploaded in parts, or a source that the service fetches."""
-
-    __tablename__ = "imports"
-    __table_args__ = (
-        Index("imports_by_tenant", "tenant", "id"),
-        Index("imports_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
-    )
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    tenant: Mapped[str]
-    name: Mapped[str]
-    state: Mapped[str]
-    source: Mapped[str | None]
-    upload: Mapped[str | None]
-    """Id of the multipart upload in the object storage. None for a source."""
-    bytes: Mapped[int | None] = mapped_column(BigInteger)
-    resume_key: Mapped[str | None]
-    skip_percentage: Mapped[float]
-    tries: Mapped[int] = mapped_column(server_default=text("0"))
-    """Number of tries, including one that is running. Only the newest try may write its result."""
-    outages: Mapped[int] = mapped_column(server_default=text("0"))
-    """Number of tries that ended because the object storage was not available."""
-    due_at: Mapped[datetime | None]
-    """Time from which an importer can claim the row. None if no importer may claim it."""
-    dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id", ondelete="SET NULL"))
-    error: Mapped[Json | None]
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+from core.tables.base import Base, Json
 
 
 class Job(Base):
@@ -239,19 +101,6 @@ class Job(Base):
     """Time of the last change that a reader of the job can see. Heartbeats and notifications do not count."""
 
 
-class Turn(Base):
-    """The turns of a tenant in a queue that tenants share, in virtual time. See `core.fair_queueing`."""
-
-    __tablename__ = "turns"
-
-    queue: Mapped[str] = mapped_column(primary_key=True)
-    tenant: Mapped[str] = mapped_column(primary_key=True)
-    served: Mapped[float] = mapped_column(Double)
-    """Start of the turn in which the tenant was served last."""
-    next: Mapped[float] = mapped_column(Double)
-    """Earliest start of its next turn."""
-
-
 class JobLabel(Base):
     """One name-value pair of a job's metadata. Lists of jobs are filtered with these rows.
 
@@ -332,60 +181,6 @@ class Holding(Base):
     tenant: Mapped[str] = mapped_column(primary_key=True)
     checkpoints: Mapped[int] = mapped_column(BigInteger)
     """Total size of the checkpoints in bytes."""
-
-
-class Chore(Base):
-    """A periodic task that only one worker does each time."""
-
-    __tablename__ = "chores"
-
-    name: Mapped[str] = mapped_column(primary_key=True)
-    done_at: Mapped[datetime] = mapped_column(server_default=func.now())
-
-
-class Worker(Base):
-    """A worker process, as it has described itself. The job that it runs is found by `Job.worker`."""
-
-    __tablename__ = "workers"
-
-    name: Mapped[str] = mapped_column(primary_key=True)
-    host: Mapped[str]
-    pid: Mapped[int]
-    device: Mapped[str]
-    device_name: Mapped[str] = mapped_column(server_default=text("''"))
-    memory: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """Bytes of memory on the device."""
-    disk: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """Bytes of free disk space for a job's files at `seen_at`."""
-    devices: Mapped[int] = mapped_column(server_default=text("1"))
-    """Number of devices, all of the same kind and size."""
-    bfloat16: Mapped[bool] = mapped_column(server_default=text("false"))
-    """Whether the device has instructions for bfloat16."""
-    temperature: Mapped[int | None]
-    """Temperature of the device at `seen_at` in degrees Celsius. None if unknown."""
-    flops: Mapped[float | None] = mapped_column(Double)
-    """Operations per second in a product of matrices in float32. None if they are not measured yet."""
-    flops_bfloat16: Mapped[float | None] = mapped_column(Double)
-    """The same in bfloat16. Both are measured together."""
-    spec_version: Mapped[int] = mapped_column(server_default=text("0"))
-    """Newest version of job requests that the worker can run."""
-    versions: Mapped[Json]
-    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    """Time of the last sweep of this worker."""
-    consumed_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    """Time of the last notification that this worker received."""
-
-
-class Total(Base):
-    """A sum that only grows. See `core.totals`."""
-
-    __tablename__ = "totals"
-
-    name: Mapped[str] = mapped_column(primary_key=True)
-    label: Mapped[str] = mapped_column(primary_key=True)
-    count: Mapped[int] = mapped_column(BigInteger)
-    sum: Mapped[float] = mapped_column(Double)
 
 
 class IdempotencyKey(Base):
