@@ -18,8 +18,10 @@ from benchmarks.shapes import config_of, dimensions_of
 from core.capability import Capability
 from core.estimate.calibration import count_operations, pruning_operations
 from core.estimate.fitting import USABLE_FRACTION, fit
-from core.estimate.footprint import memory_by_phase, pruning_parts, retained_bytes, training_parts
-from core.spec_parts import EXAMPLE_DATASET
+from core.estimate.footprint import memory_by_phase, retained_bytes
+from core.estimate.pruning_memory import pruning_parts
+from core.estimate.training_memory import training_parts
+from core.request_fields import EXAMPLE_DATASET
 from core.specs import JobSpec
 from core.states import Phase
 from seft.models.dimensions import Dimensions

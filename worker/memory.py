@@ -7,7 +7,7 @@ the user asked to change the request.
 
 from pathlib import Path
 
-from core.estimate.footprint import sums_gradients
+from core.estimate.training_memory import sums_gradients
 from core.specs import JobSpec
 from core.states import Phase
 from seft.config import Retain

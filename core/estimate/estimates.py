@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from core import workers
 from core.estimate import fitting, timings
-from core.estimate.footprint import FLOAT, memory_by_phase
+from core.estimate.activations import FLOAT
+from core.estimate.footprint import memory_by_phase
 from core.estimate.speed import DENSE_BYTES, Speed
 from core.settings import Settings
 from core.spec_parts import RepairMethod

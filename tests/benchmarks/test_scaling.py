@@ -48,7 +48,9 @@ def test_a_job_computes_as_many_operations_as_when_they_were_counted(tmp_path: P
 
 def test_the_parts_of_the_memory_are_the_memory_of_the_service() -> None:
     from benchmarks.scaling import JOBS, MODELS, _dimensions, _spec
-    from core.estimate.footprint import memory_by_phase, pruning_parts, training_parts
+    from core.estimate.footprint import memory_by_phase
+    from core.estimate.pruning_memory import pruning_parts
+    from core.estimate.training_memory import training_parts
 
     for name in MODELS:
         for job in JOBS:

@@ -1,0 +1,84 @@
+"""Bytes of weights and activations: what a model needs for a forward and a backward pass."""
+
+import math
+from collections.abc import Iterator
+
+from core.specs import JobSpec
+from seft.models.dimensions import Dimensions, Matrix
+
+FLOAT = 4
+"""Bytes of a float32 number."""
+WHOLE_LOGITS = 1 << 24
+"""Maximum number of logits that are in memory at the same time, as in `seft.loss`."""
+GATED = 1.5
+"""Ratio above which a block has a gate.
+
+It is the number of values that the up projections produce, divided by the number that the down projections read.
+"""
+
+
+def weights_bytes(model: Dimensions, spec: JobSpec) -> int:
+    """Return the bytes of the weights on each device. If they are split, one block is whole, and copied meanwhile."""
+    whole = spec.value_bytes * model.parameters
+    if not spec.sharded:
+        return whole
+    blocks = [spec.value_bytes * sum(each.total for each in block) for block in model.blocks]
+    kept = spec.value_bytes * sum(math.ceil(each.total * _kept(each, model, spec.devices)) for each in matrices(model))
+    return whole - sum(blocks) + kept + 2 * max(blocks)
+
+
+def _kept(matrix: Matrix, model: Dimensions, devices: int) -> float:
+    """Return the largest fraction of equal matrices that one of several devices keeps: of experts, whole ones."""
+    experts = model.stacked and matrix.count > 1
+    return math.ceil(matrix.count / devices) / matrix.count if experts else 1 / devices
+
+
+def logits_bytes(model: Dimensions, tokens: int) -> int:
+    """Return the bytes of the logits of `tokens` tokens that are in memory at the same time."""
+    return FLOAT * model.vocabulary * min(tokens, max(1, WHOLE_LOGITS // model.vocabulary))
+
+
+def forward_bytes(model: Dimensions, tokens: int, spec: JobSpec) -> int:
+    """Return the peak bytes of a forward pass over `tokens` tokens without gradients.
+
+    This is the peak in one block, or the logits and their logarithms, if they are larger.
+    """
+    hidden = spec.value_bytes * tokens * model.hidden
+    return max(2 * logits_bytes(model, tokens) + hidden, block_bytes(model, tokens, spec))
+
+
+def block_bytes(model: Dimensions, tokens: int, spec: JobSpec) -> int:
+    """Return the peak bytes of the activations of one block without gradients."""
+    widest = max(each.cols for block in model.blocks for each in block)
+    return spec.value_bytes * tokens * (3 * model.hidden + 3 * widest)
+
+
+def saved_bytes(model: Dimensions, tokens: int, spec: JobSpec) -> int:
+    """Return the bytes of the activations that a forward pass over `tokens` tokens saves for the backward pass."""
+    return round(spec.value_bytes * tokens * sum(_saved_by_block(model, block) for block in model.blocks))
+
+
+def recomputed_bytes(model: Dimensions, tokens: int, spec: JobSpec) -> int:
+    """Return the bytes of `saved_bytes` if the inputs of the blocks are saved, and the activations of one block."""
+    largest = max(_saved_by_block(model, block) for block in model.blocks)
+    return round(spec.value_bytes * tokens * (model.hidden * len(model.blocks) + largest))
+
+
+def _saved_by_block(model: Dimensions, block: tuple[Matrix, ...]) -> float:
+    """Return the number of values that a block saves per token for the backward pass.
+
+    These are the outputs of the linear layers, two norms, the attention output, and the output of the activation
+    function. A block with a gate also saves the product of gate and activation.
+    """
+    outputs = sum(each.count * each.use * each.rows for each in block)
+    down = [each for each in block if each.rows == model.hidden and each.cols not in {model.hidden, model.attention}]
+    widths = {each.cols for each in down} | {2 * each.cols for each in down}
+    inner = sum(each.count * each.use * each.cols for each in down)
+    wide = (each for each in block if each.cols == model.hidden and each.rows in widths)
+    up = sum(each.count * each.use * each.rows for each in wide)
+    return outputs + 2 * model.hidden + model.attention + (2 if up > GATED * inner else 1) * inner
+
+
+def matrices(model: Dimensions) -> Iterator[Matrix]:
+    """Yield the matrices of all blocks."""
+    return (matrix for block in model.blocks for matrix in block)
