@@ -26,7 +26,7 @@ from benchmarks.arguments import output_file
 from benchmarks.shapes import dimensions_of, random_model
 from core.estimate.calibration import count_operations
 from core.estimate.footprint import PROCESS_BYTES, memory_by_phase
-from core.spec_parts import EXAMPLE_DATASET
+from core.request_fields import EXAMPLE_DATASET
 from core.specs import JobSpec
 from core.states import Phase
 from tests.tiny import tiny_texts, tiny_tokenizer

@@ -29,6 +29,8 @@ WHOLE = BeforeValidator(_to_int)
 Integer = Annotated[int, Strict(), WHOLE]
 Number = Annotated[float, Strict()]
 Boolean = Annotated[bool, Strict()]
+EXAMPLE_DATASET = "file_01jz5h4c8m2v9q7w3t6x0y1b2d"
+WITHIN_CONTEXT = "At most the context length of the model. A longer default is lowered to it."
 
 
 class Spec(BaseModel):

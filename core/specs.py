@@ -16,9 +16,8 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from core import ids
-from core.request_fields import Boolean, Integer, Number, Revision, Spec, StorableText
+from core.request_fields import EXAMPLE_DATASET, Boolean, Integer, Number, Revision, Spec, StorableText
 from core.spec_parts import (
-    EXAMPLE_DATASET,
     CalibrationSpec,
     EvaluateSpec,
     OutputSpec,
@@ -384,7 +383,8 @@ def read_stored(stored: dict[str, Any]) -> JobSpec:
 def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
     """Return a stored request, with the defaults of fields that were added since it was stored.
 
-    A request of another version that is invalid now is returned without changes.
+    A request of another version that is invalid now is returned without changes. So a page must expect that a field
+    that was added later is missing.
     """
     try:
         return read_stored(stored).model_dump(mode="json")

@@ -13,7 +13,7 @@ from api.dashboard.pages.job import POINTS, RUNS
 from core.jobs import attempts, reports
 from core.jobs.attempts import Attempt
 from core.jobs.reports import CHANGES
-from core.spec_parts import EXAMPLE_DATASET
+from core.request_fields import EXAMPLE_DATASET
 from core.tables import JobMetric
 from tests.api.conftest import Json
 from tests.api.dashboard.conftest import ROOT, Browser, visible
