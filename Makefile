@@ -77,14 +77,14 @@ load: ## load such a file, after checking its checksums
 check: lint leaks types imports test ## run what CI runs, and look for keys and tokens in tracked files
 
 format: $(READY) ## format code and documents
+	@$(MDFORMAT) $(PAGES)
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
-	@$(MDFORMAT) $(PAGES)
 
 lint: $(READY) ## check formatting and style of code, documents and scripts
-	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/ruff format --quiet --check . || { echo "Run make format"; exit 1; }
 	@$(BIN)/ruff check --quiet .
-	@$(MDFORMAT) --check $(PAGES)
+	@$(MDFORMAT) --check $(PAGES) || { echo "Run make format"; exit 1; }
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/uv lock --quiet --check --offline || { echo "uv.lock does not match pyproject.toml: run make lock"; exit 1; }
 	@$(BIN)/shellcheck .ci/run deploy/*.sh

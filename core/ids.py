@@ -22,7 +22,10 @@ def new(prefix: Prefix) -> str:
 
 
 def floor(prefix: Prefix, when: datetime) -> str:
-    """Return an id that sorts after all ids created before `when`, and before all ids created later."""
+    """Return an id that sorts after all ids created before `when`, and before all ids created later.
+
+    `when` must have a time zone. Python takes a time without one as local time.
+    """
     number = max(0, int(when.timestamp() * 1000)) << 80
     return _format(prefix, number)
 

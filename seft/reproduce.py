@@ -32,6 +32,9 @@ from seft.report import Phase, Progress, Reporter, silent
 from seft.retain import split_retained
 from seft.texts import TextFile, split_dataset
 
+COPIED = ("evaluate", "texts", "held_out_share", "dataset_sha256", "retained_sha256", "held_out_sha256")
+"""Facts that are copied from the record. All other facts are determined again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
@@ -204,17 +207,7 @@ class _Rerun:
         facts = self._prune(loaded, training)
         if repair:
             facts = self._repair(loaded, facts, repair, training, judged)
-        recorded = self.facts
-        facts = replace(
-            facts,
-            scores=self.scores,
-            evaluate=recorded.evaluate,
-            texts=recorded.texts,
-            held_out_share=recorded.held_out_share,
-            dataset_sha256=recorded.dataset_sha256,
-            retained_sha256=recorded.retained_sha256,
-            held_out_sha256=recorded.held_out_sha256,
-        )
+        facts = replace(facts, scores=self.scores, **{name: getattr(self.facts, name) for name in COPIED})
         self.report(Progress(Phase.EXPORTING, 0, 2))
         with new_folder(out) as unfinished:
             stages.publish(loaded, unfinished, facts, self.report, formats)

@@ -237,7 +237,7 @@ def _data(facts: Facts) -> str:
     rows = []
     for role, text in facts.texts.items():
         written = role == "retained" and facts.repair and facts.repair.retain is Retain.WRITTEN
-        name = "written by the dense model" if written else _plain(text.name or "unnamed")
+        name = "written by the dense model" if written else _plain_cell(text.name or "unnamed")
         in_dataset = role == "held_out" and facts.held_out_share is not None
         sha256 = "a part of the dataset" if in_dataset else facts.text_hashes[role] or ""
         rows.append(f"| {_ROLES[role]} | {name} | {text.records:,} | {text.tokens:,} | {sha256} |")
@@ -256,7 +256,7 @@ def _licence(facts: Facts, notices: Sequence[str]) -> str:
     return f"{states}This model is derived from it, so the same terms and obligations hold.{copied}"
 
 
-def _plain(text: str) -> str:
+def _plain_cell(text: str) -> str:
     """Return a text that is safe in a table: characters with a meaning in Markdown or HTML are replaced."""
     return re.sub(r"[^\w. +-]", "_", text)
 

@@ -23,6 +23,10 @@ class PruneMethod(StrEnum):
     ADMM = "admm"
 
 
+WITHOUT_TEXT = frozenset({PruneMethod.MAGNITUDE})
+"""Methods that read no calibration text."""
+
+
 class PruneSchedule(StrEnum):
     """When weights become zero: all before training, or more and more while the model trains."""
 
@@ -198,7 +202,7 @@ class PruneConfig:
         if self.keeps_zeros:
             return []
         users = {
-            self.method: self.method is not PruneMethod.MAGNITUDE and not self.gradual,
+            self.method: self.method not in WITHOUT_TEXT and not self.gradual,
             Refinement.DSNOT: self.refine is Refinement.DSNOT,
             self.resolved_allocation: self.resolved_allocation in {Allocation.OWL, Allocation.CURVATURE},
             "reconstruction": self.reconstruct_epochs > 0,

@@ -1,10 +1,12 @@
-"""Documents that are generated from the code. `python -m tests.api.documents` writes them; a test compares them.
+"""Documents that are generated from the code. `python -m tests.api.documents [NAME...]` writes them.
 
-It also writes the examples of `tests.api.examples`, for which it starts servers.
+A name is that of a file in `docs`, such as `client.md`; without names all are written. With `api.md` it also writes the
+examples of `tests.api.examples`, for which it starts servers. A test compares the documents with the code.
 """
 
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -185,6 +187,8 @@ def scaling_table(name: str) -> str:
     return table
 
 
+WHOLE = {"openapi.json": openapi, "recovered.svg": recovery_plot, "steps.svg": steps_plot}
+"""Documents that are generated as a whole."""
 MADE: dict[str, list[Callable[[], str]]] = {
     "configuration.md": [settings_table],
     "job-fields.md": [fields_table],
@@ -200,19 +204,23 @@ MADE: dict[str, list[Callable[[], str]]] = {
         partial(scaling_table, f"{name}_table") for name in ("memory", "fit", "cards", "operations", "time", "check")
     ],
 }
+"""Documents with generated parts, in the order of the page."""
 
 
 def documents() -> Iterator[tuple[Path, str]]:
     """Yield each document and its expected text."""
-    yield DOCS / "openapi.json", openapi()
-    yield DOCS / "recovered.svg", recovery_plot()
-    yield DOCS / "steps.svg", steps_plot()
-    for name, makers in MADE.items():
-        path = DOCS / name
-        text, *parts = path.read_text().split(BEGIN)
-        for make, part in zip(makers, parts, strict=True):
-            text += f"{BEGIN}\n\n{make()}\n{END}{part.partition(END)[2]}"
-        yield path, text
+    for name in (*WHOLE, *MADE):
+        yield DOCS / name, document(name)
+
+
+def document(name: str) -> str:
+    """Return the expected text of a document."""
+    if name in WHOLE:
+        return WHOLE[name]()
+    text, *parts = (DOCS / name).read_text().split(BEGIN)
+    for make, part in zip(MADE[name], parts, strict=True):
+        text += f"{BEGIN}\n\n{make()}\n{END}{part.partition(END)[2]}"
+    return text
 
 
 def _commands(command: Any, name: str) -> Iterator[tuple[str, str]]:
@@ -241,8 +249,10 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
-    from tests.api import examples  # it starts servers
+    names = sys.argv[1:] or [*WHOLE, *MADE]
+    for each in names:
+        (DOCS / each).write_text(document(each))
+    if "api.md" in names:
+        from tests.api import examples  # it starts servers
 
-    for document, expected in documents():
-        document.write_text(expected)
-    examples.write()
+        examples.write()

@@ -20,7 +20,7 @@ def operations() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def test_documents_equal_the_code() -> None:
     for path, expected in documents():
-        assert path.read_text() == expected, f"{path.name} is outdated. Run: python -m tests.api.documents"
+        assert path.read_text() == expected, f"{path.name} is outdated. Run: python -m tests.api.documents {path.name}"
 
 
 def has_example(content: dict[str, Any], schemas: dict[str, Any]) -> bool:

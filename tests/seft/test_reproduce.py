@@ -2,17 +2,24 @@
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from seft.checkpoint.facts import Record, canonical_json
+from seft.checkpoint.facts import Facts, Record, canonical_json
 from seft.cli import main
 from seft.errors import SourceError
 from seft.models import source
 from seft.models.source import ModelSource
+from seft.reproduce import COPIED
 
+DETERMINED = {
+    *("base", "teacher", "prune", "repair", "scores", "grown_zeros", "calibration_sha256", "stopped_at", "kept_at"),
+    *("peak_rate", "zeros_found", "pruned_on", "repaired_on", "attempts"),
+}
+"""Facts that a reproduction determines again: it measures them, or checks them before it begins."""
 TRAINING = ["--steps", "2", "--batch-tokens", "192", "--sequence-tokens", "96", "--density", "0.02"]
 CALIBRATION = ["--samples", "4", "--tokens", "96", "--prune-method", "wanda"]
 
@@ -46,6 +53,11 @@ def test_the_recipe_gives_the_same_bytes_again_and_a_changed_result_is_named(
     assert (answer["same"], answer["changes"]) == (True, [])
     manifests = [(folder / "manifest.json").read_bytes() for folder in (made, tmp_path / "again")]
     assert manifests[0] == manifests[1], "the documents are the same too"
+
+
+def test_each_fact_is_determined_again_or_copied() -> None:
+    new = {field.name for field in fields(Facts)} - DETERMINED - set(COPIED)
+    assert not new, "add these to COPIED in seft/reproduce.py, or to DETERMINED here"
 
 
 def _changed(folder: Path, name: str, out: Path) -> Path:

@@ -1,9 +1,14 @@
-"""The client's types have the same fields as the API's schemas."""
+"""The client's types have the same fields as the API's schemas, and its methods and commands the same filters."""
+
+import inspect
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from typer.main import get_command
 
 from api import errors
+from api.app import routes
 from api.schemas import datasets as dataset_schemas
 from api.schemas import estimates as estimate_schemas
 from api.schemas import imports as import_schemas
@@ -16,6 +21,8 @@ from api.schemas import shared as shared_schemas
 from api.schemas import webhooks as webhook_schemas
 from api.schemas import workers as worker_schemas
 from seft.client import responses
+from seft.client.cli import app
+from seft.client.operations import Operations
 
 
 @pytest.mark.parametrize(
@@ -53,3 +60,12 @@ from seft.client import responses
 )
 def test_a_response_has_the_fields_of_its_schema(response: type, schema: type[BaseModel]) -> None:
     assert set(response.__annotations__) == set(schema.model_fields)
+
+
+def test_the_list_of_jobs_has_the_filters_of_the_api() -> None:
+    parameters = routes().openapi()["paths"]["/jobs"]["get"]["parameters"]
+    filters = {each["name"] for each in parameters if each["in"] == "query"} - {"after", "limit"}
+    assert set(inspect.signature(Operations.jobs.steps).parameters) - {"self"} == filters
+    command: Any = get_command(app)
+    options = {each.name for each in command.commands["jobs"].commands["list"].params}
+    assert options - {"as_json"} == filters

@@ -43,7 +43,7 @@ SMALL = {
     "num_attention_heads": 4,
 }
 WINDOWS = torch.randint(VOCABULARY, (6, 24), generator=torch.Generator().manual_seed(0))
-WITH_TEXT = [method for method in PruneMethod if method is not PruneMethod.MAGNITUDE]
+WITH_TEXT = [method for method in PruneMethod if PruneConfig(0.5, method).text_users]
 
 
 def gemma3() -> Any:

@@ -20,7 +20,7 @@ from seft.prune.methods import make_pruner
 from seft.prune.sparsegpt import inverse_factor
 from seft.prune.statistics import Batch, Gram
 
-WITH_TEXT = [method for method in PruneMethod if method is not PruneMethod.MAGNITUDE]
+WITH_TEXT = [method for method in PruneMethod if PruneConfig(0.5, method).text_users]
 BY_ROW = [method for method in PruneMethod if method is not PruneMethod.SPARSEGPT]
 """The methods that can compare the weights of a row."""
 WIDTH = 128  # columns per mask in SparseGPT
