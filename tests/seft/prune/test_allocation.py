@@ -18,7 +18,7 @@ from seft.prune.allocation import apportion
 from seft.prune.loop import prune_model
 from seft.report import Progress, Report
 from tests.seft.prune.test_loop import WINDOWS
-from tests.seft.prune.test_methods import correlated, make_weight
+from tests.seft.prune.weights import correlated, make_weight
 from tests.tiny import untrained_tiny
 
 

@@ -14,7 +14,7 @@ from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
 from seft.prune.mask import Rule, smallest_overall, smallest_per_row
 from tests.seft.prune.test_loop import WINDOWS
-from tests.seft.prune.test_methods import correlated, make_weight, prune
+from tests.seft.prune.weights import correlated, make_weight, prune
 from tests.tiny import untrained_tiny
 
 PATTERNS = [Pattern(2, 4), Pattern(4, 8), Pattern(1, 3)]

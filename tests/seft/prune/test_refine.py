@@ -6,7 +6,7 @@ from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern, PruneMethod, Refinement
 from seft.prune.dsnot import Columns, refine
-from tests.seft.prune.test_methods import correlated, make_weight, prune
+from tests.seft.prune.weights import correlated, make_weight, prune
 
 
 def dsnot(dense: Tensor, pruned: Tensor, inputs: Tensor, pattern: Pattern) -> Tensor:

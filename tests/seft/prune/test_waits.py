@@ -16,7 +16,7 @@ from seft.prune.mask import smallest_overall
 from seft.prune.methods import make_pruner
 from seft.prune.statistics import Batch
 from tests.seft.accelerator import DEVICE, Accelerator
-from tests.seft.prune.test_methods import correlated, make_weight
+from tests.seft.prune.weights import correlated, make_weight
 
 MOST_WAITS = {PruneMethod.ALPS: 1 + MOST_ITERATIONS // CHECK_EVERY}
 """ALPS reads how much changed each time it checks whether to stop."""
