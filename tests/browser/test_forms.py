@@ -88,8 +88,10 @@ def test_draft_of_a_form_is_not_shown_to_another_user_or_in_a_new_form(user: Use
     page.get_by_role("button", name="Start the job").click()
     expect(page.locator("#sparsity-error")).to_be_visible()
     user.go("/jobs")
+    user.go("/no-such-page")
     user.go(address)
     expect(model).to_have_value("")
+    user.console_errors.clear()  # the answer 404
     model.fill("tiny")
     page.get_by_role("button", name="Start the job").click()
     expect(page.locator("#sparsity-error")).to_be_visible()

@@ -171,6 +171,11 @@
     if (event.persisted) for (const button of document.querySelectorAll("[data-once] button")) button.disabled = false;
   });
 
+  // The draft of a form (form.js) survives a sign-in page or an error page, and no other page.
+  if (!document.querySelector("[data-draft], [data-interrupted]")) {
+    for (const name of ["draft", "interrupted"]) sessionStorage.removeItem(name);
+  }
+
   // On a small screen the navigation is a menu. Else it is open.
   const narrow = matchMedia("(max-width: 860px)");
   const toggleNavigation = () => { for (const menu of document.querySelectorAll("[data-nav-menu]")) menu.open = !narrow.matches; };
