@@ -149,6 +149,22 @@ def retention() -> Study:
     return study
 
 
+def reads() -> Study:
+    """Return 1,000 steps of 2 x 128 tokens of GSM8K's text with more and less text that the dense model wrote.
+
+    Half of each batch is this text, so the same number of its tokens is read in each experiment.
+    """
+    config = replace(_default(steps=1000), sequence_tokens=128, batch_tokens=256)
+    windows = {"once": 1144, "8 times": 143, "64 times": 18}
+    return {
+        "nothing retained": Cell(CURVATURE, replace(config, retain=Retain.NONE), text="gsm8k"),
+        **{
+            f"each token read {times}": Cell(CURVATURE, replace(config, retain_tokens=128 * count), text="gsm8k")
+            for times, count in windows.items()
+        },
+    }
+
+
 def batch() -> Study:
     """Return the same number of tokens in steps of other sizes, each with several learning rates."""
     study = {}
@@ -276,6 +292,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
         swaps,
         gradual,
         retention,
+        reads,
         batch,
         schedules,
         defaults,
