@@ -1,12 +1,11 @@
 """The dashboard's application, mounted into the API: its pages, its error pages and its response headers."""
 
 from http import HTTPStatus
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import URL, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
@@ -104,8 +103,7 @@ async def _redirect_to_sign_in(request: Request, _: Exception) -> Response:
         return Response(status_code=HTTPStatus.UNAUTHORIZED)
     if request.method != "GET":
         # The form was not processed. Its address may have no page, so signing in leads to the page with the form.
-        referer = urlsplit(request.headers.get("referer", ""))
-        back = referer._replace(scheme="", netloc="").geturl().removeprefix(ROOT)
+        back = sign_in.page_of(URL(request.headers.get("referer", "")))
         return page(request, None, "sign_in.html", status=HTTPStatus.UNAUTHORIZED, back=back, rejected=False)
     return RedirectResponse(f"{ROOT}/sign-in?{sign_in.back_query(request)}", HTTPStatus.SEE_OTHER)
 

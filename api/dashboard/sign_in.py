@@ -4,6 +4,7 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Form, Request, Response
+from starlette.datastructures import URL
 
 from api.connections import network_of
 from api.dashboard.render import ROOT, go, page
@@ -77,5 +78,10 @@ def cookie(request: Request, token: str) -> str:
 
 def back_query(request: Request) -> str:
     """Return the URL query that makes the sign-in page return to the requested page afterwards."""
-    path = request.url.path.removeprefix(ROOT)
-    return urlencode({"back": f"{path}?{request.url.query}" if request.url.query else path})
+    return urlencode({"back": page_of(request.url)})
+
+
+def page_of(url: URL) -> str:
+    """Return the page of the dashboard that a URL names: its path and query, without the host and `ROOT`."""
+    path = url.path.removeprefix(ROOT)
+    return f"{path}?{url.query}" if url.query else path

@@ -172,9 +172,8 @@
   });
 
   // The draft of a form (form.js) survives a sign-in page or an error page, and no other page.
-  if (!document.querySelector("[data-draft], [data-interrupted]")) {
-    for (const name of ["draft", "interrupted"]) sessionStorage.removeItem(name);
-  }
+  if (document.querySelector("[data-interrupted]")) sessionStorage.setItem("interrupted", "true");
+  else if (!document.querySelector("[data-draft]")) for (const name of ["draft", "interrupted"]) sessionStorage.removeItem(name);
 
   // On a small screen the navigation is a menu. Else it is open.
   const narrow = matchMedia("(max-width: 860px)");

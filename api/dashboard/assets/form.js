@@ -58,7 +58,7 @@
     sessionStorage.removeItem("draft");
     form.addEventListener("submit", saveDraft);
     document.addEventListener("htmx:beforeRequest", saveDraft);
-  } else if (document.querySelector("[data-interrupted]")) sessionStorage.setItem("interrupted", "true");
+  }
 
   document.addEventListener("input", (event) => { event.target.dataset.edited = ""; });
   document.addEventListener("htmx:afterSwap", (event) => {
