@@ -230,6 +230,27 @@ def peers() -> Study:
     }
 
 
+def rates() -> Study:
+    """Return methods at 60 % zeros by ADMM with a quarter to four times their learning rates, and nothing retained.
+
+    100 steps of 2 x 512 tokens are trained on WikiText-2, and 1,000 steps of 2 x 64 tokens on GSM8K's text. Events of
+    `seft` follow after the same number of tokens.
+    """
+    study = {}
+    lengths: tuple[tuple[str, int, int, int, TextName], ...] = (
+        ("", 100, 512, 10, "wikitext2"),
+        (", 1,000 steps", 1000, 64, 80, "gsm8k"),
+    )
+    for suffix, steps, length, interval, text in lengths:
+        for name in ("all", "masked_full", "seft", "fixed_mask", "masked_lora", "spp"):
+            default = RECIPES[name].config(1e-3 if name == "all" else "auto", steps, length)
+            default = replace(default, update_interval=interval)
+            for factor in (0.25, 0.5, 1, 2, 4):
+                config = default if factor == 1 else replace(default, learning_rate=default.peak_rate() * factor)
+                study[f"{name} {config.peak_rate():g}{suffix}"] = Cell(ADMM, config, text=text)
+    return study
+
+
 def moments() -> Study:
     """Return the methods with Adam's moments in bfloat16, as built, and in float32, with three seeds for `seft`."""
     return {
@@ -297,6 +318,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
         schedules,
         defaults,
         peers,
+        rates,
         moments,
         optimizers,
         thousand,
