@@ -137,7 +137,7 @@ class RepairSpec(Spec):
     )
     retain_share: Number = Field(default=0.5, ge=0.01, le=0.9, description="Fraction of retained text in each batch.")
     retain_tokens: Integer = Field(
-        default=65536, ge=2, le=1 << 22, description="Largest number of tokens of retained text."
+        default=1 << 18, ge=2, le=1 << 22, description="Largest number of tokens of retained text."
     )
     evaluate_interval: Integer = Field(
         default=0,

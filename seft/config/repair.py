@@ -90,6 +90,9 @@ def trains_all(density: float | str, method: str, variant: str) -> bool:
 WRITTEN_AT_ONCE = 1 << 13
 """Number of tokens that the dense model writes at a time, in several windows. It limits the key-value cache."""
 
+READ_ONCE, READS = 1 << 16, 4
+"""Tokens of retained text of which training reads none twice, and how often it reads each token of a longer text."""
+
 RATES = {
     RepairMethod.SEFT: 3e-2,
     RepairMethod.FIXED_MASK: 3e-2,
@@ -187,7 +190,7 @@ class RepairConfig:
     retain_share: Annotated[float, Doc("Fraction of each batch that is retained text, unless retain is none.")] = 0.5
     retain_tokens: Annotated[
         int, Doc("Largest number of tokens of retained text. If training reads more, it reads the text again.")
-    ] = 65536
+    ] = 1 << 18
     evaluate_interval: Annotated[
         int, Doc("Steps between evaluations on held-out text. Training returns the best state. 0 is off.")
     ] = 0
@@ -230,7 +233,7 @@ class RepairConfig:
         require_between("distill_weight", self.distill_weight, 0.0, 1.0, "0.0 turns it off.")
         require_between("hidden_weight", self.hidden_weight, 0.0, 100.0, "0.0 turns it off.")
         require_between("retain_share", self.retain_share, 0.01, 0.9, "0.5 takes half of each batch.")
-        require_between("retain_tokens", self.retain_tokens, 2, 1 << 22, "65536 is the default.")
+        require_between("retain_tokens", self.retain_tokens, 2, 1 << 22, "262144 is the default.")
         if self.retains:
             self._require_retained_text()
         require_at_least("evaluate_interval", self.evaluate_interval, 0)
@@ -318,10 +321,14 @@ class RepairConfig:
     def retained_windows(self) -> int:
         """Number of windows of retained text, of which an eighth, at least one, is only measured on.
 
-        It is the smallest number with which the training reads no window twice, if `retain_tokens` allows it.
+        It is the smallest number with which the training reads no window twice, but writing takes as long as training
+        on the same tokens. So from `READ_ONCE` tokens on, it is the smallest number with which each window is read at
+        most `READS` times. `retain_tokens` limits both.
         """
         read = self.retained_before(self.steps + 1)
-        return max(2, min(self.retain_tokens // self.sequence_tokens, read + max(1, (read - 1) // 7)))
+        once = read + max(1, (read - 1) // 7)
+        wanted = max(READ_ONCE // self.sequence_tokens, math.ceil(once / READS))
+        return max(2, min(self.retain_tokens // self.sequence_tokens, once, wanted))
 
     @property
     def written_at_once(self) -> int:

@@ -10,6 +10,7 @@ import torch
 
 from seft import stages
 from seft.config import RepairConfig, Retain
+from seft.config.repair import READ_ONCE, READS
 from seft.data.packing import Packed
 from seft.distill import Distillation
 from seft.errors import ConfigError, StateError
@@ -103,6 +104,17 @@ def test_no_more_text_is_written_than_the_training_reads(steps: int) -> None:
     assert len(read) == steps
     assert trained(config.retained_windows) == len(read)
     assert trained(config.retained_windows - 1) < len(read)
+
+
+@pytest.mark.parametrize("steps", [100, 1000, 8192, 100_000])
+def test_a_long_training_reads_a_token_at_most_four_times_unless_the_text_would_be_too_long(steps: int) -> None:
+    config = RepairConfig(steps=steps, retain=Retain.WRITTEN, sequence_tokens=512, batch_tokens=1024)
+    written, windows = config.retained_windows * 512, config.retained_windows
+    reads = steps / (windows - windows // 8)
+    assert written <= config.retain_tokens
+    assert reads <= 1 if written < READ_ONCE else reads <= READS or written == config.retain_tokens
+    assert steps != 1000 or READ_ONCE < written < config.retain_tokens
+    assert replace(config, retain_tokens=READ_ONCE).retained_windows * 512 <= READ_ONCE
 
 
 @pytest.mark.parametrize("dataset", [None, OTHER])
