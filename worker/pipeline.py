@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from core.estimate.footprint import retained_bytes
 from core.estimate.speed import DENSE_BYTES
 from core.stages import Stage
 from seft import stages
@@ -191,7 +192,8 @@ class Pipeline:
         if not self.prune.gradual:
             self._evaluate("pruned", Stage.PRUNED, loaded, text)
         (folder := self._state_folder).mkdir(parents=True)
-        disk_space.require_space(folder, (PRUNED_BYTES + DENSE_BYTES) * _count_weights(loaded))
+        weights = (PRUNED_BYTES + DENSE_BYTES) * _count_weights(loaded)
+        disk_space.require_space(folder, weights + retained_bytes(self.task.spec))
         save_pruned(loaded.model, folder / PRUNED)
         if self.retained:
             save_retained(self.retained, folder / RETAINED)

@@ -124,7 +124,7 @@ class EstimateView(BaseModel):
         description="Bytes of the weight files in the published checkpoint, in all its formats."
     )
     disk_bytes: int = Field(
-        description="Bytes of the worker's disk that the job needs for weights: a saved state and the dense"
+        description="Bytes of the worker's disk that the job needs: a saved state with the retained text, and the dense"
         " model, even if it is not published. Files of other formats are not on the disk."
     )
     fits: bool | None = Field(description="True if the job fits a live worker. `null` if there is no live worker.")

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from core import workers
 from core.estimate import fitting, timings
 from core.estimate.activations import FLOAT
-from core.estimate.footprint import memory_by_phase
+from core.estimate.footprint import memory_by_phase, retained_bytes
 from core.estimate.speed import DENSE_BYTES, Speed
 from core.settings import Settings
 from core.spec_parts import RepairMethod
@@ -42,7 +42,7 @@ def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Setti
             for phase, need in memory.items()
         ],
         "checkpoint_bytes": published_bytes(formats, model.parameters, zeros, head, model.targets),
-        "disk_bytes": (FLOAT + DENSE_BYTES) * model.parameters,
+        "disk_bytes": (FLOAT + DENSE_BYTES) * model.parameters + retained_bytes(spec),
         "fits": any(each["fits"] for each in living) if living else None,
         "workers": living,
     }

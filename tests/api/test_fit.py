@@ -220,6 +220,8 @@ def test_a_llama_is_accepted_in_all_formats_and_the_estimate_counts_them(
     only = client.post("/jobs/estimate", json=request | {"output": {"formats": ["gguf_q4_0"]}}).json()
     assert only["disk_bytes"] == dense["disk_bytes"], "the dense model is on disk too"
     assert only["checkpoint_bytes"] < dense["checkpoint_bytes"]
+    alone = client.post("/jobs/estimate", json=request | {"repair": {"retain": "none"}}).json()
+    assert dense["disk_bytes"] - alone["disk_bytes"] == 512 * 262_144, "what is retained"
     job = client.post("/jobs", json=request)
     assert (job.status_code, job.json()["spec"]["output"]["formats"]) == (202, request["output"]["formats"])
 
