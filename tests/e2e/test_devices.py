@@ -21,7 +21,11 @@ ONE: dict[str, Any] = {**SPEC, "repair": {**SPEC["repair"], "steps": 32}}
 TWO: dict[str, Any] = {**ONE, "devices": 2, "output": OUTPUT}
 
 Interrupt = Callable[[Service, str, list[int]], None]
-SPLIT = {**TWO, "sharded": True}
+SHARDED: dict[str, Any] = {"devices": 2, "sharded": True}
+SPLIT = {**TWO, **SHARDED}
+NOT_TRAINED = {name: value for name, value in TWO.items() if name != "repair"}
+UNIFORM = {"allocation": "uniform"}
+"""How the zeros of a split model are distributed."""
 
 
 def start_worker(service: Service, devices: int) -> int:
@@ -67,9 +71,11 @@ def test_two_devices_repair_a_model_together_and_a_killed_one_changes_no_bit(ser
 @pytest.mark.timeout(900)
 def test_two_devices_repair_a_model_that_is_split_over_both(service: Service) -> None:
     worker = start_worker(service, 2)
-    whole, split = finish(service, **TWO, allocation="uniform"), finish(service, **SPLIT)
+    whole, split = finish(service, **TWO, **UNIFORM), finish(service, **SPLIT)
     assert split["scores"] == pytest.approx(whole["scores"], rel=0.01)
     check_interrupted(service, worker, SPLIT, [kill], sha256(service, split))
+    pruned = [finish(service, **NOT_TRAINED | spec, repair={"method": "none"}) for spec in (UNIFORM, SHARDED)]
+    assert sha256(service, pruned[0]) == sha256(service, pruned[1])
 
 
 def check_equal_to_one_device(service: Service, together: Job, folder: Path) -> None:
