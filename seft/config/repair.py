@@ -91,7 +91,7 @@ WRITTEN_AT_ONCE = 1 << 13
 """Number of tokens that the dense model writes at a time, in several windows. It limits the key-value cache."""
 
 READ_ONCE, READS = 1 << 16, 4
-"""Tokens of retained text of which training reads none twice, and how often it reads each token of a longer text."""
+"""Tokens of written text of which training reads none twice, and how often it reads each token of a longer text."""
 
 RATES = {
     RepairMethod.SEFT: 3e-2,
@@ -321,13 +321,14 @@ class RepairConfig:
     def retained_windows(self) -> int:
         """Number of windows of retained text, of which an eighth, at least one, is only measured on.
 
-        It is the smallest number with which the training reads no window twice, but writing takes as long as training
-        on the same tokens. So from `READ_ONCE` tokens on, it is the smallest number with which each window is read at
-        most `READS` times. `retain_tokens` limits both.
+        It is the smallest number with which the training reads no window twice. But writing takes as long as training
+        on the same tokens. So from `READ_ONCE` written tokens on, it is the smallest number with which each window is
+        read at most `READS` times. `retain_tokens` limits both.
         """
         read = self.retained_before(self.steps + 1)
         once = read + max(1, (read - 1) // 7)
-        wanted = max(READ_ONCE // self.sequence_tokens, math.ceil(once / READS))
+        few = max(READ_ONCE // self.sequence_tokens, math.ceil(once / READS))
+        wanted = few if self.retain is Retain.WRITTEN else once
         return max(2, min(self.retain_tokens // self.sequence_tokens, once, wanted))
 
     @property

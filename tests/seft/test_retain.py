@@ -115,6 +115,8 @@ def test_a_long_training_reads_a_token_at_most_four_times_unless_the_text_would_
     assert reads <= 1 if written < READ_ONCE else reads <= READS or written == config.retain_tokens
     assert steps != 1000 or READ_ONCE < written < config.retain_tokens
     assert replace(config, retain_tokens=READ_ONCE).retained_windows * 512 <= READ_ONCE
+    dataset = replace(config, retain=Retain.DATASET).retained_windows
+    assert steps <= dataset - dataset // 8 or dataset * 512 == config.retain_tokens
 
 
 @pytest.mark.parametrize("dataset", [None, OTHER])
