@@ -32,7 +32,7 @@ class Factored(NonzeroLinear):
         """Return the step for a learning rate of 1. `gradient` is zero at the zeros of the weight."""
         squares, moments = gradient.square(), self._moments
         ratio = moments.ratio(squares.sum() / moments.row_counts.sum())
-        moments.observe(squares.sum(1), squares.sum(0))
+        moments.observe(squares.sum(1), squares.sum(0), squares.new_ones((), dtype=torch.bool))
         row_scale, col_scale = moments.scales()
         return self._limited(gradient * row_scale[:, None] * col_scale) / (ratio / USUAL).clamp(min=1)
 

@@ -1,5 +1,5 @@
 // The functions that Python calls through ctypes: products with compressed matrices, expanding them, selected entries of a
-// product of two dense matrices, and the product of a matrix with itself.
+// product of two dense matrices, the product of a matrix with itself, and a step of an optimizer.
 //
 // They know nothing of torch. Python gives them torch's GOMP_parallel, so that the products use the threads that torch
 // already has. A second pool would compete with them for the processors.
@@ -94,6 +94,34 @@ SampleLoops sample_loops(int32_t level, [[maybe_unused]] Dtype dtype) {
 #endif
         default: return SEFT_SAMPLE(plain, FloatProduct);
     }
+}
+
+// The loops of the optimizer of all nonzeros at one level.
+struct FactoredLoops {
+    void (*squares)(const Factored&, int64_t, int64_t, float*);
+    void (*scaled)(const Factored&, int64_t, int64_t);
+    void (*change)(const Factored&, int64_t, int64_t);
+};
+
+template <class Weight, class Gradient>
+FactoredLoops factored_loops(int32_t level) {
+#define SEFT_FACTORED(space) \
+    FactoredLoops{space::add_squares<Weight, Gradient>, space::scaled_squares<Gradient>, space::change<Weight, Gradient>}
+    switch (level) {
+#ifdef SEFT_X86
+        case AVX2: return SEFT_FACTORED(avx2);
+        case AVX512: return SEFT_FACTORED(avx512);
+#endif
+#ifdef SEFT_NEON
+        case NEON: return SEFT_FACTORED(neon);
+#endif
+        default: return SEFT_FACTORED(plain);
+    }
+}
+
+FactoredLoops factored_loops(int32_t level, Dtype weight, Dtype gradient) {
+    if (weight == FLOAT32) return factored_loops<float, float>(level);
+    return gradient == FLOAT32 ? factored_loops<uint16_t, float>(level) : factored_loops<uint16_t, uint16_t>(level);
 }
 
 // Most tokens whose columns are copied at the same time, which limits the memory of the copies.
@@ -249,4 +277,35 @@ SEFT_API int32_t seft_gram([[maybe_unused]] const uint16_t* x, [[maybe_unused]] 
     }
 #endif
     return 1;
+}
+
+// The three functions below work on a weight matrix and its gradient, of the given dtypes; the gradient of a float32 weight
+// is float32. Sums are float32.
+
+// Sets the gradient to zero at the zeros of the weight. Writes the sums of its squares in each row, and those in the columns
+// of each FACTORED_ROWS rows.
+SEFT_API void seft_squares(const Factored* work, float* col_sums, int32_t weight, int32_t gradient, int32_t threads) {
+    const FactoredLoops level = factored_loops(chosen, Dtype(weight), Dtype(gradient));
+    share(divided_up(work->rows, FACTORED_ROWS), work->rows * work->cols, threads, [&](int64_t first, int64_t last) {
+        for (; first < last; first++) {
+            float* sums = col_sums + first * work->cols;
+            std::fill(sums, sums + work->cols, 0.f);
+            level.squares(*work, first * FACTORED_ROWS, std::min(work->rows, (first + 1) * FACTORED_ROWS), sums);
+        }
+    });
+}
+
+// Writes the sums of the squares of the scaled gradient in each row.
+SEFT_API void seft_scaled_squares(const Factored* work, int32_t weight, int32_t gradient, int32_t threads) {
+    const FactoredLoops level = factored_loops(chosen, Dtype(weight), Dtype(gradient));
+    share(work->rows, work->rows * work->cols, threads,
+          [&](int64_t first, int64_t last) { level.scaled(*work, first, last); });
+}
+
+// Subtracts the scaled gradient from the weight. A bfloat16 weight is rounded stochastically. A row whose scale is zero does
+// not change.
+SEFT_API void seft_change(const Factored* work, int32_t weight, int32_t gradient, int32_t threads) {
+    const FactoredLoops level = factored_loops(chosen, Dtype(weight), Dtype(gradient));
+    share(work->rows, work->rows * work->cols, threads,
+          [&](int64_t first, int64_t last) { level.change(*work, first, last); });
 }

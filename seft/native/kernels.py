@@ -51,6 +51,19 @@ class Matrix(ctypes.Structure):
         raise AccelerateError("an accelerated model cannot be copied or pickled. Load it again and accelerate it.")
 
 
+class Factored(ctypes.Structure):
+    """The struct `Factored` of `matrix.h`, with the addresses of its arrays."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("gradient", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("cols", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("row_sums", "row_scales", "col_scales")),
+        ("random", ctypes.c_int64),
+    )
+
+
 @cache
 def can_compile_for_cuda() -> bool:
     """Return whether Triton is installed, with the C compiler that it needs before it runs its first kernel."""
@@ -78,6 +91,10 @@ def library() -> Any:
     loaded.seft_expand.restype = None
     loaded.seft_sample.argtypes = (address, address, size, size, size, address, size, address, flag, flag)
     loaded.seft_gram.argtypes = (address, size, size, ctypes.c_float, address, flag)
+    loaded.seft_squares.argtypes = (address, address, flag, flag, flag)
+    loaded.seft_scaled_squares.argtypes = loaded.seft_change.argtypes = (address, flag, flag, flag)
+    for name in ("seft_squares", "seft_scaled_squares", "seft_change"):
+        getattr(loaded, name).restype = None
     loaded.seft_use_parallel.argtypes = (address,)
     # torch loads its OpenMP library for the whole process. Products share its threads.
     if parallel := getattr(ctypes.CDLL(None), "GOMP_parallel", None):

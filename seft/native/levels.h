@@ -3,6 +3,7 @@
 // Each level has Float (bfloat16 values, x in float32) and Int8 (int8 values, x quantised to 12 bits per row). AVX-512 also
 // has Bfloat16 (bfloat16 values, x in bfloat16, sums in float32) and Int8Row, which is Int8 for one row of x. For selected
 // entries of a product, each level has FloatProduct, and AVX-512 also Bfloat16Product. Only AVX-512 has GramLoops.
+// The loops of factored.h are the same code at each level.
 #pragma once
 #include "matrix.h"
 
@@ -39,6 +40,7 @@ struct Int8 {
 };
 
 #include "sample.h"
+#include "factored.h"
 }  // namespace plain
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -151,6 +153,7 @@ static inline void transpose(const float* in, int64_t width, float* out, int64_t
 }
 
 #include "sample.h"
+#include "factored.h"
 }  // namespace avx2
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -275,6 +278,7 @@ struct Int8Row {
 
 using avx2::transpose;
 #include "sample.h"
+#include "factored.h"
 
 struct Bfloat16Product {
     using Input = uint16_t;
@@ -372,5 +376,6 @@ struct Int8 {
 };
 
 #include "sample.h"
+#include "factored.h"
 }  // namespace neon
 #endif

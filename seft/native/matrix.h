@@ -68,6 +68,20 @@ struct Gram {
     uint32_t* pairs;
 };
 
+// A step of the optimizer of all nonzeros. A row's sums are added in LANES parts. FACTORED_ROWS rows have sums of columns
+// of their own.
+constexpr int64_t LANES = 16;
+constexpr int64_t FACTORED_ROWS = 64;
+struct Factored {
+    void* weight;            // [rows][cols]
+    void* gradient;          // [rows][cols]
+    int64_t rows, cols;
+    float* row_sums;
+    const float* row_scales;
+    const float* col_scales;
+    uint64_t random;         // the seed of the random bits
+};
+
 // Writes 8 rows of 8 floats as columns. `width` and `height` are the distances of rows in `in` and of columns in `out`.
 // The levels AVX2 and AVX-512 have their own version.
 static inline void transpose(const float* in, int64_t width, float* out, int64_t height) {
@@ -90,6 +104,39 @@ static inline uint16_t to_bfloat16(float value) {
     memcpy(&bits, &value, 4);
     if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fc0;
     return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+static inline float read(uint16_t bits) { return from_bfloat16(bits); }
+static inline float read(float value) { return value; }
+
+// Writes a float that bfloat16 can hold.
+static inline void write_exact(float value, uint16_t* out) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    *out = uint16_t(bits >> 16);
+}
+static inline void write_exact(float value, float* out) { *out = value; }
+
+// Random bits of an entry: the hash lowbias32 of Chris Wellons' Hash Prospector, with a seed in its middle.
+static inline uint32_t random_bits(uint32_t index, uint64_t seed) {
+    uint32_t bits = index ^ uint32_t(seed);
+    bits = (bits ^ bits >> 16) * 0x7feb352d ^ uint32_t(seed >> 32);
+    bits = (bits ^ bits >> 15) * 0x846ca68b;
+    return bits ^ bits >> 16;
+}
+
+// Rounds up with the probability of the bits that bfloat16 lacks.
+static inline void round_stochastically(float value, uint32_t random, uint16_t* out) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    *out = uint16_t((bits + (random & 0xffff)) >> 16);
+}
+static inline void round_stochastically(float value, uint32_t, float* out) { *out = value; }
+
+static inline float total(float (&sums)[LANES]) {
+    for (int64_t half = LANES / 2; half; half /= 2)
+        for (int64_t lane = 0; lane < half; lane++) sums[lane] += sums[lane + half];
+    return sums[0];
 }
 
 static inline float read_x(const Job& job, int64_t index) {

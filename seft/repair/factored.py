@@ -8,16 +8,14 @@ changed weight is rounded stochastically, so that small steps count on average (
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from seft.dtypes import master_dtype
-from seft.repair.rounding import round_stochastically
-from seft.repair.sampled import row_chunks
+from seft.repair import passes
 from seft.repair.values import TensorFields
 
 SQUARE_DECAY = 0.99
@@ -26,9 +24,6 @@ USUAL = 2.0
 """A gradient that is larger than the earlier ones by more than this factor takes a smaller step."""
 EPSILON = 1e-30
 """Added to every mean square, so that a row or column without gradient is no division by zero (Adafactor's eps1)."""
-CACHED, CHUNK = 1 << 18, 1 << 24
-"""Number of entries that are changed at a time, on a CPU, where their copies stay in the cache, and on other devices.
-The random numbers of the rounding depend on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +43,8 @@ class Moments(TensorFields):
     def start(cls, weight: Float[Tensor, "rows cols"]) -> "Moments":
         """Return moments without gradients for the nonzeros of a weight matrix."""
         rows, cols = (weight.new_zeros(size, dtype=master_dtype(weight.dtype)) for size in weight.shape)
-        moments = cls(rows, cols, torch.zeros((), dtype=torch.int64), rows.clone(), cols.clone())
+        age = torch.zeros((), dtype=torch.int64, device=weight.device)
+        moments = cls(rows, cols, age, rows.clone(), cols.clone())
         moments.count(weight)
         return moments
 
@@ -57,17 +53,22 @@ class Moments(TensorFields):
         self.row_counts.copy_(weight.count_nonzero(1))
         self.col_counts.copy_(weight.count_nonzero(0))
 
-    def observe(self, squares_by_row: Float[Tensor, "rows"], squares_by_col: Float[Tensor, "cols"]) -> None:
-        """Add a gradient to the averages, given the sums of its squares."""
-        self.rows.lerp_(squares_by_row / self.row_counts.clamp(min=1) + EPSILON, 1 - SQUARE_DECAY)
-        self.cols.lerp_(squares_by_col / self.col_counts.clamp(min=1) + EPSILON, 1 - SQUARE_DECAY)
-        self.age.add_(1)
+    def observe(
+        self, squares_by_row: Float[Tensor, "rows"], squares_by_col: Float[Tensor, "cols"], usable: Bool[Tensor, ""]
+    ) -> None:
+        """Add a gradient to the averages if it is usable, given the sums of its squares."""
+        for average, squares, counts in (
+            (self.rows, squares_by_row, self.row_counts),
+            (self.cols, squares_by_col, self.col_counts),
+        ):
+            new = average.lerp(squares / counts.clamp(min=1) + EPSILON, 1 - SQUARE_DECAY)
+            average.copy_(torch.where(usable, new, average))
+        self.age.add_(usable)
 
     def ratio(self, mean_square: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Return how many times as large as usual a gradient with this mean square is; 1 if it is the first one."""
-        if not self.age:
-            return torch.ones_like(mean_square)
-        return (mean_square / (self._mean / self._correction)).sqrt()
+        usual = self._mean / self._correction
+        return torch.where(self.age > 0, (mean_square / usual).sqrt(), 1.0)
 
     def scales(self) -> tuple[Float[Tensor, "rows"], Float[Tensor, "cols"]]:
         """Return factors of rows and columns; their products are the inverse root mean squares of the gradients."""
@@ -83,9 +84,9 @@ class Moments(TensorFields):
         return (self.rows * self.row_counts).sum() / self.row_counts.sum()
 
     @property
-    def _correction(self) -> float:
+    def _correction(self) -> Float[Tensor, ""]:
         """What a moving average has to be divided by because it started at zero (Adam, algorithm 1)."""
-        return 1 - SQUARE_DECAY ** int(self.age)
+        return -torch.expm1(self.age.to(self.rows.dtype) * math.log(SQUARE_DECAY))
 
 
 def step(
@@ -106,36 +107,17 @@ def step(
 
     [ours] If the gradient is c times as large as the earlier ones, and c is larger than `USUAL`, the step is divided by
     c / `USUAL`. Such a gradient points across a steep valley, where a step of the usual size can destroy the model.
+
+    Nothing here waits for the device.
     """
-    by_row, by_col = torch.zeros_like(moments.rows), torch.zeros_like(moments.cols)
-    for rows in _chunks(weight):
-        masked = gradient[rows].to(by_row.dtype) * _nonzeros(weight[rows].to(by_row.dtype))
-        gradient[rows] = masked
-        squares = masked.square_()
-        by_row[rows] = squares.sum(1)
-        by_col += squares.sum(0)
-    total = by_row.sum()
-    if not 0 < float(total) < math.inf:  # one wait for the device
-        return total.sqrt()
-    ratio = moments.ratio(total / moments.row_counts.sum())
-    moments.observe(by_row, by_col)
+    by_row, by_col = passes.square_sums(weight, gradient)
+    total, count = by_row.sum(), moments.row_counts.sum()
+    usable = (total > 0) & total.isfinite()
+    ratio = moments.ratio(total / count)
+    moments.observe(by_row, by_col, usable)
     row_scale, col_scale = moments.scales()
-    normalised = total.new_zeros(())
-    for rows in _chunks(weight):
-        squares = gradient[rows].to(by_row.dtype).square()
-        normalised += squares.mv(col_scale.square()) @ row_scale[rows].square()
-    row_scale *= rate / (normalised / moments.row_counts.sum()).sqrt().clamp(min=1) / (ratio / USUAL).clamp(min=1)
-    for rows in _chunks(weight):
-        change = gradient[rows].to(by_row.dtype).mul_(col_scale).mul_(row_scale[rows, None])
-        changed = weight[rows].to(by_row.dtype) - change
-        weight[rows] = round_stochastically(changed, weight.dtype, seed, f"{name} {rows.start}")
+    normalised = passes.scaled_square_sum(gradient, weight, row_scale, col_scale)
+    row_scale *= rate / (normalised / count).sqrt().clamp(min=1) / (ratio / USUAL).clamp(min=1)
+    row_scale.masked_fill_(~usable, 0.0)
+    passes.change(weight, gradient, row_scale, col_scale, seed=seed, name=name)
     return total.sqrt()
-
-
-def _chunks(weight: Float[Tensor, "rows cols"]) -> Iterator[slice]:
-    return row_chunks(weight.shape, CACHED if weight.device.type == "cpu" else CHUNK)
-
-
-def _nonzeros(weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
-    """Return 1 for nonzeros and 0 for zeros. On a CPU this is many times faster than a mask."""
-    return weight.sign().abs_()

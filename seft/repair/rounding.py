@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from seft.seeds import generator
+from seft.seeds import number
 
 DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 """Number of mantissa bits of float32 that a narrower dtype lacks."""
@@ -13,17 +13,39 @@ _FACTORS = (-1640531527, -2048144789)
 
 
 def round_stochastically(
-    values: Float[Tensor, "*shape"], dtype: torch.dtype, seed: int, name: str
+    values: Float[Tensor, "*shape"], dtype: torch.dtype, seed: int, name: str, first: int = 0
 ) -> Shaped[Tensor, "*shape"]:
     """Return the values in a narrower dtype, rounded up or down at random so that the mean of the result is the value.
 
     Overwrites `values`. A wider dtype needs no rounding. Zero stays zero. Values below the normal numbers of float16
-    (6e-5) are rounded to the nearest number. `seed` and `name` set the random numbers.
+    (6e-5) are rounded to the nearest number. `seed` and `name` set the random numbers, and so does the index of each
+    value. `first` is the index of the first one.
     """
     if dtype not in DROPPED_BITS:
         return values.to(dtype)
-    raw = values.view(torch.int32)
-    return _round(values, dtype, _random_bits(raw, seed, name))
+    indices = torch.arange(first, first + values.numel(), device=values.device).int().view(values.shape)
+    return _round(values, dtype, random_bits(indices, number(seed, name)))
+
+
+def random_bits(indices: Int[Tensor, "*shape"], seed: int) -> Int[Tensor, "*shape"]:
+    """Return 32 random bits for each index, as int32. Overwrites `indices`.
+
+    They are the hash lowbias32 of Chris Wellons' Hash Prospector, with a seed of 64 bits (`seft/native/matrix.h`).
+    """
+    bits = indices.bitwise_xor_(signed(seed))
+    bits.bitwise_xor_(_shifted(bits, 16)).mul_(signed(0x7FEB352D)).bitwise_xor_(signed(seed >> 32))
+    bits.bitwise_xor_(_shifted(bits, 15)).mul_(signed(0x846CA68B))
+    return bits.bitwise_xor_(_shifted(bits, 16))
+
+
+def signed(number: int) -> int:
+    """Return the number of int32 that has the lowest 32 bits of another."""
+    return (number + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+def _shifted(bits: Int[Tensor, "*shape"], places: int) -> Int[Tensor, "*shape"]:
+    """Return the bits shifted right, with zeros from the left."""
+    return (bits >> places).bitwise_and_((1 << 32 - places) - 1)
 
 
 def round_by_hash(
@@ -51,10 +73,3 @@ def _round(
     raw, bits = values.view(torch.int32), DROPPED_BITS[dtype]
     raw.add_(random.bitwise_and_((1 << bits) - 1)).bitwise_and_(-1 << bits)
     return values.to(dtype)
-
-
-def _random_bits(like: Int[Tensor, "*shape"], seed: int, name: str) -> Int[Tensor, "*shape"]:
-    """Return whole numbers whose lowest 16 bits are random, four of them from each number drawn."""
-    drawn = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
-    halves = drawn.random_(-(1 << 63), None, generator=generator(seed, name, like.device)).view(torch.int32)
-    return torch.cat([halves, halves >> 16])[: like.numel()].view(like.shape)

@@ -14,8 +14,8 @@ static void two_threads(void (*work)(void*), void* data, unsigned, unsigned) {
     other.join();
 }
 
-static std::mt19937 random_bits(7);
-static float uniform() { return std::uniform_real_distribution<float>(-1, 1)(random_bits); }
+static std::mt19937 engine(7);
+static float uniform() { return std::uniform_real_distribution<float>(-1, 1)(engine); }
 
 static bool check(int64_t rows, int64_t cols, int64_t batch, float zeros, bool int8, Dtype dtype) {
     const int64_t panels = divided_up(rows, PANEL), blocks = divided_up(cols, BLOCK);
@@ -131,23 +131,55 @@ static bool check_gram(int64_t tokens, int64_t cols) {
     return true;
 }
 
+// All entries of the gradient are 0.5, and every weight is 0 or 1.
+static bool check_factored(int64_t rows, int64_t cols, bool half) {
+    std::vector<uint16_t> weight(rows * cols), gradient16(rows * cols, to_bfloat16(0.5f));
+    std::vector<float> gradient32(rows * cols, 0.5f), row_sums(rows), row_scales(rows, 0.25f), col_scales(cols, 0.5f);
+    std::vector<float> col_sums(divided_up(rows, FACTORED_ROWS) * cols);
+    for (auto& value : weight) value = uniform() > 0 ? to_bfloat16(1.f) : 0;
+    const std::vector<uint16_t> before = weight;
+    void* gradient = half ? static_cast<void*>(gradient16.data()) : gradient32.data();
+    Factored work{weight.data(), gradient, rows, cols, row_sums.data(), row_scales.data(), col_scales.data(), 7};
+    const Dtype dtype = half ? BFLOAT16 : FLOAT32;
+    seft_squares(&work, col_sums.data(), BFLOAT16, dtype, 2);
+    std::vector<float> by_row(rows), by_col(cols);
+    for (int64_t i = 0; i < rows * cols; i++) {
+        const float kept = before[i] ? 0.5f : 0.f;
+        if ((half ? from_bfloat16(gradient16[i]) : gradient32[i]) != kept) return false;
+        by_row[i / cols] += kept * kept;
+        by_col[i % cols] += kept * kept;
+    }
+    for (int64_t part = 1; part < divided_up(rows, FACTORED_ROWS); part++)
+        for (int64_t col = 0; col < cols; col++) col_sums[col] += col_sums[part * cols + col];
+    if (row_sums != by_row || !std::equal(by_col.begin(), by_col.end(), col_sums.begin())) return false;
+    seft_scaled_squares(&work, BFLOAT16, dtype, 2);
+    for (int64_t row = 0; row < rows; row++)
+        if (row_sums[row] != by_row[row] * 0.015625f) return false;
+    seft_change(&work, BFLOAT16, dtype, 2);
+    for (int64_t i = 0; i < rows * cols; i++)
+        if (from_bfloat16(weight[i]) != (before[i] ? 0.9375f : 0.f)) return false;
+    return true;
+}
+
 int main() {
     seft_use_parallel(two_threads);
     for (int32_t level = 0; level < 4; level++) {
         if (!seft_supported(level)) continue;
         seft_use_level(level);
         for (int round = 0; round < 60; round++) {
-            int64_t rows = 1 + random_bits() % 80, cols = 1 + random_bits() % 300, batch = 1 + random_bits() % 8;
+            int64_t rows = 1 + engine() % 80, cols = 1 + engine() % 300, batch = 1 + engine() % 8;
             if (round == 0) rows = 400, cols = 320;  // large enough for two threads
             if (round % 4 == 1) cols = divided_up(cols, BLOCK) * BLOCK;
-            float zeros = std::vector<float>{0, 0.6f, 0.97f, 2}[random_bits() % 4];
+            float zeros = std::vector<float>{0, 0.6f, 0.97f, 2}[engine() % 4];
             for (bool int8 : {false, true})
                 for (Dtype dtype : {BFLOAT16, FLOAT32})
                     if (!check(rows, cols, batch, zeros, int8, dtype)) return 1;
-            const int64_t tokens = round % 20 ? random_bits() % 200 : 1024 + random_bits() % 100;
+            const int64_t tokens = round % 20 ? engine() % 200 : 1024 + engine() % 100;
             for (Dtype dtype : {BFLOAT16, FLOAT32})
-                if (!check_sample(tokens, rows, 1 + random_bits() % 40, dtype)) return 1;
+                if (!check_sample(tokens, rows, 1 + engine() % 40, dtype)) return 1;
             if (level == AVX512 && !check_gram(tokens, cols)) return 1;
+            for (bool half : {false, true})
+                if (!check_factored(rows, cols, half)) return 1;
         }
         std::printf("level %d\n", level);
     }

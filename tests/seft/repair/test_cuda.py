@@ -1,10 +1,12 @@
-"""The Triton kernel, interpreted on the CPU, equals the product in float64. With a card, it runs there."""
+"""The Triton kernels, interpreted on the CPU, equal their formulas. With a card, they run there."""
 
 import pytest
 import torch
 
 from seft.repair.sampled import by_kernel, sampled_product
+from seft.seeds import number
 from tests.seft.native.test_sample import make
+from tests.seft.repair import test_passes
 
 pytest.importorskip("triton")
 SHAPES = [(1, 1, 1), (31, 8, 9), (64, 17, 40), (130, 9, 33), (0, 3, 4)]
@@ -23,6 +25,35 @@ def test_the_entries_are_those_of_the_dense_product(shape: tuple[int, int, int],
     assert found.dtype == torch.float32
     assert ((found.double() - product).abs() <= 2**-20 * size).all()
     assert cuda.sample(left.to(DEVICE), right.to(DEVICE), positions[:0].to(DEVICE)).shape == (0,)
+
+
+@pytest.mark.parametrize("dtypes", [*test_passes.DTYPES, (torch.float16, torch.float16)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (65, 140)], ids=str)
+def test_the_passes_of_the_optimizer_are_those_of_the_cpu(
+    shape: tuple[int, int], dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    from seft.repair import cuda
+
+    tensors = test_passes.make(*shape, *dtypes)
+    expected = test_passes.run(tensors)
+    weight, gradient, row_scales, col_scales = (each.to(DEVICE) for each in tensors)
+    sums = cuda.square_sums(weight, gradient)
+    total = cuda.scaled_square_sum(gradient, row_scales, col_scales)
+    cuda.change(weight, gradient, row_scales, col_scales, number(1, "layer"))
+    for found, known in zip((*sums, total), expected, strict=False):
+        torch.testing.assert_close(found.cpu(), known, rtol=1e-5, atol=0)
+    assert torch.equal(gradient.cpu(), expected[3])
+    # A card may compute a product and a sum with one rounding, and then another neighbour can be chosen.
+    wrong = (weight.cpu() != expected[4]).float().mean()
+    assert float(wrong) <= (0.01 if DEVICE.type == "cuda" else 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no card")
+def test_the_card_takes_the_optimizer_step_of_the_cpu() -> None:
+    tensors = test_passes.make(300, 700, torch.bfloat16, torch.bfloat16)
+    expected = test_passes.run(tensors)
+    found = test_passes.run(tuple(each.cuda() for each in tensors))
+    torch.testing.assert_close(found[-1].cpu(), expected[-1], rtol=2**-7, atol=2**-7)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no card")

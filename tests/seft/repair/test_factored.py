@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from seft.repair import factored
+from seft.native import kernels
+from seft.repair import factored, passes
 from seft.repair.factored import Moments
 
 RATE, DECAY = 0.1, 0.99
@@ -58,7 +60,7 @@ def test_a_gradient_that_rises_suddenly_takes_a_smaller_step(larger: float, size
 
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 18])
 def test_steps_equal_the_formula_in_any_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(factored, "CACHED", chunk)
+    monkeypatch.setattr(passes, "CACHED", chunk)
     weight = sparse(7, 12, 0)
     start, moments, steps = weight.clone(), Moments.start(weight), gradients(7, 12, 4)
     for number, gradient in enumerate(steps):
@@ -113,3 +115,15 @@ def test_small_steps_count_in_bfloat16_although_each_is_below_the_rounding() -> 
     for number in range(100):
         factored.step(weight, gradient.clone(), moments, 1e-4, seed=0, name=str(number))
     assert 1 - float(weight.float().mean()) == pytest.approx(100 * 1e-4, rel=0.1)
+
+
+def test_a_step_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake tensor has no values, so reading one on the host raises an error."""
+    monkeypatch.setattr(kernels, "library", lambda: None)  # a kernel would read the addresses of the tensors
+    with FakeTensorMode():
+        weight, gradient = (torch.ones(4, 8, dtype=torch.bfloat16) for _ in range(2))
+        moments = Moments.start(weight)
+        for number in range(2):
+            factored.step(weight, gradient, moments, RATE, seed=0, name=str(number))
+        with pytest.raises(DataDependentOutputException):
+            float(moments.age)
