@@ -34,6 +34,11 @@ BFLOAT16_PEAK, FLOAT32_PEAK = 989e12, 67e12
 """Operations per second of an NVIDIA H100 SXM by its data sheet: dense bfloat16, and float32 without tensor cores."""
 BFLOAT16_PART, FLOAT32_PART = 0.4, 0.7
 """Assumed fractions of these peaks. They were not measured."""
+BANDWIDTH, BANDWIDTH_PART = 3.35e12, 0.7
+"""Bytes per second of the memory of the same card, and the assumed fraction."""
+UPDATE_BYTES = 14
+"""Bytes that the three passes of `seft.repair.passes` read and write per weight, with weight and gradient in bfloat16:
+both are read and the gradient is written, the gradient is read, and both are read and the weight is written."""
 SHARED: dict[str, Any] = {"model": "model", "dataset": EXAMPLE_DATASET, "sparsity": 0.6, "dtype": "bfloat16"}
 JOBS: dict[str, dict[str, Any]] = {"all nonzeros": {}, "0.5 %": {"density": 0.005}}
 """Fields of the repair that are no defaults. All jobs compute activations again, and are in bfloat16."""
@@ -129,18 +134,28 @@ def operations_table() -> str:
 
 
 def time_table() -> str:
-    """Return the table of the minutes of a default job by phase, from its operations."""
+    """Return the table of the minutes of a default job by phase, from its operations and the bytes of its updates."""
     rows = []
     for name in MODELS:
-        model, spec = _dimensions(name), _spec("all nonzeros")
+        model, spec, shared = _dimensions(name), _spec("all nonzeros"), _spec("all nonzeros", CARDS)
         parts, phases = pruning_operations(spec, model), count_operations(spec, model)
         fast, slow = BFLOAT16_PEAK * BFLOAT16_PART, FLOAT32_PEAK * FLOAT32_PART
         pruning = parts["passes"] / fast + (parts["statistics"] + parts["solving"]) / slow
-        others = [phases[phase] / fast for phase in (Phase.WRITING, Phase.TRAINING, Phase.EVALUATING)]
-        shared = count_operations(_spec("all nonzeros", CARDS), model)[Phase.TRAINING] / fast
-        one, eight = pruning + sum(others), pruning + sum(others) - others[1] + shared
-        rows.append((name, *(f"{seconds / 60:,.1f}" for seconds in (pruning, *others, one, eight))))
-    return _table(("model", "pruning", "writing", "training", "evaluating", "job, one card", "job, eight cards"), rows)
+        writing, training, evaluating = (
+            phases[each] / fast for each in (Phase.WRITING, Phase.TRAINING, Phase.EVALUATING)
+        )
+        one = pruning + writing + training + _update_seconds(spec, model) + evaluating
+        divided = count_operations(shared, model)[Phase.TRAINING] / fast + _update_seconds(shared, model)
+        eight = pruning + writing + divided + evaluating
+        seconds = (pruning, writing, training, _update_seconds(spec, model), evaluating, one, eight)
+        rows.append((name, *(f"{each / 60:,.1f}" for each in seconds)))
+    head = ("model", "pruning", "writing", "training", "updates", "evaluating", "job, one card", "job, eight cards")
+    return _table(head, rows)
+
+
+def _update_seconds(spec: JobSpec, model: Dimensions) -> float:
+    """Return the time of the optimizer steps of all nonzeros. It depends on the memory and not on the operations."""
+    return spec.repair.steps * model.targets * UPDATE_BYTES / (BANDWIDTH * BANDWIDTH_PART)
 
 
 def check_table() -> str:
