@@ -30,7 +30,7 @@ WITH_INITIAL = VECTOR + FLOAT
 VECTORS, MEANS = 4, 4
 """With the density `all`: vectors over rows and columns of a matrix for the optimizer, and for a rising sparsity."""
 CHUNK, COPIES = 1 << 24, 4
-"""Largest number of weights that the optimizer changes at a time, and its float32 copies of them."""
+"""Largest number of weights that the optimizer changes at a time without a kernel, and its float32 copies of them."""
 INDEXED = 21
 """Bytes per nonzero of a matrix while its gradients are added up: two indices, the gradient and the mask."""
 

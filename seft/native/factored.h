@@ -36,14 +36,15 @@ template <class Gradient>
 static void scaled_squares(const Factored& work, int64_t first, int64_t last) {
     for (int64_t row = first; row < last; row++) {
         auto gradient = static_cast<const Gradient*>(work.gradient) + row * work.cols;
+        const float scale = work.row_scales[row];
         float sums[LANES] = {};
         int64_t col = 0;
         for (; col + LANES <= work.cols; col += LANES)
             for (int64_t lane = 0; lane < LANES; lane++)
-                sums[lane] += squared(read(gradient[col + lane]) * work.col_scales[col + lane]);
+                sums[lane] += squared(read(gradient[col + lane]) * work.col_scales[col + lane] * scale);
         for (int64_t lane = 0; col + lane < work.cols; lane++)
-            sums[lane] += squared(read(gradient[col + lane]) * work.col_scales[col + lane]);
-        work.row_sums[row] = total(sums) * squared(work.row_scales[row]);
+            sums[lane] += squared(read(gradient[col + lane]) * work.col_scales[col + lane] * scale);
+        work.row_sums[row] = total(sums);
     }
 }
 

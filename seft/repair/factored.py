@@ -72,7 +72,7 @@ class Moments(TensorFields):
 
     def scales(self) -> tuple[Float[Tensor, "rows"], Float[Tensor, "cols"]]:
         """Return factors of rows and columns; their products are the inverse root mean squares of the gradients."""
-        return (self._mean * self._correction / self.rows).sqrt(), self.cols.rsqrt()
+        return (self._mean * self._correction).sqrt() * self.rows.rsqrt(), self.cols.rsqrt()
 
     def copy(self) -> "Moments":
         """Return a copy that shares no memory."""

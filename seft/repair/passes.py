@@ -68,8 +68,8 @@ def scaled_square_sum(
         return row_sums.sum()
     total = row_scales.new_zeros(())
     for part in _chunks(gradient):
-        squares = gradient[part].to(total.dtype).square()
-        total += squares.mv(col_scales.square()) @ row_scales[part].square()
+        scaled = gradient[part].to(total.dtype).mul(col_scales).mul_(row_scales[part, None])
+        total += scaled.square_().sum()
     return total
 
 
@@ -96,7 +96,7 @@ def change(
         _call("seft_change", work, weight, gradient)
         return
     for part in _chunks(weight):
-        step = gradient[part].to(row_scales.dtype).mul_(col_scales).mul_(row_scales[part, None])
+        step = gradient[part].to(row_scales.dtype).mul(col_scales).mul_(row_scales[part, None])
         step = step.masked_fill_((row_scales[part] == 0)[:, None], 0.0)
         changed, first = weight[part].to(row_scales.dtype) - step, part.start * weight.shape[1]
         weight[part] = round_stochastically(changed, weight.dtype, seed, name, first)

@@ -23,8 +23,8 @@ def round_stochastically(
     """
     if dtype not in DROPPED_BITS:
         return values.to(dtype)
-    indices = torch.arange(first, first + values.numel(), device=values.device).int().view(values.shape)
-    return _round(values, dtype, random_bits(indices, number(seed, name)))
+    indices = torch.arange(values.numel(), dtype=torch.int32, device=values.device).add_(signed(first))
+    return _round(values, dtype, random_bits(indices.view(values.shape), number(seed, name)))
 
 
 def random_bits(indices: Int[Tensor, "*shape"], seed: int) -> Int[Tensor, "*shape"]:

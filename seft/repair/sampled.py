@@ -43,7 +43,7 @@ def row_chunks(shape: Sequence[int], most: int | None = None) -> Iterator[slice]
     The default of `most` is `CHUNK`.
     """
     rows, cols = shape
-    height = max(1, (most or CHUNK) // cols)
+    height = max(1, (most or CHUNK) // max(1, cols))
     return (slice(start, min(rows, start + height)) for start in range(0, rows, height))
 
 

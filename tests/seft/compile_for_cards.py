@@ -15,6 +15,8 @@ import seft.repair.cuda as repair
 import seft.runtime.cuda as runtime
 
 ALIGNED = [["tt.divisibility", 16]]
+SIZES = {"rows", "cols", "tokens", "blocks"}
+"""Arguments that Triton compiles differently if they are multiples of 16."""
 BITS = {"bf16": 16, "fp16": 13, "fp32": 0}
 
 
@@ -25,10 +27,10 @@ def sources() -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
     for dtype in ("bf16", "fp32"):
         operands = {"left": f"*{dtype}", "right": f"*{dtype}", "positions": "*i32", "entries": "*fp32"}
         yield repair._sample, {**operands, "count": "i32", "tokens": "i32", "cols": "i32"}, {}
-    for dtype, dropped in BITS.items():
-        both = {"weight": f"*{dtype}", "gradient": f"*{dtype}"}
+    for dtype, gradient in (*zip(BITS, BITS, strict=True), ("bf16", "fp32"), ("fp16", "fp32")):
+        dropped, both = BITS[dtype], {"weight": f"*{dtype}", "gradient": f"*{gradient}"}
         yield repair._square_sums, {**both, "row_sums": "*fp32", "col_sums": "*fp32", **matrix}, {}
-        yield repair._scaled_square_sum, {"gradient": f"*{dtype}", **scales, "sums": "*fp32", **matrix}, {}
+        yield repair._scaled_square_sum, {"gradient": f"*{gradient}", **scales, "sums": "*fp32", **matrix}, {}
         halves = {"low": "i32", "high": "i32"}
         yield repair._change, {**both, **scales, **halves, **matrix, "dropped": "constexpr"}, {"dropped": dropped}
     for values, scaled in (("bf16", False), ("i8", True)):
@@ -40,13 +42,13 @@ def sources() -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
 
 
 def main() -> None:
-    """Compile each kernel for each card, with aligned arrays and without."""
+    """Compile each kernel for each card, with aligned arrays and sizes and without."""
     compiled = 0
     for kernel, types, constants in sources():
         assert list(types) == kernel.arg_names, (kernel.__name__, kernel.arg_names)
-        arrays = [(place,) for place, kind in enumerate(types.values()) if kind.startswith("*")]
+        aligned = [(place,) for place, (name, kind) in enumerate(types.items()) if kind[0] == "*" or name in SIZES]
         for capability in map(int, sys.argv[1:]):
-            for attributes in ({}, dict.fromkeys(arrays, ALIGNED)):
+            for attributes in ({}, dict.fromkeys(aligned, ALIGNED)):
                 source = ASTSource(kernel, types, constants, attributes)
                 assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
                 compiled += 1

@@ -9,6 +9,7 @@ from tests.seft.native.test_sample import make
 from tests.seft.repair import test_passes
 
 pytest.importorskip("triton")
+HALVES = [(torch.float16, torch.float16), (torch.float16, torch.float32)]
 SHAPES = [(1, 1, 1), (31, 8, 9), (64, 17, 40), (130, 9, 33), (0, 3, 4)]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -27,7 +28,7 @@ def test_the_entries_are_those_of_the_dense_product(shape: tuple[int, int, int],
     assert cuda.sample(left.to(DEVICE), right.to(DEVICE), positions[:0].to(DEVICE)).shape == (0,)
 
 
-@pytest.mark.parametrize("dtypes", [*test_passes.DTYPES, (torch.float16, torch.float16)], ids=str)
+@pytest.mark.parametrize("dtypes", [*test_passes.DTYPES, *HALVES], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (65, 140)], ids=str)
 def test_the_passes_of_the_optimizer_are_those_of_the_cpu(
     shape: tuple[int, int], dtypes: tuple[torch.dtype, torch.dtype]

@@ -127,3 +127,17 @@ def test_a_step_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) ->
             factored.step(weight, gradient, moments, RATE, seed=0, name=str(number))
         with pytest.raises(DataDependentOutputException):
             float(moments.age)
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_row_without_gradient_stays_beside_rows_with_large_ones(
+    monkeypatch: pytest.MonkeyPatch, kernel: bool
+) -> None:
+    if not kernel:
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    weight, gradient = sparse(20, 30, 3, torch.float32), 1e8 * gradients(20, 30, 1)[0].float()
+    gradient[4], before = 0, weight.clone()
+    factored.step(weight, gradient, Moments.start(weight), 1e-3, seed=0, name="")
+    assert weight.isfinite().all()
+    assert torch.equal(weight[4], before[4])
+    assert not torch.equal(weight, before)
