@@ -144,6 +144,14 @@ def steps_table(dtype: str) -> str:
     )
 
 
+def steps_table_with_amx() -> str:
+    """Return the table of what a step of 1,024 tokens costs on a processor with AMX."""
+    from benchmarks.quality import SECONDS
+    from benchmarks.step import table
+
+    return table(json.loads(SECONDS.with_name("steps-amx.json").read_text())["runs"]) + "\n"
+
+
 def steps_plot() -> str:
     """Return the plot of what a step in bfloat16 costs, as SVG."""
     from benchmarks.plots import plot_steps
@@ -199,7 +207,7 @@ MADE: dict[str, list[Callable[[], str]]] = {
         seconds_table,
         *(partial(study_table, name) for name in ("methods", "optimizers", "retention", "reads", "swaps", "ablations")),
     ],
-    "step-cost.md": [partial(steps_table, "bfloat16"), partial(steps_table, "float32")],
+    "step-cost.md": [partial(steps_table, "bfloat16"), partial(steps_table, "float32"), steps_table_with_amx],
     "scaling.md": [
         partial(scaling_table, f"{name}_table") for name in ("memory", "fit", "cards", "operations", "time", "check")
     ],
