@@ -205,7 +205,10 @@ MADE: dict[str, list[Callable[[], str]]] = {
     "results.md": [
         *(partial(study_table, name) for name in ("bases", "defaults", "allocations", "thousand", "peers")),
         seconds_table,
-        *(partial(study_table, name) for name in ("methods", "optimizers", "retention", "reads", "swaps", "ablations")),
+        *(
+            partial(study_table, name)
+            for name in ("methods", "rates", "optimizers", "retention", "reads", "swaps", "ablations")
+        ),
     ],
     "step-cost.md": [partial(steps_table, "bfloat16"), partial(steps_table, "float32"), steps_table_with_amx],
     "scaling.md": [
