@@ -144,10 +144,11 @@ def time_table() -> str:
         writing, training, evaluating = (
             phases[each] / fast for each in (Phase.WRITING, Phase.TRAINING, Phase.EVALUATING)
         )
-        one = pruning + writing + training + _update_seconds(spec, model) + evaluating
+        updates = _update_seconds(spec, model)
+        one = pruning + writing + training + updates + evaluating
         divided = count_operations(shared, model)[Phase.TRAINING] / fast + _update_seconds(shared, model)
         eight = pruning + writing + divided + evaluating
-        seconds = (pruning, writing, training, _update_seconds(spec, model), evaluating, one, eight)
+        seconds = (pruning, writing, training, updates, evaluating, one, eight)
         rows.append((name, *(f"{each / 60:,.1f}" for each in seconds)))
     head = ("model", "pruning", "writing", "training", "updates", "evaluating", "job, one card", "job, eight cards")
     return _table(head, rows)

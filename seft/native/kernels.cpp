@@ -283,14 +283,15 @@ SEFT_API int32_t seft_gram([[maybe_unused]] const uint16_t* x, [[maybe_unused]] 
 // is float32. Sums are float32.
 
 // Sets the gradient to zero at the zeros of the weight. Writes the sums of its squares in each row, and those in the columns
-// of each FACTORED_ROWS rows.
-SEFT_API void seft_squares(const Factored* work, float* col_sums, int32_t weight, int32_t gradient, int32_t threads) {
+// of each `height` rows.
+SEFT_API void seft_squares(const Factored* work, float* col_sums, int64_t height, int32_t weight, int32_t gradient,
+                           int32_t threads) {
     const FactoredLoops level = factored_loops(chosen, Dtype(weight), Dtype(gradient));
-    share(divided_up(work->rows, FACTORED_ROWS), work->rows * work->cols, threads, [&](int64_t first, int64_t last) {
+    share(divided_up(work->rows, height), work->rows * work->cols, threads, [&](int64_t first, int64_t last) {
         for (; first < last; first++) {
             float* sums = col_sums + first * work->cols;
             std::fill(sums, sums + work->cols, 0.f);
-            level.squares(*work, first * FACTORED_ROWS, std::min(work->rows, (first + 1) * FACTORED_ROWS), sums);
+            level.squares(*work, first * height, std::min(work->rows, (first + 1) * height), sums);
         }
     });
 }

@@ -91,7 +91,7 @@ def library() -> Any:
     loaded.seft_expand.restype = None
     loaded.seft_sample.argtypes = (address, address, size, size, size, address, size, address, flag, flag)
     loaded.seft_gram.argtypes = (address, size, size, ctypes.c_float, address, flag)
-    loaded.seft_squares.argtypes = (address, address, flag, flag, flag)
+    loaded.seft_squares.argtypes = (address, address, size, flag, flag, flag)
     loaded.seft_scaled_squares.argtypes = loaded.seft_change.argtypes = (address, flag, flag, flag)
     for name in ("seft_squares", "seft_scaled_squares", "seft_change"):
         getattr(loaded, name).restype = None

@@ -68,10 +68,8 @@ struct Gram {
     uint32_t* pairs;
 };
 
-// A step of the optimizer of all nonzeros. A row's sums are added in LANES parts. FACTORED_ROWS rows have sums of columns
-// of their own.
+// A step of the optimizer of all nonzeros. A row's sums are added in LANES parts.
 constexpr int64_t LANES = 16;
-constexpr int64_t FACTORED_ROWS = 64;
 struct Factored {
     void* weight;            // [rows][cols]
     void* gradient;          // [rows][cols]

@@ -22,7 +22,7 @@ CACHED, CHUNK = 1 << 18, 1 << 24
 """Number of entries that torch changes at a time, on a CPU, where their copies stay in the cache, and on other
 devices."""
 ROWS_OF_SUMS = 64
-"""The constant FACTORED_ROWS of `matrix.h`."""
+"""Number of rows of which a kernel of the CPU adds the columns, before these sums are added."""
 
 
 def square_sums(
@@ -37,7 +37,7 @@ def square_sums(
     if _on_cpu(weight, gradient):
         row_sums = torch.empty(rows, dtype=torch.float32)
         col_sums = torch.empty(-(-rows // ROWS_OF_SUMS), cols, dtype=torch.float32)
-        _call("seft_squares", _native(weight, gradient, row_sums), weight, gradient, col_sums.data_ptr())
+        _call("seft_squares", _native(weight, gradient, row_sums), weight, gradient, col_sums.data_ptr(), ROWS_OF_SUMS)
         return row_sums, col_sums.sum(0)
     dtype = master_dtype(weight.dtype)
     by_row, by_col = gradient.new_zeros(rows, dtype=dtype), gradient.new_zeros(cols, dtype=dtype)
@@ -56,7 +56,10 @@ def scaled_square_sum(
     row_scales: Float[Tensor, "rows"],
     col_scales: Float[Tensor, "cols"],
 ) -> Float[Tensor, ""]:
-    """Return the sum of the squares of the gradient, each entry multiplied by the scales of its row and column."""
+    """Return the sum of the squares of the gradient, each entry multiplied by the scales of its row and column.
+
+    `weight` is the matrix of the gradient. It is not read.
+    """
     if _on_cuda(weight, gradient):
         from seft.repair import cuda
 
@@ -129,9 +132,9 @@ def _native(
     return kernels.Factored(weight.data_ptr(), gradient.data_ptr(), *weight.shape, *optional, random)
 
 
-def _call(name: str, work: kernels.Factored, weight: Tensor, gradient: Tensor, *addresses: int) -> None:
+def _call(name: str, work: kernels.Factored, weight: Tensor, gradient: Tensor, *more: int) -> None:
     dtypes = kernels.DTYPES[weight.dtype], kernels.DTYPES[gradient.dtype]
-    getattr(kernels.library(), name)(ctypes.addressof(work), *addresses, *dtypes, torch.get_num_threads())
+    getattr(kernels.library(), name)(ctypes.addressof(work), *more, *dtypes, torch.get_num_threads())
 
 
 def _chunks(weight: Float[Tensor, "rows cols"]) -> Iterator[slice]:

@@ -38,9 +38,9 @@ def random_bits(indices: Int[Tensor, "*shape"], seed: int) -> Int[Tensor, "*shap
     return bits.bitwise_xor_(_shifted(bits, 16))
 
 
-def signed(number: int) -> int:
-    """Return the number of int32 that has the lowest 32 bits of another."""
-    return (number + (1 << 31)) % (1 << 32) - (1 << 31)
+def signed(bits: int) -> int:
+    """Return the number of int32 that has the lowest 32 bits of a whole number."""
+    return (bits + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def _shifted(bits: Int[Tensor, "*shape"], places: int) -> Int[Tensor, "*shape"]:

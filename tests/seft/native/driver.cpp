@@ -135,13 +135,14 @@ static bool check_gram(int64_t tokens, int64_t cols) {
 static bool check_factored(int64_t rows, int64_t cols, bool half) {
     std::vector<uint16_t> weight(rows * cols), gradient16(rows * cols, to_bfloat16(0.5f));
     std::vector<float> gradient32(rows * cols, 0.5f), row_sums(rows), row_scales(rows, 0.25f), col_scales(cols, 0.5f);
-    std::vector<float> col_sums(divided_up(rows, FACTORED_ROWS) * cols);
+    const int64_t height = 1 + engine() % 80, parts = divided_up(rows, height);
+    std::vector<float> col_sums(parts * cols);
     for (auto& value : weight) value = uniform() > 0 ? to_bfloat16(1.f) : 0;
     const std::vector<uint16_t> before = weight;
     void* gradient = half ? static_cast<void*>(gradient16.data()) : gradient32.data();
     Factored work{weight.data(), gradient, rows, cols, row_sums.data(), row_scales.data(), col_scales.data(), 7};
     const Dtype dtype = half ? BFLOAT16 : FLOAT32;
-    seft_squares(&work, col_sums.data(), BFLOAT16, dtype, 2);
+    seft_squares(&work, col_sums.data(), height, BFLOAT16, dtype, 2);
     std::vector<float> by_row(rows), by_col(cols);
     for (int64_t i = 0; i < rows * cols; i++) {
         const float kept = before[i] ? 0.5f : 0.f;
@@ -149,7 +150,7 @@ static bool check_factored(int64_t rows, int64_t cols, bool half) {
         by_row[i / cols] += kept * kept;
         by_col[i % cols] += kept * kept;
     }
-    for (int64_t part = 1; part < divided_up(rows, FACTORED_ROWS); part++)
+    for (int64_t part = 1; part < parts; part++)
         for (int64_t col = 0; col < cols; col++) col_sums[col] += col_sums[part * cols + col];
     if (row_sums != by_row || !std::equal(by_col.begin(), by_col.end(), col_sums.begin())) return false;
     seft_scaled_squares(&work, BFLOAT16, dtype, 2);

@@ -34,7 +34,7 @@ def test_it_is_the_product_of_the_inputs_with_themselves(level: Level, shape: tu
     inputs, matrix = make(*shape)
     exact = inputs.double()
     size = 0.75 * matrix.double().abs() + 0.5 * exact.abs().T @ exact.abs()
-    bound = size * (2**-20 if level is Level.AVX512 else 2**-18)  # products of torch differ between processors
+    bound = size * (2**-20 if level is Level.AVX512 else 2**-19)  # products of torch differ between processors
     found = add_products(matrix, inputs, 0.75, 0.5)
     assert found.dtype == torch.float32
     assert ((found - (0.75 * matrix.double() + 0.5 * exact.T @ exact)).abs() <= bound).all()
