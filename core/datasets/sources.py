@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 from core.errors import Code, Flaw, ProblemError
 from core.infra import temporary
 from core.infra.storage import Storage
-from seft.models.hub_files import HUB_SECONDS
+from seft.models.hub_files import HUB_SECONDS, describe_failure
 
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)")
 _HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?", re.ASCII)
@@ -147,7 +147,8 @@ def _download(
 
 
 def _unreachable(name: str, error: Exception) -> ProblemError:
-    return ProblemError(Code.HUB_UNREACHABLE, f"Downloading {name} from the hub failed ({error}). Try again later.")
+    message = f"Downloading {name} from the hub failed ({describe_failure(error)}). Try again later."
+    return ProblemError(Code.HUB_UNREACHABLE, message)
 
 
 def _choose_file(name: str, path: str | None, names: Sequence[str]) -> str:

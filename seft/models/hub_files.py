@@ -112,7 +112,7 @@ def _read(response: Response, size: int, deadline: float) -> bytes:
         if len(content) >= size:
             break
         if time.monotonic() > deadline:
-            raise ReadTimeout(f"{response.url} did not arrive within {HUB_SECONDS:.0f} s")
+            raise ReadTimeout(f"the answer did not arrive within {HUB_SECONDS:.0f} s")
     return bytes(content[:size])
 
 
@@ -149,4 +149,12 @@ def hub_errors(reference: str, revision: str | None) -> Iterator[None]:
 
 
 def _unreachable(reference: str, error: Exception) -> SourceError:
-    return SourceError(UNREACHABLE, f"the hub did not answer for {reference}: {error}. Try again later.")
+    return SourceError(UNREACHABLE, f"the hub did not answer for {reference}: {describe_failure(error)}. Try again later.")
+
+
+def describe_failure(error: Exception) -> str:
+    """Return what failed, without the text of the error. The text may contain a signed link to a file."""
+    if isinstance(response := getattr(error, "response", None), Response):
+        return f"{type(error).__name__}, status {response.status_code}"
+    reason = getattr(error, "strerror", None)
+    return f"{type(error).__name__}, {reason}" if reason else type(error).__name__

@@ -29,6 +29,7 @@ from seft.models.hub_files import (
     UNREACHABLE,
     AccessDeniedError,
     describe,
+    describe_failure,
     hub_errors,
     read_part,
 )
@@ -166,9 +167,8 @@ def fetch(source: ModelSource, *, weights: bool = True) -> Path:
     except (HTTPError, OSError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
-        raise SourceError(
-            UNREACHABLE, f"the download of {source.reference} from the hub failed: {error}. Try again later."
-        ) from error
+        message = f"the download of {source.reference} from the hub failed: {describe_failure(error)}. Try again later."
+        raise SourceError(UNREACHABLE, message) from error
 
 
 def _local_path(reference: str) -> Path | None:
