@@ -89,14 +89,15 @@ def change(
 
     A row whose scale is zero does not change, also if its gradient is not finite.
     """
-    if _on_cuda(weight, gradient):
-        from seft.repair import cuda
+    if (on_cuda := _on_cuda(weight, gradient)) or _on_cpu(weight, gradient):
+        if on_cuda:
+            from seft.repair import cuda
 
-        cuda.change(weight, gradient, row_scales, col_scales, number(seed, name))
-        return
-    if _on_cpu(weight, gradient):
-        work = _native(weight, gradient, None, row_scales, col_scales, random=number(seed, name))
-        _call("seft_change", work, weight, gradient)
+            cuda.change(weight, gradient, row_scales, col_scales, number(seed, name))
+        else:
+            work = _native(weight, gradient, None, row_scales, col_scales, random=number(seed, name))
+            _call("seft_change", work, weight, gradient)
+        torch.autograd.graph.increment_version(weight)  # torch does not see what a kernel writes
         return
     for part in _chunks(weight):
         step = gradient[part].to(row_scales.dtype).mul(col_scales).mul_(row_scales[part, None])

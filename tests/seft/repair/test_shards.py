@@ -42,6 +42,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"method": RepairMethod.FIXED_MASK, "norms_and_biases": True},
     ),
     "all": ({"method": PruneMethod.ALPS, "allocation": Allocation.UNIFORM}, {"density": "all"}),
+    "all-by-kernels": ({"method": PruneMethod.MAGNITUDE}, {"density": "all"}),
     "all-recomputed": ({}, {**AT_ONCE, "activation_checkpointing": True}),
     "all-experts": ({}, AT_ONCE),
     "all-gradual": (GRADUAL, AT_ONCE),
@@ -50,12 +51,12 @@ RESUMES = ("seft-2-4", "all")
 
 
 def start(name: str) -> Any:
-    """Return the dense model of a case. In double precision, so rounding decides nothing."""
+    """Return the dense model of a case. In double precision, so rounding decides nothing. Kernels take float32."""
     kind = "mixtral" if name.endswith("experts") else "gpt2" if name.endswith("transposed") else None
     model: Any = ARCHITECTURES[kind].model() if kind else untrained_tiny(blocks=4 if name == "all-gradual" else 2)
     if kind == "mixtral":
         model.set_experts_implementation("eager")
-    return model.double().eval()
+    return model.to(torch.float32 if name.endswith("kernels") else torch.float64).eval()
 
 
 def prune(model: Any, config: PruneConfig, folder: Path) -> dict[str, float]:
