@@ -12,12 +12,17 @@ from core.specs import JobSpec
 from core.states import Phase
 from seft.config import Retain
 
-VMSTAT = Path("/proc/vmstat")
+KILLS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+"""Files that count the kills of the kernel: those in the worker's container, and those on the machine."""
 
 
 def oom_kills() -> int:
-    """Return the number of processes that the kernel has killed for lack of memory since the machine started."""
-    counts = dict(line.split() for line in VMSTAT.read_text().splitlines())
+    """Return the number of processes that the kernel has killed for lack of memory.
+
+    Only processes of the worker's container count. Outside of a container, those of the whole machine count.
+    """
+    file = next(file for file in KILLS if file.exists())
+    counts = dict(line.split() for line in file.read_text().splitlines())
     return int(counts.get("oom_kill", 0))
 
 

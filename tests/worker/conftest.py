@@ -31,7 +31,7 @@ from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Worker
 from local import processes
 from tests import claims
 from tests.claims import UNLIMITED
-from worker import device
+from worker import device, memory
 from worker.attempt import Supervisor
 
 TENANT = "default"
@@ -227,8 +227,8 @@ class Running:
 @pytest.fixture
 def set_oom_kills(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[int], object]:
     """Return a function that sets how many processes the kernel has killed because the memory was full."""
-    counts = tmp_path / "vmstat"
-    monkeypatch.setattr("worker.memory.VMSTAT", counts)
+    counts = tmp_path / "memory.events"
+    monkeypatch.setattr("worker.memory.KILLS", (counts, *memory.KILLS))
     return lambda kills: counts.write_text(f"oom_kill {kills}\n")
 
 

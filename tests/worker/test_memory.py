@@ -61,6 +61,15 @@ def test_after_running_out_of_memory_every_device_gets_one_sequence() -> None:
     assert "repair.sequence_tokens to 256" in memory.advice(spec, Phase.TRAINING, 4)
 
 
+def test_kills_in_other_containers_do_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    container, machine = tmp_path / "memory.events", tmp_path / "vmstat"
+    monkeypatch.setattr("worker.memory.KILLS", (container, machine))
+    machine.write_text("nr_free_pages 9\noom_kill 5\n")
+    assert memory.oom_kills() == 5
+    container.write_text("low 0\nhigh 0\nmax 3\noom 3\noom_kill 2\n")
+    assert memory.oom_kills() == 2
+
+
 @pytest.mark.parametrize("code", ["out_of_memory", "verifier_killed"])
 def test_a_kill_by_the_kernel_of_the_process_that_verifies_is_lack_of_memory(
     backend: Backend, job_id: str, set_oom_kills: Callable[[int], object], code: str
