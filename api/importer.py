@@ -62,7 +62,7 @@ class Importer(Poller):
             if row.state == ImportState.FAILED:  # it was tried too often
                 self._delete_object(row)
             else:
-                with renewed(partial(self._renew, row.id), imports.LEASE.total_seconds() / 4, self.name):
+                with renewed(partial(self._renew, row), imports.LEASE.total_seconds() / 4, self.name):
                     self._process(row)
         finally:
             with self.in_work.lock:
@@ -126,6 +126,6 @@ class Importer(Poller):
         with sources.open_source(services.storage, row.source, services.settings.max_dataset_bytes, token) as file:
             yield file
 
-    def _renew(self, import_id: str) -> None:
+    def _renew(self, row: Import) -> None:
         with self.services.sessions.begin() as session:
-            imports.renew(session, import_id)
+            imports.renew(session, row)

@@ -5,9 +5,10 @@ Then it marks the import as done or failed. If the importer dies, the lease expi
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from core import fair_queueing, ids
@@ -104,8 +105,10 @@ def claim(session: Session, *, busy: Collection[str] = ()) -> Import | None:
     the tenants in `busy` are not claimed. An import without tries left is marked as failed and returned. Other claims
     wait until this transaction ends.
     """
-    lock(session, Lock.IMPORT_CLAIM)
     due = (Import.due_at < func.now(), Import.tenant.not_in(busy))
+    if session.scalar(select(Import.id).where(*due).limit(1)) is None:
+        return None
+    lock(session, Lock.IMPORT_CLAIM)
     waiting = session.scalars(select(Import.tenant).where(*due).distinct()).all()
     leased = (Import.tries > 0, Import.due_at.between(func.now(), func.now() + LEASE))
     working = select(Import.tenant, func.count()).where(*leased)
@@ -135,10 +138,9 @@ def postpone(row: Import) -> None:
     row.outages += 1
 
 
-def renew(session: Session, import_id: str) -> None:
-    """Extend the lease of a claimed import."""
-    claimed = (Import.id == import_id, Import.due_at.is_not(None))
-    session.execute(update(Import).where(*claimed).values(due_at=func.now() + LEASE))
+def renew(session: Session, claimed: Import) -> None:
+    """Extend the lease of a claimed import. Does nothing if another importer has claimed it since."""
+    session.execute(update(Import).where(*_mine(claimed)).values(due_at=func.now() + LEASE))
 
 
 def start_check(row: Import) -> None:
@@ -148,8 +150,12 @@ def start_check(row: Import) -> None:
 
 def lock_claimed(session: Session, claimed: Import) -> Import | None:
     """Lock and return the row of a claimed import. Returns None if another importer has claimed it since."""
-    mine = (Import.id == claimed.id, Import.tries == claimed.tries, Import.due_at.is_not(None))
-    return session.scalars(select(Import).where(*mine).with_for_update()).first()
+    return session.scalars(select(Import).where(*_mine(claimed)).with_for_update()).first()
+
+
+def _mine(claimed: Import) -> tuple[ColumnElement[bool], ...]:
+    """Return conditions for the row of a claimed import that no other importer has claimed since."""
+    return Import.id == claimed.id, Import.tries == claimed.tries, Import.due_at.is_not(None)
 
 
 def is_unfinished(session: Session, import_id: str) -> bool:
@@ -193,9 +199,4 @@ def delete_old(session: Session) -> None:
 
 def _failure(problem: ProblemError) -> Json:
     """Return the problem as JSON, in the format of the import's row."""
-    return {"code": problem.code, "message": problem.message, "errors": [_flaw_json(flaw) for flaw in problem.flaws]}
-
-
-def _flaw_json(flaw: Flaw) -> Json:
-    # Postgres cannot store NUL in JSON.
-    return {name: getattr(flaw, name).replace("\0", "\ufffd") for name in ("param", "rule", "value", "way_out")}
+    return {"code": problem.code, "message": problem.message, "errors": [asdict(flaw) for flaw in problem.flaws]}

@@ -173,6 +173,8 @@ def test_an_importer_that_lost_its_lease_keeps_the_file_for_the_next_one(
         assert imports.claim(session)
     Importer(app.state.services)._process(late)
     let_leases_end(sessions)
+    with sessions.begin() as session:
+        imports.renew(session, late)  # must not renew the lease of the next importer
     assert settled(app, client, upload)["status"] == "done"
 
 
