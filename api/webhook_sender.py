@@ -44,6 +44,8 @@ RESERVED_CALLS = CALLS // 4
 """Number of these that are kept for the first delivery of a tenant."""
 SHOWN_BYTES = 1024
 """Bytes of a response body that are stored in the log of the delivery."""
+ADDRESS_REFUSED = "The host cannot be resolved, or an address of it is neither public nor in SEFT_WEBHOOK_NETWORKS."
+"""One text for all reasons. Else a tenant could learn the names and addresses of the operator's network."""
 
 log = structlog.get_logger(__name__)
 
@@ -126,7 +128,8 @@ async def call(delivery: PendingDelivery, allowed: Sequence[Network], resolver: 
         with anyio.fail_after(CALL_SECONDS):
             return await _post(delivery, allowed, resolver)
     except AddressError as error:
-        return DeliveryResult(None, str(error))
+        log.info("webhook.address_refused", webhook=delivery.webhook_id, reason=str(error))  # for the operator only
+        return DeliveryResult(None, ADDRESS_REFUSED)
     except (TimeoutError, httpx2.TimeoutException):
         return DeliveryResult(None, f"The receiver did not respond in time. A delivery may take {CALL_SECONDS:g} s.")
     except (OSError, httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:

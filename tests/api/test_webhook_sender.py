@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from api import webhook_sender
-from api.webhook_sender import WebhookSender
+from api.webhook_sender import ADDRESS_REFUSED, WebhookSender
 from core import webhooks
 from core.addresses import Network, Resolver, resolve
 from core.jobs import attempts
@@ -278,16 +278,17 @@ def test_a_redirect_is_not_followed(receiver: Receiver, client: TestClient, sess
     assert deliveries(client, hook)[0]["log"][0]["status"] == 307
 
 
-def test_a_name_of_an_internal_address_is_never_called(
-    receiver: Receiver, client: TestClient, sessions: Sessions
+@pytest.mark.parametrize("known", [True, False])
+def test_a_name_of_an_internal_address_is_never_called_and_does_not_differ_from_an_unknown_name(
+    receiver: Receiver, client: TestClient, sessions: Sessions, *, known: bool
 ) -> None:
-    hook = hooked(client, receiver.url)
+    hook = hooked(client, receiver.url if known else "http://unknown.invalid/")
     client.post(f"/webhooks/{hook['id']}/test")
     rounds(sessions, [])
     assert receiver.got == []
     (entry,) = deliveries(client, hook)[0]["log"]
     assert entry["status"] is None
-    assert "127.0.0.1, which is not a public address" in entry["text"]
+    assert entry["text"] == ADDRESS_REFUSED
 
 
 def test_a_name_is_resolved_once_and_the_checked_address_is_called(receiver: Receiver) -> None:
