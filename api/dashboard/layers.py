@@ -1,6 +1,5 @@
 """The table of the pruned linear layers by decoder block, and the history of their zeros, for the page of a job."""
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pydantic import ValidationError
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from core.infra.storage import Storage
 from core.jobs.reports import CHANGES, Evolution
@@ -18,6 +17,8 @@ from seft.config import Allocation
 
 SPARSITY_FILE = "sparsity.json"
 PART_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MAX_BYTES = 32 << 20
+"""Largest `sparsity.json` that is read. A layer needs about 100 bytes."""
 CACHED_CHECKPOINTS = 64
 """Maximum number of checkpoints whose table is cached. A checkpoint never changes, so the cache is always valid."""
 
@@ -62,19 +63,37 @@ class SparsityTable:
 def sparsity_table(storage: Storage, checkpoint: Checkpoint) -> SparsityTable | None:
     """Return the sparsity of each pruned linear layer, read from the checkpoint's `sparsity.json`.
 
-    Returns None if that file lists no layers.
+    Returns None if that file lists no layers, or is malformed. A training process wrote it, so it may contain anything.
     """
     if all(file["name"] != SPARSITY_FILE for file in checkpoint.files):
         return None
     return _read(storage, checkpoint.prefix + SPARSITY_FILE)
 
 
+class _Count(BaseModel):
+    zeros: NonNegativeInt
+    weights: NonNegativeInt
+
+
+class _Sparsity(BaseModel):
+    layers: dict[str, _Count]
+
+
+class _File(BaseModel):
+    """The part of `sparsity.json` that is used here."""
+
+    sparsity: _Sparsity
+
+
 @lru_cache(maxsize=CACHED_CHECKPOINTS)
 def _read(storage: Storage, key: str) -> SparsityTable | None:
     zeros, weights = Counter[LayerPosition](), Counter[LayerPosition]()
-    for name, count in json.loads(storage.read(key))["sparsity"]["layers"].items():
-        zeros[LayerPosition.of(name)] += count["zeros"]
-        weights[LayerPosition.of(name)] += count["weights"]
+    try:
+        for name, count in _File.model_validate_json(storage.read(key, MAX_BYTES)).sparsity.layers.items():
+            zeros[LayerPosition.of(name)] += count.zeros
+            weights[LayerPosition.of(name)] += count.weights
+    except ValueError:
+        return None
     parts: dict[str, dict[int, float]] = defaultdict(dict)
     for position, total in weights.items():
         parts[position.part][position.block] = zeros[position] / max(1, total)

@@ -5,16 +5,18 @@ import json
 from collections.abc import Callable
 
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import func, insert, literal, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from api.dashboard.layers import equally_sparse
+from api.dashboard.layers import SPARSITY_FILE, equally_sparse, sparsity_table
 from api.dashboard.pages.job import POINTS, RUNS
+from core import ids
 from core.jobs import attempts, reports
 from core.jobs.attempts import Attempt
 from core.jobs.reports import CHANGES
 from core.request_fields import EXAMPLE_DATASET
-from core.tables import JobMetric
+from core.tables import Checkpoint, JobMetric
 from tests.api.conftest import Json
 from tests.api.dashboard.conftest import ROOT, Browser, visible
 
@@ -154,3 +156,27 @@ def test_routes_for_programs_refuse_unknown_parameters_and_pages_ignore_them(bro
 def test_only_equally_sparse_layers_have_a_target_of_their_own(changes: Json, expected: bool) -> None:
     spec = {"model": "a/b", "dataset": EXAMPLE_DATASET, "sparsity": 0.6, **changes}
     assert equally_sparse(spec) is expected
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (
+            {"sparsity": {"layers": {"model.layers.1.mlp.up_proj": {"zeros": 3, "weights": 4}}}},
+            {"mlp.up_proj": {1: 0.75}},
+        ),
+        ({"sparsity": {"layers": {"model.layers.1.mlp.up_proj": {"zeros": "many", "weights": 4}}}}, None),
+        ({"sparsity": {"layers": {f"model.layers.{'9' * 5000}.up_proj": {"zeros": 3, "weights": 4}}}}, None),
+        ({"sparsity": {"layers": ["up_proj"]}}, None),
+        ([], None),
+    ],
+)
+def test_the_table_of_layers_is_left_out_if_the_file_of_a_training_process_is_malformed(
+    app: FastAPI, content: object, parts: Json | None
+) -> None:
+    storage = app.state.services.storage
+    prefix = f"jobs/{ids.new('job')}/1/"
+    checkpoint = Checkpoint(prefix=prefix, files=[{"name": SPARSITY_FILE}])
+    storage.put(prefix + SPARSITY_FILE, json.dumps(content).encode())
+    table = sparsity_table(storage, checkpoint)
+    assert (table.parts if table else None) == parts
