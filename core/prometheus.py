@@ -1,8 +1,7 @@
 """Prometheus metrics of the whole service. They are read from the database each time Prometheus asks for them.
 
 They count the jobs of all tenants, so only the operator may read them. They are correct in every process and after
-restarts. No metric has a label for job, tenant or worker, so the
-number of time series is bounded.
+restarts. No metric has a label for job, tenant or worker, so the number of time series is bounded.
 """
 
 from collections.abc import Iterable, Iterator

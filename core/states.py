@@ -67,6 +67,10 @@ class Phase(StrEnum):
     UPLOADING = "uploading"
 
 
+STATUS_EVENT_PREFIX = "job."
+"""Prefix of the types of events that report a change of status. Webhooks get these events."""
+
+
 class Transition(StrEnum):
     """Transition of a job: a change of its status, or a request for one. Each writes an event `job.<transition>`."""
 

@@ -45,7 +45,7 @@ TEST = "webhook.test"
 RETRY_DELAYS = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000)
 """Seconds between two tries. All tries together take about two days."""
 JITTER = (0.9, 0.95, 1.0, 1.05, 1.1)
-"""Minimum and maximum random factor of a retry delay. It spreads the retries of deliveries that failed together."""
+"""Factors of a retry delay. One is chosen at random, so deliveries that failed together are not retried together."""
 GONE = 410
 """HTTP status that a receiver returns to unsubscribe. The webhook is then disabled."""
 RETENTION = timedelta(days=30)

@@ -18,6 +18,7 @@ from seft.errors import (
     SourceError,
     TrainError,
 )
+from seft.models.hub_files import UNREACHABLE
 from worker.protocol import Failed, Message, NoDiskSpace, Stopped, encode
 
 USER_ERRORS = (ConfigError, DataError, EvaluateError, PruneError, RecordError, SourceError, TrainError)
@@ -46,7 +47,7 @@ def errors_sent(send: Callable[[Message], None]) -> Iterator[None]:
     except Cancelled:
         send(Stopped())
     except SeftError as error:
-        user_error = isinstance(error, USER_ERRORS) and error.code != "hub_unreachable"
+        user_error = isinstance(error, USER_ERRORS) and error.code != UNREACHABLE
         send(Failed(user_error=user_error, code=error.code, message=str(error)))
     except MemoryError as error:
         message = f"The machine ran out of memory. {error}"

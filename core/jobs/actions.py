@@ -11,11 +11,9 @@ from sqlalchemy.orm import Session
 
 from core.errors import Code, ProblemError
 from core.jobs import jobs
-from core.jobs.transitions import STATUS_EVENT_PREFIX, hold, record_event, transition
-from core.states import Reason, Status, Transition
+from core.jobs.transitions import PAUSED_MESSAGE, hold, record_event, transition
+from core.states import STATUS_EVENT_PREFIX, Reason, Status, Transition
 from core.tables import Checkpoint, Job
-
-PAUSED_MESSAGE = "The job was paused by POST /jobs/{}/pause. POST /jobs/{}/resume resumes it."
 
 
 def cancel(session: Session, tenant: str, job_id: str) -> Job:
@@ -35,7 +33,7 @@ def pause(session: Session, tenant: str, job_id: str) -> Job:
     job = jobs.get(session, tenant, job_id, change=True)
     _require_not_ended(job, "paused")
     if job.status == Status.QUEUED or (job.reason and "needs" in job.reason):
-        hold(session, job.id, Reason.ASKED, PAUSED_MESSAGE.format(job.id, job.id))
+        hold(session, job.id, Reason.ASKED, PAUSED_MESSAGE.format(job.id))
     elif job.status == Status.RUNNING and not job.pausing:
         transition(session, job.id, Transition.PAUSING, pausing=True)
     return _refreshed(session, job)

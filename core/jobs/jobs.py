@@ -36,7 +36,7 @@ from core.jobs.transitions import hold, record_event
 from core.models import results
 from core.spec_parts import RepairMethod
 from core.specs import SPEC_VERSION, JobSpec
-from core.states import Reason, Status, Transition
+from core.states import STATUS_EVENT_PREFIX, Reason, Status, Transition
 from core.tables import Dataset, IdempotencyKey, Job, JobLabel, Json
 from seft.data.records import Format
 
@@ -98,7 +98,7 @@ def create(
     session.add(job)
     session.add_all(JobLabel(tenant=tenant, pair=pair, job_id=job.id) for pair in _pair_hashes(spec.metadata.items()))
     session.flush()
-    record_event(session, job.id, job.attempt, f"job.{Transition.CREATED}", {})
+    record_event(session, job.id, job.attempt, f"{STATUS_EVENT_PREFIX}{Transition.CREATED}", {})
     if not spec.auto_start:
         hold(session, job.id, Reason.NOT_STARTED, f"auto_start is false. POST /jobs/{job.id}/start starts the job.")
         session.refresh(job)

@@ -16,9 +16,9 @@ from core import fair_queueing, ids
 from core.errors import Code, ProblemError
 from core.fair_queueing import Queue
 from core.infra.database import Lock, lock
-from core.jobs.transitions import STATUS_EVENT_PREFIX, record_event
+from core.jobs.transitions import record_event
 from core.spec_parts import PushSpec
-from core.states import PushState, Status, Transition
+from core.states import STATUS_EVENT_PREFIX, PushState, Status, Transition
 from core.tables import Checkpoint, Job, Json, Push
 from core.webhooks import JITTER, RETRY_DELAYS
 

@@ -12,15 +12,16 @@ from sqlalchemy.orm import Session
 from core.capability import Capability, can_run
 from core.infra.database import Lock, try_lock
 from core.jobs.attempts import Fault
-from core.jobs.transitions import STATUS_EVENT_PREFIX, requeue, transition
-from core.states import Reason, Status, Transition
+from core.jobs.transitions import requeue, transition
+from core.states import STATUS_EVENT_PREFIX, Reason, Status, Transition
 from core.tables import Job, JobEvent
 
 FIRST_WAIT, LONGEST_WAIT = 30.0, 3600.0
-"""Seconds that a job stays paused for lack of space after the second and further pauses of a day. They double.
+"""Seconds that a job stays paused for lack of space, after its second pause of a day, and at most.
 
-A check for space can be wrong: a bucket may accept a small object and not a large one. Without the wait, the job would
-run again and again.
+After the third pause it is 90 seconds, and after each further one twice the time before and 30 seconds. A check for
+space can be wrong: a bucket may accept a small object and not a large one. Without the wait, the job would run again
+and again.
 """
 
 
@@ -105,7 +106,7 @@ def _requeue_or_fail(session: Session, job: Job, max_failures: int) -> bool:
     )
     last_error = (
         select(JobEvent.data["error"]["message"].astext)
-        .where(JobEvent.job_id == job.id, JobEvent.type == f"job.{Transition.RETRIED}")
+        .where(JobEvent.job_id == job.id, JobEvent.type == f"{STATUS_EVENT_PREFIX}{Transition.RETRIED}")
         .order_by(JobEvent.id.desc())
         .limit(1)
     )

@@ -13,12 +13,11 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningInsert
 
 from core import totals, webhooks
-from core.states import TRANSITIONS, Reason, Status, Transition
+from core.states import STATUS_EVENT_PREFIX, TRANSITIONS, Reason, Status, Transition
 from core.tables import Job, JobEvent
 from core.totals import Sum
 
-STATUS_EVENT_PREFIX = "job."
-"""Prefix of the types of events that report a change of status. Webhooks get these events."""
+PAUSED_MESSAGE = "The job was paused by POST /jobs/{0}/pause. POST /jobs/{0}/resume resumes it."
 
 
 def transition(
@@ -63,7 +62,7 @@ def requeue(
     if not transition(session, job_id, change, attempt=attempt, data=data, **values):
         return False
     if session.scalar(select(Job.pausing).where(Job.id == job_id)):
-        hold(session, job_id, Reason.ASKED, "The tenant paused the job.")
+        hold(session, job_id, Reason.ASKED, PAUSED_MESSAGE.format(job_id))
     return True
 
 

@@ -149,7 +149,9 @@ def hub_errors(reference: str, revision: str | None) -> Iterator[None]:
 
 
 def _unreachable(reference: str, error: Exception) -> SourceError:
-    return SourceError(UNREACHABLE, f"the hub did not answer for {reference}: {describe_failure(error)}. Try again later.")
+    return SourceError(
+        UNREACHABLE, f"the hub did not answer for {reference}: {describe_failure(error)}. Try again later."
+    )
 
 
 def describe_failure(error: Exception) -> str:

@@ -46,7 +46,9 @@ class _Trickling(_Redirecting):
     trickles = True
 
 
-@pytest.mark.parametrize(("server", "reason"), [(_Redirecting, "HfHubHTTPError, status 503"), (_Trickling, "ReadTimeout")])
+@pytest.mark.parametrize(
+    ("server", "reason"), [(_Redirecting, "HfHubHTTPError, status 503"), (_Trickling, "ReadTimeout")]
+)
 def test_the_error_of_a_file_says_the_reason_and_not_the_signed_link(
     server: type[BaseHTTPRequestHandler], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
