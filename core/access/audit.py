@@ -1,4 +1,4 @@
-"""The audit log. Every change made over HTTP writes one row, in the same transaction as the change."""
+"""The audit log. Every accepted request for a change writes one row, in the same transaction as the change."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

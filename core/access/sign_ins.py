@@ -20,9 +20,9 @@ IDLE = timedelta(days=1)
 """Time without a request after which a session expires."""
 ROTATION = timedelta(minutes=15)
 GRACE = timedelta(minutes=1)
-"""Time for which the previous token stays valid after it was replaced.
+"""Time for which the previous token stays valid after it was replaced. Requests of the same moment still use it.
 
-Requests sent at the same moment still use it.
+After that time it stays valid until the new one is used. A browser that leaves a page may never receive the new one.
 """
 
 
@@ -54,9 +54,9 @@ def begin(session: Session, secret: str) -> BrowserSession | None:
 def authenticate(session: Session, token: str) -> BrowserSession | None:
     """Return the session with this token. Returns None if the session has ended or expired."""
     now, sha256 = func.now(), digest(token)
-    due = SignIn.rotated_at < now - ROTATION
-    query = select(SignIn, due).where(
-        or_(SignIn.sha256 == sha256, (SignIn.former_sha256 == sha256) & (SignIn.rotated_at > now - GRACE)),
+    due, settled = (SignIn.rotated_at < now - age for age in (ROTATION, GRACE))
+    query = select(SignIn, due, settled).where(
+        or_(SignIn.sha256 == sha256, SignIn.former_sha256 == sha256),
         SignIn.created_at > now - LIFE,
         SignIn.rotated_at > now - IDLE,
     )
@@ -64,8 +64,13 @@ def authenticate(session: Session, token: str) -> BrowserSession | None:
     key = keys.find(session, match[0].key_id) if match else None
     if match is None or key is None:
         return None
-    row, rotate = match
-    return BrowserSession(key, row.csrf, _rotate(session, row, token) if rotate else token)
+    row, is_due, is_settled = match
+    is_former = row.sha256 != sha256
+    if is_settled if is_former else is_due:
+        token = _rotate(session, row, token)
+    elif is_settled and row.former_sha256 and not is_former:
+        row.former_sha256 = None
+    return BrowserSession(key, row.csrf, token)
 
 
 def end(session: Session, token: str) -> None:
@@ -75,15 +80,15 @@ def end(session: Session, token: str) -> None:
 
 
 def _rotate(session: Session, row: SignIn, token: str) -> str:
-    """Replace the token of a session and return the new one.
+    """Replace the token of a session by a new one and return that. `token` becomes the previous token.
 
-    If another request has just replaced it, return the old token, which stays valid for `GRACE`.
+    If another request has just replaced it, return `token`, which stays valid for `GRACE`.
     """
     fresh = secrets.token_urlsafe(32)
     change = (
         update(SignIn)
-        .where(SignIn.id == row.id, SignIn.sha256 == digest(token))
-        .values(sha256=digest(fresh), former_sha256=SignIn.sha256, rotated_at=func.now())
+        .where(SignIn.id == row.id, SignIn.sha256 == row.sha256)
+        .values(sha256=digest(fresh), former_sha256=digest(token), rotated_at=func.now())
         .returning(SignIn.id)
     )
     changed = session.execute(change, execution_options={"synchronize_session": False}).first()

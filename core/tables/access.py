@@ -48,7 +48,7 @@ class SignIn(Base):
     key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"))
     sha256: Mapped[str] = mapped_column(unique=True)
     former_sha256: Mapped[str | None] = mapped_column(index=True)
-    """Hash of the previous token. That token stays valid briefly, for requests that were already sent."""
+    """Hash of the previous token, until the present one was used for some time."""
     csrf: Mapped[str]
     """Token that every form of this browser must contain, as protection against forged requests (CSRF)."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -121,8 +121,21 @@ def test_token_is_rotated_and_the_old_one_stays_valid_for_a_short_time(browser: 
         assert response.status_code == 200
         assert "set-cookie" not in response.headers
     age(sessions, rotated_at=sign_ins.GRACE + timedelta(seconds=1))
+    assert browser.get("/dashboard/", headers={"Cookie": f"{COOKIE}={new}"}).status_code == 200
     assert browser.get("/dashboard/", headers={"Cookie": f"{COOKIE}={old}"}).status_code == 303
     assert browser.get("/dashboard/", headers={"Cookie": f"{COOKIE}={new}"}).status_code == 200
+
+
+def test_browser_that_never_got_the_new_token_gets_another_one(browser: Browser, sessions: Sessions) -> None:
+    old = browser.cookies[COOKIE]
+    age(sessions, rotated_at=sign_ins.ROTATION + timedelta(seconds=1))
+    lost = cookie_of(browser.get("/dashboard/")).value
+    age(sessions, rotated_at=sign_ins.GRACE + timedelta(seconds=1))
+    browser.cookies.clear()
+    new = cookie_of(browser.get("/dashboard/", headers={"Cookie": f"{COOKIE}={old}"})).value
+    browser.cookies.clear()
+    assert browser.get("/dashboard/", headers={"Cookie": f"{COOKIE}={new}"}).status_code == 200
+    assert browser.get("/dashboard/", headers={"Cookie": f"{COOKIE}={lost}"}).status_code == 303
 
 
 @pytest.mark.parametrize("column", ["rotated_at", "created_at"])
