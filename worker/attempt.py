@@ -191,6 +191,8 @@ class Supervisor:
         self.lifecycle.move(State.TRAINING)
 
     def _handle_line(self, line: bytes) -> None:
+        assert self.process is not None
+        self.process.handled(line)
         try:
             message = decode(line)
         except ValueError as error:
@@ -206,7 +208,6 @@ class Supervisor:
             case Refused():
                 self._restart_training("state.refused", message.message)
             case Storing():
-                assert self.process is not None
                 serve = partial(self.files.formats.serve, self.process.connection, self.watchdog.touch)
                 self.transfers.submit(serve, lambda _: None)
             case Finished():

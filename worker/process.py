@@ -18,6 +18,8 @@ from typing import BinaryIO
 from worker import environment
 from worker.protocol import MAX_MESSAGE_BYTES
 
+MAX_WAITING_BYTES = 64 << 20
+"""Bytes of lines that wait to be handled before no further line is read. The process then waits when it writes."""
 LOG_BYTES = 8000
 """Bytes of the newest output of the process that are kept in memory."""
 LOG_SECONDS = 5.0
@@ -28,7 +30,7 @@ class Process:
     """A running process group.
 
     Another thread calls `on_line` with each line that the process writes to its pipe. At the end, it calls `on_exit`
-    once.
+    once. Call `handled` for each line, so that a process that writes too fast cannot fill the worker's memory.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Process:
     ) -> None:
         self._on_line, self._on_exit = on_line, on_exit
         self._reaping = threading.Lock()
+        self._waiting_bytes, self._killed, self._changed = 0, False, threading.Condition()
         self._tail = b""
         messages, child_end = os.pipe()
         self._requests, requests_end = socket.socketpair()
@@ -79,7 +82,16 @@ class Process:
     def kill(self) -> None:
         """Kill the whole process group. Wait until its first process has ended. Idempotent."""
         self._signal(lambda pid: os.killpg(pid, signal.SIGKILL))
+        with self._changed:
+            self._killed = True
+            self._changed.notify()
         self._listener.join()
+
+    def handled(self, line: bytes) -> None:
+        """Tell that a line of `on_line` does not wait any more."""
+        with self._changed:
+            self._waiting_bytes -= len(line)
+            self._changed.notify()
 
     def _signal(self, send: Callable[[int], None]) -> None:
         # Until the process is reaped, its id cannot belong to another process.
@@ -90,6 +102,9 @@ class Process:
     def _listen(self, messages: BinaryIO) -> None:
         with messages:
             while line := messages.readline(MAX_MESSAGE_BYTES):
+                with self._changed:
+                    self._changed.wait_for(lambda: self._waiting_bytes < MAX_WAITING_BYTES or self._killed)
+                    self._waiting_bytes += len(line)
                 self._on_line(line)
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         # Processes that it started must not outlive it, and they keep its output open.
