@@ -92,7 +92,8 @@ def pruning_operations(spec: JobSpec, model: Dimensions) -> dict[str, float]:
     prune = spec.prune
     config, length = spec.prune_config(), prune.calibration.tokens
     tokens = _calibration_tokens(spec) if config.text_users else 0
-    passes = 3 if spec.allocation is Allocation.OWL else 2
+    # Each walk through the blocks runs them twice, and the last one once. Owl walks through them before pruning too.
+    passes = (2 if spec.allocation is Allocation.OWL else 1) * (2 - 1 / len(model.blocks))
     # Blocks run forward twice, and backward once to the inputs. That the head runs only once is ignored.
     gradients = 3 * _forward(model, config.curvature_windows * length, length)
     operations = {"passes": passes * _run_blocks(model, tokens, length) + gradients}

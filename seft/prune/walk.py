@@ -54,7 +54,7 @@ class Walk:
                     for window, state in zip(calls, hidden, strict=True)
                 ]
                 visit(number, runs)
-                hidden = [run() for run in runs]
+                hidden = [run() for run in runs] if number + 1 < len(self._blocks) else []
             self._done += 1
 
     def backward(self, windows: Windows, handlers: Sequence[Mapping[Target, Handler]]) -> None:

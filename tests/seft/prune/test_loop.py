@@ -221,6 +221,22 @@ def test_an_expert_that_no_token_reached_is_compared_within_rows_if_the_others_a
         assert set((target.weight == 0).sum(1).tolist()) == {target.weight.shape[1] // 2}
 
 
+def test_every_block_runs_twice_per_window_and_the_last_one_once() -> None:
+    model: Any = untrained_tiny(blocks=3)
+    runs = [0, 0, 0]
+
+    def count(number: int) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            runs[number] += 1
+
+        return hook
+
+    for number, block in enumerate(model.model.layers):
+        block.mlp.register_forward_hook(count(number))
+    prune_model(model, WINDOWS, PruneConfig(0.5, PruneMethod.WANDA))
+    assert runs == [2 * len(WINDOWS) + 1, 2 * len(WINDOWS), len(WINDOWS)], "the first block shows how blocks answer"
+
+
 def test_blocks_go_to_the_device_one_at_a_time_and_come_back() -> None:
     model = untrained_tiny()
     moves: list[tuple[int, str]] = []
