@@ -41,7 +41,8 @@ def find_task(task: str, folder: Path | None = None) -> Any:
 def run_task(model: Any, tokenizer: Any, task: str, tasks: Any) -> Scores:
     """Return the metrics of the task with this name. `tasks` is the result of `find_task`.
 
-    Raises EvaluateError if the task's data is unavailable.
+    If the task is a group or a tag, each metric of another task has the name of that task before it. Raises
+    EvaluateError if the task's data is unavailable.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -60,4 +61,9 @@ def run_task(model: Any, tokenizer: Any, task: str, tasks: Any) -> Scores:
         )
         raise EvaluateError(f"{task} failed: {type(error).__name__}: {error}. {way_out}") from error
     assert results is not None
-    return {metric: value for metric, value in results["results"][task].items() if isinstance(value, float)}
+    return {
+        metric if name == task else f"{name} {metric}": value
+        for name, metrics in results["results"].items()
+        for metric, value in metrics.items()
+        if isinstance(value, float)
+    }

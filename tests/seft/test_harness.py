@@ -53,6 +53,13 @@ def test_it_agrees_with_the_accuracies_of_this_library(folder: Path) -> None:
     assert metrics["acc_norm,none"] == pytest.approx(ours.accuracy_per_byte)
 
 
+def test_the_metrics_of_a_tag_name_its_tasks(folder: Path) -> None:
+    task = folder / "our_own.yaml"
+    task.write_text(f"{task.read_text()}tag: our_tag\n")
+    metrics = run_task(untrained_tiny(), tiny_tokenizer(), "our_tag", find_task("our_tag", folder))
+    assert {"our_own acc,none", "our_own acc_norm,none"} <= metrics.keys()
+
+
 def test_the_command_line_runs_it(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", tiny_folder, "--task", "our_own", "--task-folder", folder, "--json"]
     assert main([str(argument) for argument in command]) == 0
