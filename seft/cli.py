@@ -205,6 +205,10 @@ def _context(reference: str, revision: str | None) -> int | None:
 
 
 def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
+    if options.task_folder and not options.task:
+        raise UsageError("--task-folder needs --task. See seft evaluate --help.")
+    if not options.data and (options.tokens is not None or options.windows != EvaluateConfig().windows):
+        raise UsageError("--tokens and --windows need --data. See seft evaluate --help.")
     config = read_settings(options, EvaluateConfig) if options.data else None
     report(LOADING)
     from seft import verbs

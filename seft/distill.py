@@ -62,7 +62,9 @@ class Distillation:
 def require_same_shape(model: Any, teacher: Any) -> None:
     """Raise ConfigError if the teacher cannot be the dense model from which `model` was made."""
     settings = ("vocab_size", "hidden_size", "num_hidden_layers")
-    own, other = ({name: getattr(each.config, name, None) for name in settings} for each in (model, teacher))
+    own, other = (
+        {name: getattr(each.config.get_text_config(), name, None) for name in settings} for each in (model, teacher)
+    )
     require_teacher_fit(own, other)
 
 

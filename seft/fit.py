@@ -86,7 +86,7 @@ def _require_repair_fit(model: Dimensions, config: RepairConfig) -> None:
         base_rank(shapes, config)
     if config.method is RepairMethod.LORA_REPRUNE:
         require_separate_experts(config, "those of this model" if model.stacked else None)
-    if config.method not in SIZES and not config.trains_all:
+    if config.method not in SIZES and (config.swap_tokens or not config.trains_all):
         require_positions(max(shapes, key=math.prod))
     if config.norms_and_biases:
         require_vectors(model.vectors)

@@ -228,7 +228,10 @@ class PruneConfig:
         return f"{' with '.join([str(how), *filter(None, [' and '.join(more)])])} ({self.pattern})"
 
     def _require_gradual_settings(self) -> None:
-        """Raise ConfigError if a setting has no effect because no pruning method runs."""
+        """Raise ConfigError if a setting has no effect because no pruning method runs, or if no zero is set."""
+        if not self.sparsity:
+            way_out = "Raise it, or use the schedule one_shot, with which a pruned model keeps its zeros."
+            raise ConfigError("sparsity", "must be above 0 with the schedule gradual", self.sparsity, way_out)
         for field, value, only in (
             ("method", self.method, DEFAULT_PRUNER),
             ("refine", self.refine, Refinement.NONE),

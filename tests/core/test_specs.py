@@ -105,6 +105,7 @@ GRADUAL: dict[str, Any] = {"prune": {"schedule": "gradual"}, "repair": {"density
         (GRADUAL | {"prune": {"schedule": "gradual", "method": "wanda"}}, "prune.method", "wanda"),
         (GRADUAL | {"prune": {"schedule": "gradual", "refine": "dsnot"}}, "prune.refine", "dsnot"),
         (GRADUAL | {"prune": {"schedule": "gradual", "reconstruct_epochs": 1}}, "prune.reconstruct_epochs", 1),
+        (GRADUAL | {"sparsity": 0}, "sparsity", 0.0),
         (GRADUAL | {"prune": {"schedule": "gradual", "rise": 0.0001}}, "prune.rise", 0.0001),
         (GRADUAL | {"prune": {"schedule": "gradual", "rise": 0}}, "prune.rise", 0.0),
         (GRADUAL | {"prune": {"schedule": "gradual", "rise": 1e-310}}, "prune.rise", 1e-310),

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from seft import distill, loss
 from seft.config import RepairConfig
 from seft.data.packing import Packed, Predictions
-from seft.distill import Distillation
+from seft.distill import Distillation, require_same_shape
 from seft.errors import ConfigError, StateError
 from seft.loss import top_divergence
 from seft.models.targets import decoder_blocks, target_linears
@@ -177,6 +178,16 @@ def test_distillation_moves_the_predictions_towards_the_teacher() -> None:
     before = distance()
     Repair(model, TOKENS, config, teacher=teacher).run()
     assert distance() < 0.9 * before
+
+
+def test_the_sizes_of_a_teacher_are_those_of_its_text_model() -> None:
+    def model(hidden: int) -> Any:
+        text = SimpleNamespace(vocab_size=9, hidden_size=hidden, num_hidden_layers=2)
+        return SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))
+
+    require_same_shape(model(8), model(8))
+    with pytest.raises(ConfigError, match="must have the hidden_size of the pruned model, 8; it has '16'"):
+        require_same_shape(model(8), model(16))
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,7 @@ CASES: dict[str, tuple[Dimensions, Settings, str | None]] = {
     "positions as published": (HUGE, repair(SEFT, variant=Variant.PUBLISHED), "model must have at most"),
     "positions of a fixed mask": (HUGE, repair(RepairMethod.FIXED_MASK), "model must have at most"),
     "positions of masked_full": (HUGE, repair(RepairMethod.MASKED_FULL), "model must have at most"),
+    "positions of swaps": (HUGE, repair(SEFT, swap_tokens=1 << 20), "model must have at most"),
     "no positions": (HUGE, repair(SEFT), None),
 }
 

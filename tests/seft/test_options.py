@@ -20,6 +20,7 @@ from seft.config import (
     RepairMethod,
     Retain,
 )
+from seft.report import silent
 
 COMMANDS: dict[type[Any], list[str]] = {
     PruneConfig: ["prune", "model", "--out", "out"],
@@ -160,3 +161,17 @@ def test_an_unknown_argument_names_a_similar_option_and_the_command(
     with pytest.raises(UsageError) as caught:
         make_parser("seft").parse_args([*COMMANDS[command], *unknown])
     assert str(caught.value) == f"unrecognized arguments: {message}"
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        (["--data", "text.jsonl", "--task-folder", "tasks"], "--task-folder needs --task"),
+        (["--choices", "questions.jsonl", "--tokens", "64"], "--tokens and --windows need --data"),
+        (["--task", "arc_easy", "--windows", "3"], "--tokens and --windows need --data"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_rejected(options: list[str], needed: str) -> None:
+    parsed = make_parser("seft").parse_args(["evaluate", "model", *options])
+    with pytest.raises(UsageError, match=needed):
+        parsed.run(parsed, silent)
