@@ -365,7 +365,7 @@ def main() -> None:
     If a check fails, stop and write that failure as the last line of stderr.
     """
     if message := message_of(*sys.argv[1:]):
-        sys.exit(message)
+        sys.exit(" ".join(message.split()))  # errors of transformers have several lines
 
 
 if __name__ == "__main__":

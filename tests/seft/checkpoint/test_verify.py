@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import seft
 from seft.checkpoint import verify as verification
 from seft.checkpoint.facts import MANIFEST, canonical_json, manifest
-from seft.checkpoint.verify import PACKAGE_ROOT, check, verify
+from seft.checkpoint.verify import PACKAGE_ROOT, check, main, verify
 from seft.errors import VerifierKilledError, VerifyError
 from tests.seft.checkpoint.test_export import export_half_sparse
 from tests.waiting import alive, wait_for
@@ -70,6 +70,12 @@ def test_an_intact_folder_passes_in_a_separate_process(exported: Path) -> None:
 
 def test_the_separate_process_imports_this_package() -> None:
     assert (PACKAGE_ROOT / "seft" / "__init__.py").samefile(seft.__file__)
+
+
+def test_an_error_of_several_lines_is_reported_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seft.checkpoint.verify.message_of", lambda *_: "some weights\n  are missing:\n\tup_proj")
+    with pytest.raises(SystemExit, match=r"^some weights are missing: up_proj$"):
+        main()
 
 
 @pytest.mark.usefixtures("new_process")
