@@ -20,7 +20,7 @@ from seft.prune.statistics import damped
 
 FIRST_PENALTY, GROWTH = 0.15, 1.5
 CHECK_EVERY, MOST_ITERATIONS = 4, 300
-"""After so many iterations the support is compared with the one before, and the penalty grows."""
+"""Iterations between two checks of the support, after which the penalty grows, and the largest number of iterations."""
 SETTLED = 0.02
 """The iterations stop if less than this fraction of the support changed."""
 SOLVER_STEPS = 3
@@ -49,7 +49,7 @@ def find_support(weight: Weight, hessian: Hessian, rule: Rule, dtype: torch.dtyp
     """
     nonzero, penalty = as_float(weight != 0), FIRST_PENALTY
     matrix = minimiser(hessian, penalty, dtype)
-    support = as_float(~rule.choose(weight.abs())) * nonzero
+    support = as_float(~rule.choose(weight.abs()))
     sparse, dual = weight * support, torch.zeros_like(weight)
     for iteration in range(1, MOST_ITERATIONS + 1):
         candidate = add_minimum(dual, weight, sparse - dual, matrix).mul_(nonzero)
