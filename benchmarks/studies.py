@@ -179,7 +179,13 @@ def schedules() -> Study:
     """Return the default with other learning rates, other schedules of the rate, and a warm-up."""
     config = _default()
     return {
-        **{f"rate {rate:g}": Cell(CURVATURE, _default(rate=rate)) for rate in (5e-4, 1e-3, 2e-3)},
+        **{f"rate {rate:g}": Cell(CURVATURE, _default(rate=rate)) for rate in (2.5e-4, 5e-4, 1e-3, 2e-3)},
+        **{f"rate 0.0005, seed {seed}": Cell(CURVATURE, replace(_default(rate=5e-4), seed=seed)) for seed in (1, 2)},
+        **{
+            f"{name}, rate {rate:g}": Cell(prune, _default(rate=rate))
+            for name, prune in (("70%", replace(CURVATURE, sparsity=0.7)), ("2:4", _pairs(ADMM)))
+            for rate in (2.5e-4, 5e-4)
+        },
         **{
             f"{schedule}, rate {rate:g}": Cell(CURVATURE, replace(_default(rate=rate), schedule=schedule))
             for schedule, rate in (
@@ -282,6 +288,7 @@ def thousand() -> Study:
     return {
         "ceiling": Cell(None, ceiling, text="gsm8k"),
         "default": Cell(CURVATURE, default, text="gsm8k"),
+        "default, rate 0.0005": Cell(CURVATURE, _default(steps=1000, rate=5e-4), text="gsm8k"),
         "uniform": Cell(ADMM, default, text="gsm8k"),
         "uniform, nothing retained": Cell(ADMM, replace(default, retain=Retain.NONE), text="gsm8k"),
         "wanda": Cell(WANDA, text="gsm8k"),
