@@ -16,7 +16,19 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from seft.report import Evolved, Found, Judged, Phase, Progress, Reconstructed, Report, Reporter, Step, Unseen, about
+from seft.report import (
+    Evaluated,
+    Evolved,
+    Phase,
+    Progress,
+    Reconstructed,
+    Report,
+    Reporter,
+    Step,
+    Unseen,
+    ZerosFound,
+    about,
+)
 
 if TYPE_CHECKING:
     from seft.checkpoint.counts import Count, Sparsity
@@ -63,7 +75,7 @@ class BarReporter:
                 self._bars.update(self._tasks[phase], completed=done, count=_count(report), note=note)
             case Step() | Evolved():
                 self._note = describe(report)
-            case Found() | Unseen() | Reconstructed() | Judged():
+            case ZerosFound() | Unseen() | Reconstructed() | Evaluated():
                 self._bars.console.print(describe(report), highlight=False)
             case _:
                 assert_never(report)
@@ -96,7 +108,7 @@ class LineReporter:
                 self._note = describe(report)
             case Evolved():
                 self._write(f"step {report.step}", describe(report))
-            case Found() | Unseen() | Reconstructed() | Judged():
+            case ZerosFound() | Unseen() | Reconstructed() | Evaluated():
                 self._write(describe(report))
             case _:
                 assert_never(report)
@@ -121,10 +133,10 @@ def _count(progress: Progress) -> str:
     return f"{progress.done}/{progress.total}"
 
 
-def describe(report: Found | Unseen | Reconstructed | Step | Evolved | Judged) -> str:
+def describe(report: ZerosFound | Unseen | Reconstructed | Step | Evolved | Evaluated) -> str:
     """Return a report as one short line."""
     match report:
-        case Found():
+        case ZerosFound():
             of_one = f"from {report.lowest:.1%} to {report.highest:.1%} of one"
             counted = f"found {report.sparsity:.2%} zeros in the {report.linears} linear layers, {of_one}"
             dense = f", {report.dense} layers without zeros" if report.dense else ""
@@ -140,7 +152,7 @@ def describe(report: Found | Unseen | Reconstructed | Step | Evolved | Judged) -
             undone = "; undone, because it made the held-out loss worse" if report.undone else ""
             counts = f"{report.grown:,} grown, {report.reactivated:,} of them from zero; {report.pruned:,} pruned"
             return f"{counts}; {report.sparsity:.2%} zeros{undone}"
-        case Judged():
+        case Evaluated():
             return f"step {report.step}: held-out loss {report.held_out_loss:.4f}"
         case _:
             assert_never(report)

@@ -32,7 +32,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ZerosFound:
     """The zeros of a model that another tool pruned.
 
     `sparsity` is the fraction of zeros in all linears that are pruned; `lowest` and `highest` are those of one linear.
@@ -79,7 +79,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Evaluated:
     """Mean loss on held-out text after a step, in nats per token."""
 
     step: int
@@ -124,7 +124,7 @@ class Evolved:
         return cls(step, **sums, sparsity=sparsity, undone=undone, layers=layers)
 
 
-Report = Progress | Found | Unseen | Reconstructed | Step | Evolved | Judged
+Report = Progress | ZerosFound | Unseen | Reconstructed | Step | Evolved | Evaluated
 Reporter = Callable[[Report], None]
 
 

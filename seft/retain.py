@@ -71,11 +71,11 @@ def start_tokens(tokenizer: Any) -> list[int]:
 
 @torch.no_grad()
 def write_windows(model: Any, start: Sequence[int], config: RepairConfig, report: Reporter = silent) -> Packed:
-    """Return windows that the model writes after the tokens `start`, about `retain_tokens` tokens in all.
+    """Return `config.retained_windows` windows of `sequence_tokens` tokens. The model writes them after `start`.
 
-    The model reads no text. `start` is not trained on. Reports the first part of the phase WRITING; `with_predictions`
-    reports the last. The text follows from the seed and the model, on devices of one kind. Raises ConfigError if
-    `start` is too long.
+    `start` is a list of tokens, which are not trained on. The model reads no text. Reports the first part of the phase
+    WRITING; `with_predictions` reports the last. The text follows from the seed and the model, on devices of one kind.
+    Raises ConfigError if `start` is too long.
     """
     length = config.sequence_tokens
     if len(start) > LONGEST_START * length:

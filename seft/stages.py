@@ -28,7 +28,7 @@ from seft.errors import ConfigError, DataError
 from seft.evaluate import mean_loss
 from seft.models.gguf_tokenizer import tokenizer_rules
 from seft.models.load import Loaded
-from seft.prune.detect_zeros import LEAST, find_zeros, found_config
+from seft.prune.detect_zeros import MIN_SPARSITY, config_of_zeros, find_zeros
 from seft.prune.loop import prune_model
 from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair, RepairResult
@@ -147,10 +147,10 @@ def start_repair(
     """
     teacher = load_teacher() if config.distills else None
     kept, measured = split_retained(retained) if retained else (None, None)
-    judge = None
+    loss = None
     if config.evaluate_interval and held_out is not None:
-        judge = partial(_held_out_loss, loaded.model, held_out, measured, config.retain_share, alive)
-    return Repair(loaded.model, training, config, pruned=pruned, teacher=teacher, retained=kept, judge=judge)
+        loss = partial(_held_out_loss, loaded.model, held_out, measured, config.retain_share, alive)
+    return Repair(loaded.model, training, config, pruned=pruned, teacher=teacher, retained=kept, held_out_loss=loss)
 
 
 def _held_out_loss(model: Any, held_out: Packed, retained: Packed | None, share: float, alive: Reporter) -> float:
@@ -178,7 +178,7 @@ def pruned_facts(
         report(found)
     return Facts(
         base=base,
-        prune=found_config(config, found) if found else config,
+        prune=config_of_zeros(config, found) if found else config,
         zeros_found=found is not None,
         repair=None,
         scores={},
@@ -194,7 +194,9 @@ def require_zeros(config: PruneConfig, facts: Facts) -> None:
     """Raise ConfigError if `config` keeps the zeros of a model that has none. `facts` is from `pruned_facts`."""
     if config.keeps_zeros and not facts.zeros_found:
         way_out = "Ask for a sparsity above 0, or use a pruned model."
-        raise ConfigError("sparsity", f"must be above 0 for a model with less than {LEAST:.0%} zeros", 0.0, way_out)
+        raise ConfigError(
+            "sparsity", f"must be above 0 for a model with less than {MIN_SPARSITY:.0%} zeros", 0.0, way_out
+        )
 
 
 def repaired_facts(

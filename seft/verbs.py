@@ -36,7 +36,7 @@ from seft.models.shapes import shapes
 from seft.models.source import ModelSource, find
 from seft.multiple_choice import Accuracy, accuracy, read_questions
 from seft.objective import require_teacher
-from seft.prune.detect_zeros import LEAST
+from seft.prune.detect_zeros import MIN_SPARSITY
 from seft.repair.best import require_held_out
 from seft.report import Phase, Progress, Reporter, silent
 from seft.texts import (
@@ -303,7 +303,9 @@ def _found_facts(loaded: Loaded, config: RepairConfig, folder: Path, place: Plac
     facts = stages.pruned_facts(loaded, kept, None, report, base=base(), machine=place.machine)
     if not facts.zeros_found:
         way_out = "Use seft prune before, or seft compress, which does both."
-        raise ConfigError("folder", f"must have at least {LEAST:.0%} zeros in its linear layers", str(folder), way_out)
+        raise ConfigError(
+            "folder", f"must have at least {MIN_SPARSITY:.0%} zeros in its linear layers", str(folder), way_out
+        )
     return facts
 
 

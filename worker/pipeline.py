@@ -33,7 +33,7 @@ from seft.models.source import ModelSource
 from seft.repair import Repair, RepairResult
 from seft.repair.shards import Shards
 from seft.repair.state import outdated
-from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
+from seft.report import Evaluated, Evolved, Progress, Report, Reporter, Step
 from seft.retain import load_retained, save_retained, split_retained
 from worker import disk_space
 from worker.conditions import read_conditions, write_conditions
@@ -257,7 +257,7 @@ class Pipeline:
             if now.stop:
                 raise Cancelled
 
-    def _send_step(self, reports: Sequence[Step | Evolved | Judged]) -> None:
+    def _send_step(self, reports: Sequence[Step | Evolved | Evaluated]) -> None:
         """Send the measurements of one step to the worker.
 
         All metrics of the step are one message. A topology event is a message of its own.

@@ -17,7 +17,7 @@ from seft.models.model_files import weight_files
 from seft.models.safetensors_header import BITS, Tensor
 from seft.models.shapes import file_header
 from seft.models.source import COMPACT, ModelSource, find, folder_sizes, read_small
-from seft.models.tensors import HEAD, TIED, expert_count, is_pruned, place_in_blocks
+from seft.models.tensors import HEAD, TIED, expert_count, is_pruned, place_in_blocks, text_config
 
 CHUNK = 1 << 22
 """Values that are counted at a time, so that memory use does not depend on the size of a tensor."""
@@ -63,8 +63,7 @@ def count_zeros(folder: Path, config: Mapping[str, Any]) -> Sparsity:
 
     Raises SourceError if the files have no blocks with linear layers, or a dtype whose zeros cannot be counted.
     """
-    inner = config.get("text_config")
-    values = {**config, **inner} if isinstance(inner, dict) else config
+    values = text_config(config)
     experts = expert_count(config)
     counted = [
         _count(file, name, tensor, experts)

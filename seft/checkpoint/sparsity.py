@@ -1,7 +1,6 @@
 """Counts the zeros of a model: per target (a linear layer that is pruned), over all targets, and over the model.
 
-The published count comes from the written files, which are read tensor by tensor. Counting a model in memory is for
-progress and tests. Nothing is estimated.
+The published count comes from the written files, which are read tensor by tensor. Nothing is estimated.
 """
 
 from collections.abc import Iterable, Iterator

@@ -64,9 +64,9 @@ class Retain(StrEnum):
     DATASET = "dataset"
 
 
-SOME = 0.005
+DEFAULT_DENSITY = 0.005
 """Density of the methods that do not train all nonzeros, if it is not given."""
-TOKENS = 1 << 23
+DEFAULT_TRAINING_TOKENS = 1 << 23
 """Number of tokens that training reads if the number of steps is not given."""
 
 
@@ -77,7 +77,7 @@ def default_batch(sequence_tokens: int) -> int:
 
 def default_steps(batch_tokens: int) -> int:
     """Return the number of steps that read about 8 million tokens, from 1 to 1,000,000."""
-    return min(max(1, TOKENS // max(1, batch_tokens)), 1_000_000)
+    return min(max(1, DEFAULT_TRAINING_TOKENS // max(1, batch_tokens)), 1_000_000)
 
 
 def trains_all(density: float | str, method: str, variant: str) -> bool:
@@ -108,8 +108,8 @@ ALL_RATE = 1e-3
 PUBLISHED_RATE = 3e-3
 """The same for `seft` as published. It trains the positions with the largest gradients, with steps of full size."""
 
-RATED_WIDTH = 576
-"""Largest hidden size for which these rates hold. They were measured with SmolLM2-135M."""
+RATED_WIDTH, RATED_DENSITY = 576, 0.005
+"""Largest hidden size and density for which these rates hold. They were measured with SmolLM2-135M."""
 LOW_RANK = {RepairMethod.MASKED_LORA, RepairMethod.LORA_REPRUNE, RepairMethod.SPP}
 """Methods that train no single weights. Their rates do not depend on the width."""
 
@@ -284,7 +284,7 @@ class RepairConfig:
         """Density as a number: 1.0 if all nonzeros are trained."""
         if self.trains_all:
             return 1.0
-        return SOME if isinstance(self.density, str) else self.density
+        return DEFAULT_DENSITY if isinstance(self.density, str) else self.density
 
     def peak_rate(self, width: int = RATED_WIDTH) -> float:
         """Return the peak rate in a model with this hidden size: the configured one, or for "auto" that of the method.
@@ -300,7 +300,7 @@ class RepairConfig:
         if self.trains_all:
             return ALL_RATE * narrower
         rate = PUBLISHED_RATE if self.variant is Variant.PUBLISHED else RATES[self.method]
-        denser = 1.0 if self.method in UNSCALED else min(1.0, math.sqrt(0.005 / self.trained_fraction))
+        denser = 1.0 if self.method in UNSCALED else min(1.0, math.sqrt(RATED_DENSITY / self.trained_fraction))
         return rate * denser * narrower
 
     @property

@@ -99,7 +99,7 @@ class Packed:
 
     @classmethod
     def of(cls, windows: "Packed | Int[Tensor, 'windows length']") -> "Packed":
-        """Return packed windows unchanged. Pass a tensor of tokens to `plain`."""
+        """Return packed windows unchanged, and a tensor of tokens as `plain` does."""
         return cls.plain(windows) if isinstance(windows, Tensor) else windows
 
     @classmethod

@@ -3,6 +3,7 @@
 They determine memory and time, and which settings fit the model (`seft.fit`).
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,11 +11,10 @@ from typing import Any
 
 from seft.errors import SourceError
 from seft.models.hub_files import REFUSED
-from seft.models.limits import values
 from seft.models.model_files import BLOCK_COUNTS, VOCABULARY_SIZE, require_counts
 from seft.models.shapes import Shapes
 from seft.models.source import Kind, ModelSource
-from seft.models.tensors import EXPERT_COUNTS, HEAD, TIED, is_pruned, place_in_blocks
+from seft.models.tensors import EXPERT_COUNTS, HEAD, TIED, is_pruned, place_in_blocks, text_config
 
 HEAD_BIASES = frozenset({"lm_head.bias", "embed_out.bias", "output.bias"})
 CONTEXTS = (
@@ -128,7 +128,7 @@ def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
     Raises SourceError if these are not the tensors of a decoder model.
     """
     config = _Config(source)
-    sizes = {name: values(shape) for name, shape in shapes.items() if _is_parameter(name, shape)}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items() if _is_parameter(name, shape)}
     if config.tied:
         sizes.pop(HEAD, None)
     blocks, block_names, numbered = _blocks(shapes, config)
@@ -137,9 +137,9 @@ def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
     if not blocks or not embeddings:
         message = f"a model must have an embedding and blocks with linear layers; {source.reference!r} has not."
         raise SourceError(REFUSED, f"{message} Give a decoder-only language model.")
-    config.require_at_most(numbered, *BLOCK_COUNTS)
-    config.require_at_most(max(rows for rows, _ in embeddings), VOCABULARY_SIZE)
-    vocabulary, hidden = max(embeddings, key=values)
+    most = dict.fromkeys(BLOCK_COUNTS, numbered) | {VOCABULARY_SIZE: max(rows for rows, _ in embeddings)}
+    require_counts(source.reference, config.values, most)
+    vocabulary, hidden = max(embeddings, key=math.prod)
     return Dimensions(
         architecture=config.architecture,
         context=config.context,
@@ -171,19 +171,18 @@ class _Config:
     """
 
     def __init__(self, source: ModelSource) -> None:
-        config, self._reference = source.config, source.reference
+        config = source.config
         if source.kind is Kind.GGUF:
             self.architecture = str(config["general.architecture"])
-            self._values: Mapping[str, Any] = {
+            self.values: Mapping[str, Any] = {
                 key.removeprefix(f"{self.architecture}."): value for key, value in config.items()
             }
         else:
             # The name that GGUF files use too. The class, such as LlamaForCausalLM, is named in few of them.
             self.architecture = str(config.get("model_type") or config["architectures"][0])
-            inner = config.get("text_config")
-            self._values = {**config, **inner} if isinstance(inner, dict) else config
-        self.tied = self._values.get(TIED) is True
-        self._type = str(self._values.get("model_type"))
+            self.values = text_config(config)
+        self.tied = self.values.get(TIED) is True
+        self._type = str(self.values.get("model_type"))
         self.transposed, self.stacks_transposed = (
             self._type in types for types in (STORED_TRANSPOSED, STACKS_TRANSPOSED)
         )
@@ -203,7 +202,7 @@ class _Config:
         None if the config does not say it.
         """
         stated = self.number(*CONTEXTS)
-        scaling = self._values.get("rope_parameters") or self._values.get("rope_scaling")
+        scaling = self.values.get("rope_parameters") or self.values.get("rope_scaling")
         if stated is None or not isinstance(scaling, dict) or self._type in ALREADY_EXTENDED:
             return stated
         kind, factor = str(scaling.get("rope_type", scaling.get("type"))), scaling.get("factor")
@@ -219,20 +218,13 @@ class _Config:
         Raises SourceError if it is larger than `MAX_NUMBER`.
         """
         for name in names:
-            value = self._values.get(name)
+            value = self.values.get(name)
             if type(value) is int and value > 0:
                 if value > MAX_NUMBER:
                     message = f"`{name}` of a model must be at most {MAX_NUMBER}; it has {len(str(value))} digits."
                     raise SourceError(REFUSED, f"{message} Choose a different model.")
                 return value
         return None
-
-    def require_at_most(self, most: int, *names: str) -> None:
-        """Raise SourceError if a value under one of these names is not an integer from 1 to `most`.
-
-        Without this check, a config can claim billions of layers, and a loader creates them before it reads weights.
-        """
-        require_counts(self._reference, self._values, dict.fromkeys(names, most))
 
 
 def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], ...], set[str], int]:

@@ -5,6 +5,7 @@ server must answer in milliseconds and may get any file. Arrays contain the voca
 their lengths are returned. Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
 
+import math
 import mmap
 import struct
 from collections.abc import Collection, Iterator
@@ -18,7 +19,6 @@ from seft.models.limits import (
     MAX_TENSORS,
     checked_shape,
     require_plausible,
-    values,
 )
 
 Value = int | float | bool | str
@@ -131,7 +131,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     with _open(path) as (cursor, tensors):
         _values(cursor)
         shapes = {name: each.shape for name, each in _tensors(cursor, tensors).items()}
-    parameters = sum(map(values, shapes.values()))
+    parameters = sum(map(math.prod, shapes.values()))
     require_plausible(len(shapes), parameters)
     # Every type of GGUF needs more than one bit per value.
     if parameters > 8 * path.stat().st_size:

@@ -6,7 +6,6 @@ refused. An example is a mixture with hundreds of experts in each block that sto
 
 import json
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 MAX_FILE_BYTES = 4 << 20
@@ -48,14 +47,6 @@ def checked_shape(name: str, shape: Any) -> tuple[int, ...]:
     if not all(type(size) is int and 0 <= size <= MAX_PARAMETERS for size in shape):
         raise ValueError(f"each size of a shape must be an integer from 0 to {MAX_PARAMETERS}; {name!r} has another")
     return tuple(shape)
-
-
-def values(shape: Sequence[int]) -> int:
-    """Return the number of values of a tensor."""
-    product = 1
-    for size in shape:
-        product *= size
-    return product
 
 
 def require_plausible(tensors: int, parameters: int) -> None:

@@ -6,6 +6,7 @@ github.com/huggingface/safetensors#format.
 """
 
 import json
+import math
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -18,7 +19,6 @@ from seft.models.limits import (
     checked_shape,
     parse_json,
     require_plausible,
-    values,
 )
 
 Shape = tuple[int, ...]
@@ -93,7 +93,7 @@ def make_header(
     """
     at, spans = 0, dict[str, tuple[int, int]]()
     for name, (dtype, shape) in tensors.items():
-        spans[name] = at, at + values(shape) * BITS[dtype] // 8
+        spans[name] = at, at + math.prod(shape) * BITS[dtype] // 8
         at = spans[name][1]
     entries: dict[str, Any] = {_METADATA: metadata} if metadata else {}
     for name, (dtype, shape) in tensors.items():
@@ -115,7 +115,7 @@ def merge(headers: Iterable[Header]) -> dict[str, Shape]:
         merged |= header.shapes
         total, parameters = (
             total + header.bytes,
-            parameters + sum(values(each.shape) for each in header.tensors.values()),
+            parameters + sum(math.prod(each.shape) for each in header.tensors.values()),
         )
         if total > MAX_HEADERS_BYTES:
             raise ValueError(f"all headers of a model may have at most {MAX_HEADERS_BYTES} bytes together")
@@ -154,7 +154,7 @@ def _span(name: str, shape: Shape, entry: dict[str, Any]) -> tuple[int, int]:
         raise ValueError(f"`data_offsets` must be two integers; those of {name!r} are not")
     if (dtype := str(entry["dtype"])) not in BITS:
         raise ValueError(f"the dtype of a tensor must be one of {', '.join(BITS)}; that of {name!r} is {dtype[:20]!r}")
-    bits = values(shape) * BITS[dtype]
+    bits = math.prod(shape) * BITS[dtype]
     if bits != 8 * (end - begin):
         needed, has = bits / 8, end - begin
         raise ValueError(f"{name!r} of shape {list(shape)} needs {needed:.0f} bytes, but its `data_offsets` have {has}")

@@ -25,9 +25,14 @@ ROUTERS = (
 
 def expert_count(config: Mapping[str, Any]) -> int:
     """Return the number of experts in a block, from the content of config.json, or 0."""
-    inner = config.get("text_config")
-    values = {**config, **inner} if isinstance(inner, dict) else config
+    values = text_config(config)
     return next((values[key] for key in EXPERT_COUNTS if isinstance(values.get(key), int)), 0)
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the content of config.json with the values of its text model, if the model has several parts."""
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, dict) else config
 
 
 def place_in_blocks(name: str) -> tuple[str, int, str] | None:

@@ -14,32 +14,32 @@ from torch import Tensor
 from seft.config import MOST_SPARSE, UNSTRUCTURED, Pattern, PruneConfig, PruneMethod
 from seft.errors import ConfigError
 from seft.models.targets import Target, target_linears
-from seft.report import Found
+from seft.report import ZerosFound
 
-LEAST = 0.01
+MIN_SPARSITY = 0.01
 """Smallest fraction of zeros of a pruned model. A dense model has a few zeros by chance."""
 GROUPS = (2, 4, 8, 16, 32)
 """Sizes of the groups of the patterns that are looked for. Each is twice the one before."""
-FULL = 0.1
+MIN_FULL_GROUPS = 0.1
 """Smallest fraction of the groups of a pattern that have as many nonzeros as it allows. Without a pattern, hardly any
 group has the most nonzeros of all."""
 
 
 @torch.no_grad()
-def find_zeros(model: Any) -> Found | None:
-    """Return the zeros of a model, or None if it has fewer than the fraction `LEAST`."""
+def find_zeros(model: Any) -> ZerosFound | None:
+    """Return the zeros of a model, or None if it has fewer than the fraction `MIN_SPARSITY`."""
     targets = target_linears(model)
     counts = {name: int((target.weight == 0).sum()) for name, target in targets.items()}
     sizes = {name: math.prod(target.shape) for name, target in targets.items()}
     share = sum(counts.values()) / sum(sizes.values())
-    if share < LEAST:
+    if share < MIN_SPARSITY:
         return None
     shares = [counts[name] / sizes[name] for name in targets]
     pattern = _pattern(list(targets.values())) if all(shares) else UNSTRUCTURED
-    return Found(share, min(shares), max(shares), len(shares), shares.count(0.0), str(pattern))
+    return ZerosFound(share, min(shares), max(shares), len(shares), shares.count(0.0), str(pattern))
 
 
-def found_config(config: PruneConfig, found: Found) -> PruneConfig:
+def config_of_zeros(config: PruneConfig, found: ZerosFound) -> PruneConfig:
     """Return the settings of pruning that describe the zeros, with the seed of `config`, which kept them.
 
     Raises ConfigError if the model has too many zeros.
@@ -68,7 +68,7 @@ def _pattern(targets: Sequence[Target]) -> Pattern:
             if size in groups:
                 groups[size] += nonzeros.flatten().bincount(minlength=size + 1).cpu()
     patterns = [Pattern(int(counts.nonzero().max()), size) for size, counts in groups.items()]
-    found = [each for each in patterns if each.kept < each.of and _full(groups[each.of], each.kept) >= FULL]
+    found = [each for each in patterns if each.kept < each.of and _full(groups[each.of], each.kept) >= MIN_FULL_GROUPS]
     return max(found, key=lambda pattern: (pattern.sparsity(None), -pattern.of), default=UNSTRUCTURED)
 
 

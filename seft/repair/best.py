@@ -14,9 +14,9 @@ from seft.config import RepairConfig
 from seft.errors import ConfigError, TrainError
 from seft.repair.processes import broadcast, is_first
 from seft.repair.state import State
-from seft.report import Judged
+from seft.report import Evaluated
 
-Judge = Callable[[], float]
+HeldOutLoss = Callable[[], float]
 """Function that returns the loss of the model's present weights on held-out text, without changing the model."""
 
 _MARK = "best:"
@@ -26,13 +26,13 @@ _MARK = "best:"
 class Best:
     """The held-out evaluations so far, and the best state. A state from before the step `first` is never the best.
 
-    Raises ConfigError if `config` requires evaluations and `judge` is None, or if it requires none and `judge` is
-    given.
+    Raises ConfigError if `config` requires evaluations and `held_out_loss` is None, or if it requires none and
+    `held_out_loss` is given.
     """
 
-    def __init__(self, config: RepairConfig, judge: Judge | None, first: int = 0) -> None:
-        require_held_out(config, judge)
-        self._config, self._judge, self._first = config, judge, first
+    def __init__(self, config: RepairConfig, held_out_loss: HeldOutLoss | None, first: int = 0) -> None:
+        require_held_out(config, held_out_loss)
+        self._config, self._held_out_loss, self._first = config, held_out_loss, first
         self.step: int | None = None
         """Step of the best state; None before the first evaluation."""
         self._loss = 0.0
@@ -44,16 +44,16 @@ class Best:
         """True if none of the last `patience` evaluations was better than the best. False if `patience` is 0."""
         return 0 < self._config.patience <= self._idle
 
-    def evaluate(self, step: int, tensors: Callable[[], Mapping[str, Tensor]]) -> Judged | None:
+    def evaluate(self, step: int, tensors: Callable[[], Mapping[str, Tensor]]) -> Evaluated | None:
         """Evaluate the model after a step if an evaluation is due, and keep `tensors` if the loss is the lowest so far.
 
         An evaluation is due at each multiple of the interval from the step `first` on, and after the last step. Returns
         None at other steps. Raises TrainError if the loss is not a number.
         """
         interval = self._config.evaluate_interval
-        if self._judge is None or step < self._first or (step % interval and step < self._config.steps):
+        if self._held_out_loss is None or step < self._first or (step % interval and step < self._config.steps):
             return None
-        loss = broadcast(self._judge())  # all processes must decide the same
+        loss = broadcast(self._held_out_loss())  # all processes must decide the same
         if math.isnan(loss):
             raise TrainError(
                 f"a held-out loss must be a number; after step {step} it is {loss}."
@@ -68,7 +68,7 @@ class Best:
                     self.tensors[name] = present.pop(name).detach().to("cpu", copy=True)
         else:
             self._idle += 1
-        return Judged(step, loss)
+        return Evaluated(step, loss)
 
     def with_best(self, tensors: Mapping[str, Tensor]) -> State:
         """Return the state to save: the present tensors, the best ones, and the evaluation results."""

@@ -22,13 +22,13 @@ from seft.errors import ConfigError, StateError, TrainError
 from seft.models.targets import decoder_blocks, target_linears
 from seft.objective import Objective, make_objective
 from seft.repair import schedule, state
-from seft.repair.best import Best, Judge
+from seft.repair.best import Best, HeldOutLoss
 from seft.repair.method import Work
 from seft.repair.methods import make_method
 from seft.repair.processes import own_windows, process_count, sum_each_over_processes, sum_over_processes
 from seft.repair.recompute import Recompute
-from seft.repair.swaps import CHECKED
-from seft.report import Evolved, Judged, Phase, Progress, Reporter, Step, silent
+from seft.repair.swaps import CHECK_WINDOWS
+from seft.report import Evaluated, Evolved, Phase, Progress, Reporter, Step, silent
 from seft.retain import require_retained
 
 
@@ -48,7 +48,7 @@ class Repair:
     `text` is packed windows (sequences of tokens of equal length), or one row of tokens, which is cut into windows and
     trained on completely. `pruned` is how the model was pruned. `teacher` is the dense model; it is required if
     `config` distils. `retained` is windows with the predictions of the dense model, of the same length as the others;
-    it is required if `config` retains. `judge` returns the loss on held-out text; it is required if `config`
+    it is required if `config` retains. `held_out_loss` returns the loss on held-out text; it is required if `config`
     evaluates. It must return the same loss for the same weights, at any time and in every process.
 
     Until `finish`, every parameter is frozen. Only the values of the method are trained, and the norms and biases if
@@ -67,7 +67,7 @@ class Repair:
         pruned: PruneConfig | None = None,
         teacher: Any | None = None,
         retained: Packed | None = None,
-        judge: Judge | None = None,
+        held_out_loss: HeldOutLoss | None = None,
     ) -> None:
         config.require_processes(process_count())
         require_retained(config, retained)
@@ -77,7 +77,7 @@ class Repair:
             config.require_swap_after(0)
         self._rise_end = pruned.rise_end(config.steps) if pruned else 0
         # A state from before the end of the rise is better only because it has fewer zeros.
-        self._best = Best(config, judge, self._rise_end)
+        self._best = Best(config, held_out_loss, self._rise_end)
         self.config = config
         self.step = 0
         self._windows = Packed.of(cut_windows(text, config.sequence_tokens) if isinstance(text, Tensor) else text)
@@ -128,7 +128,7 @@ class Repair:
                 report(item)
             report(Progress(Phase.TRAINING, self.step, self.config.steps))
 
-    def advance(self) -> list[Step | Evolved | Judged]:
+    def advance(self) -> list[Step | Evolved | Evaluated]:
         """Take one optimizer step, and then the topology event and the evaluation that are due.
 
         Returns the reports of all. Raises TrainError if the loss or the gradient is not finite. The weights are then
@@ -244,7 +244,7 @@ def _mean_loss(objective: Objective, windows: Packed, micro_batch: int, device: 
 
 def _split_checked(windows: Packed) -> tuple[Packed, Packed]:
     """Return the windows to train on, and the last ones, which check topology events."""
-    if len(windows) <= CHECKED:
-        rule = f"must be 0 if the text has only {len(windows)} windows, because {CHECKED} are held out"
+    if len(windows) <= CHECK_WINDOWS:
+        rule = f"must be 0 if the text has only {len(windows)} windows, because {CHECK_WINDOWS} are held out"
         raise ConfigError("swap_tokens", rule, len(windows), "Give a longer text.", lead="the number of windows is")
-    return windows[:-CHECKED], windows[-CHECKED:]
+    return windows[:-CHECK_WINDOWS], windows[-CHECK_WINDOWS:]

@@ -174,7 +174,7 @@ class NonzeroLinear:
         outputs, inputs = self._corrected_outputs(batch_tokens) / started, self._inputs / started
         growth = swaps.estimate_growth(self.weight, self.candidates, observed, outputs, inputs)
         losses = curvature.importance(self.weight, inputs, outputs).div_(2).masked_fill_(self.weight == 0, torch.inf)
-        swap = swaps.choose(self.weight, growth, losses, pattern, int(swaps.MOST * self.trained_values))
+        swap = swaps.choose(self.weight, growth, losses, pattern, int(swaps.MAX_SWAPPED_FRACTION * self.trained_values))
         swap.apply(self.weight)
         before = self._moments.copy()
         self._moments.count(self.weight)

@@ -19,11 +19,11 @@ from seft.models.targets import count_nonzeros
 from seft.repair.positions import entries, put
 from seft.repair.window import GradientSums
 
-MOST = 0.005
+MAX_SWAPPED_FRACTION = 0.005
 """Largest fraction of the nonzeros that an event swaps. Swapping 2 % at once destroyed a model (docs/log.md)."""
-LISTED = 4
+CANDIDATES_PER_SWAP = 4
 """Length of the list of candidates, as a multiple of the largest number of swaps."""
-CHECKED = 4
+CHECK_WINDOWS = 4
 """Number of training windows that are held out to check every event."""
 
 
@@ -102,7 +102,7 @@ def observe(
 
 def candidate_count(weight: Float[Tensor, "rows cols"]) -> int:
     """Return the length of the list of candidates of a linear."""
-    return LISTED * max(1, int(MOST * count_nonzeros(weight)))
+    return CANDIDATES_PER_SWAP * max(1, int(MAX_SWAPPED_FRACTION * count_nonzeros(weight)))
 
 
 @dataclass(frozen=True, slots=True)

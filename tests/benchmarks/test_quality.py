@@ -17,9 +17,9 @@ from benchmarks.quality import Results, rounds
 from benchmarks.recipes import ADMM, GRADUAL, RECIPES, WANDA
 from seft.config import PruneConfig, PruneMethod
 from seft.repair import Repair, all_nonzeros
-from seft.report import Evolved, Judged, Step
+from seft.report import Evaluated, Evolved, Step
 
-Report = Step | Evolved | Judged
+Report = Step | Evolved | Evaluated
 Advance = Callable[[Repair], list[Report]]
 
 TRAINING = RECIPES["all"].config(1e-3, steps=3, length=16)

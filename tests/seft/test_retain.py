@@ -18,7 +18,7 @@ from seft.evaluate import mean_loss
 from seft.loss import TokenLoss
 from seft.objective import CrossEntropy
 from seft.repair import Repair, schedule
-from seft.report import Judged, Progress, Report, Step
+from seft.report import Evaluated, Progress, Report, Step
 from seft.retain import load_retained, save_retained, split_retained, start_tokens, with_predictions, write_windows
 from tests.seft.repair.repairing import PRUNED, TOKENS, pruned_tiny, same_bits, short, weights
 from tests.tiny import beginning_tokenizer, tiny_tokenizer, untrained_tiny
@@ -217,7 +217,7 @@ def test_the_best_state_is_chosen_by_the_loss_on_both_texts() -> None:
     repair = stages.start_repair(
         loaded, OTHER, config, pruned=PRUNED, load_teacher=lambda: None, retained=text, held_out=held_out
     )
-    (judged,) = (each for each in repair.advance() if isinstance(each, Judged))
+    (judged,) = (each for each in repair.advance() if isinstance(each, Evaluated))
     losses = [mean_loss(loaded.model, each) for each in (held_out, split_retained(text)[1])]
     assert judged.held_out_loss == pytest.approx(sum(losses) / 2)
     assert losses[0] != pytest.approx(losses[1])

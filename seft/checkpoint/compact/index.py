@@ -6,6 +6,7 @@ number in it: all numbers are bounded by the size of the container.
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,6 @@ from seft.models.limits import (
     checked_shape,
     parse_json,
     require_plausible,
-    values,
 )
 from seft.models.safetensors_header import BITS, Shape
 
@@ -68,7 +68,7 @@ class TensorEntry:
     @property
     def part(self) -> Part:
         """What is needed to read the tensor."""
-        return Part(self.name, self.span, values(self.shape) * BITS[self.dtype] // 8, values_of(self.dtype))
+        return Part(self.name, self.span, math.prod(self.shape) * BITS[self.dtype] // 8, values_of(self.dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def parse(content: bytes, footer: Footer) -> tuple[FileEntry, ...]:
     _require_names(files)
     _require_order(files, footer.begin)
     tensors = [tensor for file in files for tensor in file.tensors]
-    require_plausible(len(tensors), sum(values(tensor.shape) for tensor in tensors))
+    require_plausible(len(tensors), sum(math.prod(tensor.shape) for tensor in tensors))
     require_expansion(sum(file.size for file in files), footer.begin)
     return files
 
@@ -176,8 +176,8 @@ def _tensor(data: dict[str, Any]) -> TensorEntry:
     if type(name) is not str or dtype not in BITS:
         raise ValueError(f"a tensor must have a name and a dtype of safetensors; {str(name)[:MAX_NAME]!r} has not")
     shape = checked_shape(name, data["shape"])
-    if values(shape) * BITS[dtype] % 8:
-        raise ValueError(f"the tensor {name!r} must have whole bytes; it has {values(shape)} values of {dtype}")
+    if math.prod(shape) * BITS[dtype] % 8:
+        raise ValueError(f"the tensor {name!r} must have whole bytes; it has {math.prod(shape)} values of {dtype}")
     return TensorEntry(name, dtype, shape, _span(name, data))
 
 

@@ -63,13 +63,6 @@ class Container:
         """Bytes of the folder."""
         return sum(file.size for file in self.files)
 
-    def file(self, name: str) -> FileEntry:
-        """Return a file by its name. Raises ContainerError if there is none."""
-        for file in self.files:
-            if file.name == name:
-                return file
-        raise ContainerError(f"{self.name} must have a file {name!r}; it has none. {AGAIN}")
-
     def tensor(self, tensor: TensorEntry) -> Bytes:
         """Return the bytes of a tensor, as a safetensors file has them."""
         return self._whole(tensor.part)

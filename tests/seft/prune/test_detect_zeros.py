@@ -10,14 +10,14 @@ from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneMethod, Refinem
 from seft.errors import ConfigError
 from seft.models.load import Loaded
 from seft.models.targets import target_linears
-from seft.prune.detect_zeros import find_zeros, found_config
+from seft.prune.detect_zeros import config_of_zeros, find_zeros
 from seft.prune.mask import smallest_in_groups, smallest_overall
-from seft.report import Found
+from seft.report import ZerosFound
 from tests.seft.architectures import ARCHITECTURES
 from tests.tiny import untrained_tiny
 
 
-def found(model: Any) -> Found:
+def found(model: Any) -> ZerosFound:
     result = find_zeros(model)
     assert result is not None
     return result
@@ -44,7 +44,7 @@ def test_the_pattern_is_found_and_its_sparsity_is_that_of_the_settings(text: str
     result = found(model)
     assert result.pattern == text
     assert result.sparsity == pytest.approx(pattern.sparsity(None))
-    config = found_config(PruneConfig(0.0, seed=5), result)
+    config = config_of_zeros(PruneConfig(0.0, seed=5), result)
     assert (config.pattern, config.sparsity) == (pattern, pattern.sparsity(None))
     assert (config.method, config.seed) == (PruneMethod.MAGNITUDE, 5)
 
@@ -67,7 +67,7 @@ def test_more_zeros_by_chance_hide_no_pattern() -> None:
     result = found(model)
     assert result.pattern == "2:4"
     assert result.highest > result.lowest > 0.5
-    assert found_config(PruneConfig(0.0), result).sparsity == 0.5
+    assert config_of_zeros(PruneConfig(0.0), result).sparsity == 0.5
 
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.6, 0.9, 0.98])
@@ -76,7 +76,7 @@ def test_unstructured_zeros_have_no_pattern(sparsity: float) -> None:
     prune_freely(model, sparsity)
     result = found(model)
     assert Pattern.parse(result.pattern) == UNSTRUCTURED
-    config = found_config(PruneConfig(0.0), result)
+    config = config_of_zeros(PruneConfig(0.0), result)
     assert (config.pattern, config.sparsity) == (UNSTRUCTURED, result.sparsity)
     assert result.sparsity == pytest.approx(sparsity, abs=1e-3)
 
@@ -85,7 +85,7 @@ def test_a_model_with_too_many_zeros_is_rejected_with_their_fraction() -> None:
     model = untrained_tiny()
     prune_freely(model, 0.995)
     with pytest.raises(ConfigError, match=r"model must have at most 99% zeros in its target linears; it has '99\.49%'"):
-        found_config(PruneConfig(0.0), found(model))
+        config_of_zeros(PruneConfig(0.0), found(model))
 
 
 def test_linears_without_zeros_are_counted_and_leave_no_common_pattern() -> None:

@@ -16,7 +16,7 @@ from seft.config import Pattern, PruneConfig, PruneMethod, RepairConfig
 from seft.models.targets import Target, target_linears
 from seft.prune.loop import prune_model
 from seft.repair import Repair
-from seft.repair.best import Judge
+from seft.repair.best import HeldOutLoss
 from seft.repair.flat import FlatOptimizer
 from seft.repair.linear import RepairedLinear
 from seft.repair.window import Window
@@ -109,11 +109,14 @@ def nonzeros(model: nn.Module) -> dict[str, int]:
 
 
 def repaired(
-    config: RepairConfig, steps: int | None = None, dtype: torch.dtype = torch.float32, judge: Judge | None = None
+    config: RepairConfig,
+    steps: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    held_out_loss: HeldOutLoss | None = None,
 ) -> tuple[Any, Repair]:
     """Return the pruned model and its repair after `steps` steps; None: after all."""
     model = pruned_tiny(dtype)
-    repair = Repair(model, TOKENS, config, pruned=PRUNED, judge=judge)
+    repair = Repair(model, TOKENS, config, pruned=PRUNED, held_out_loss=held_out_loss)
     for _ in range(config.steps if steps is None else steps):
         repair.advance()
     return model, repair

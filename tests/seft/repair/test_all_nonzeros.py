@@ -25,7 +25,7 @@ from seft.models.targets import Target, target_linears
 from seft.prune.mask import overfull_groups
 from seft.repair import Repair, all_nonzeros, rise, swaps
 from seft.repair.nonzeros import NonzeroLinear, Plan
-from seft.report import Evolved, Judged
+from seft.report import Evaluated, Evolved
 from tests.seft.architectures import ARCHITECTURES
 from tests.seft.repair.repairing import (
     PRUNED,
@@ -79,7 +79,7 @@ every = pytest.mark.parametrize("name", CASES)
 @pytest.fixture(autouse=True)
 def many_swaps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an event swap more than a fraction of a percent, because the linears are small, and let every check pass."""
-    monkeypatch.setattr(swaps, "MOST", 0.1)
+    monkeypatch.setattr(swaps, "MAX_SWAPPED_FRACTION", 0.1)
     monkeypatch.setattr("seft.repair.loop._mean_loss", lambda *_: 1.0)
 
 
@@ -238,9 +238,9 @@ def test_training_that_ends_early_raises_the_sparsity_at_once() -> None:
 def test_no_state_from_before_the_end_of_the_rise_is_the_best() -> None:
     losses = iter([1.0, 2.0, 3.0, 4.0])
     model = untrained_tiny()
-    repair = Repair(model, TOKENS, config(evaluate_interval=1), pruned=GRADUAL, judge=lambda: next(losses))
+    repair = Repair(model, TOKENS, config(evaluate_interval=1), pruned=GRADUAL, held_out_loss=lambda: next(losses))
     judged: list[int] = []
-    repair.run(lambda report: judged.append(report.step) if isinstance(report, Judged) else None)
+    repair.run(lambda report: judged.append(report.step) if isinstance(report, Evaluated) else None)
     assert judged == [5, 6, 7, 8]
     assert repair.kept_step == 5
 

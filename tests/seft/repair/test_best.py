@@ -11,7 +11,7 @@ from seft.config import RepairConfig, RepairMethod
 from seft.errors import ConfigError, TrainError
 from seft.repair import Repair
 from seft.repair.best import Best
-from seft.report import Judged, Report
+from seft.report import Evaluated, Report
 from tests.seft.repair.repairing import (
     PRUNED,
     TOKENS,
@@ -30,11 +30,11 @@ LOSSES = {2: 3.0, 4: 2.0, 6: 2.0, 8: 2.5}
 
 
 class Judging:
-    """A repair whose judge returns the given loss of each step."""
+    """A repair whose held-out evaluation returns the given loss of each step."""
 
     def __init__(self, config: RepairConfig, losses: dict[int, float], dtype: torch.dtype = torch.float32) -> None:
         self.model: Any = pruned_tiny(dtype)
-        self.repair = Repair(self.model, TOKENS, config, pruned=PRUNED, judge=lambda: losses[self.repair.step])
+        self.repair = Repair(self.model, TOKENS, config, pruned=PRUNED, held_out_loss=lambda: losses[self.repair.step])
 
     def finish(self) -> "Judging":
         self.repair.run()
@@ -100,7 +100,7 @@ def test_training_stops_after_patience_evaluations_without_a_better_one(
     )
     judging.repair.run(reports.append)
     assert (judging.repair.step, judging.repair.kept_step) == (last, kept)
-    evaluations = [(report.step, report.held_out_loss) for report in reports if isinstance(report, Judged)]
+    evaluations = [(report.step, report.held_out_loss) for report in reports if isinstance(report, Evaluated)]
     assert evaluations == [*zip(range(2, last + 1, 2), losses, strict=False)]
 
 
@@ -127,4 +127,4 @@ def test_a_judge_is_required_exactly_if_there_are_evaluations() -> None:
     with pytest.raises(ConfigError, match="held_out must be given"):
         repaired(short(evaluate_interval=2), 0)
     with pytest.raises(ConfigError, match="held_out must not be set"):
-        repaired(short(), 0, judge=lambda: 0.0)
+        repaired(short(), 0, held_out_loss=lambda: 0.0)

@@ -17,7 +17,7 @@ from seft.models.targets import decoder_blocks, target_linears
 from seft.prune.mask import overfull_groups
 from seft.repair import Repair
 from seft.repair.methods import METHODS
-from seft.report import Evolved, Judged, Step
+from seft.report import Evaluated, Evolved, Step
 from tests.seft.repair.repairing import (
     PRUNED,
     TOKENS,
@@ -104,7 +104,7 @@ def test_seft_keeps_groups_legal_at_every_step_moves_zeros_if_improved_and_resum
         model = in_pattern(pattern)
 
         class Checked(Repair):
-            def advance(self) -> list[Step | Evolved | Judged]:
+            def advance(self) -> list[Step | Evolved | Evaluated]:
                 reports = super().advance()
                 assert not any(overfull_groups(weight, pattern) for weight in weights(model).values())
                 assert all(count <= budget[name] for name, count in nonzeros(model).items())

@@ -149,7 +149,7 @@ def test_the_best_state_has_the_norms_of_its_step(method: RepairMethod) -> None:
     losses = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.5}
     model = pruned_tiny()
     config = on(method=method, evaluate_interval=2)
-    repair = Repair(model, TOKENS, config, pruned=PRUNED, judge=lambda: losses[repair.step])
+    repair = Repair(model, TOKENS, config, pruned=PRUNED, held_out_loss=lambda: losses[repair.step])
     repair.run()
     repair.finish()
     expected, other = repaired(on(method=method), 4)

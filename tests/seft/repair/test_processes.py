@@ -102,7 +102,7 @@ def keep_best(folder: Path) -> None:
     losses = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.5}
     model, pruned = start("seft")
     config = short(batch_tokens=6 * 32, micro_batch=4, evaluate_interval=2)
-    repair = Repair(model, TOKENS, config, pruned=pruned, judge=lambda: losses[repair.step])
+    repair = Repair(model, TOKENS, config, pruned=pruned, held_out_loss=lambda: losses[repair.step])
     repair.run()
     repair.save(folder)
 

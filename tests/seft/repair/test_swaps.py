@@ -66,7 +66,7 @@ def observed(weight: Tensor, place: int, steps: int = 3) -> tuple[NonzeroLinear,
 def test_a_zero_grows_if_it_gains_more_than_the_smallest_weight_costs(
     monkeypatch: pytest.MonkeyPatch, pattern: Pattern, smallest: float, *, swapped: bool
 ) -> None:
-    monkeypatch.setattr(swaps, "MOST", 0.1)
+    monkeypatch.setattr(swaps, "MAX_SWAPPED_FRACTION", 0.1)
     weight = torch.tensor([2.0, 2.0, 0.0, 0.0]).repeat(8, 2)
     weight[3, 4] = smallest
     owner, done = observed(weight, 3 * 8 + 6)
