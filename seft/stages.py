@@ -137,26 +137,26 @@ def start_repair(
     load_teacher: LoadModel,
     retained: Packed | None,
     held_out: Packed | None,
-    alive: Reporter = silent,
+    heartbeat: Reporter = silent,
 ) -> Repair:
     """Return a repair before its first step, with the teacher and the held-out evaluation that `config` requires.
 
     `retained` is the result of `retained_text`. A part of it is not trained on (`seft.retain.split_retained`).
 
-    `alive` is called regularly during each held-out evaluation, and may raise an exception to stop.
+    `heartbeat` is called regularly during each held-out evaluation, and may raise an exception to stop.
     """
     teacher = load_teacher() if config.distills else None
     kept, measured = split_retained(retained) if retained else (None, None)
     loss = None
     if config.evaluate_interval and held_out is not None:
-        loss = partial(_held_out_loss, loaded.model, held_out, measured, config.retain_share, alive)
+        loss = partial(_held_out_loss, loaded.model, held_out, measured, config.retain_share, heartbeat)
     return Repair(loaded.model, training, config, pruned=pruned, teacher=teacher, retained=kept, held_out_loss=loss)
 
 
-def _held_out_loss(model: Any, held_out: Packed, retained: Packed | None, share: float, alive: Reporter) -> float:
+def _held_out_loss(model: Any, held_out: Packed, retained: Packed | None, share: float, heartbeat: Reporter) -> float:
     """Return the mean loss on held-out text. With retained text, its loss has the weight that it has in training."""
-    loss = mean_loss(model, held_out, alive)
-    return loss if retained is None else (1 - share) * loss + share * mean_loss(model, retained, alive)
+    loss = mean_loss(model, held_out, heartbeat)
+    return loss if retained is None else (1 - share) * loss + share * mean_loss(model, retained, heartbeat)
 
 
 def pruned_facts(

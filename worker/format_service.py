@@ -47,17 +47,17 @@ class FormatService:
         self.stored: dict[str, ListedFile] = {}
         """The files that are stored, as this process received them, by name."""
 
-    def serve(self, connection: Connection, alive: Callable[[], None]) -> None:
+    def serve(self, connection: Connection, heartbeat: Callable[[], None]) -> None:
         """Answer requests until the process ends. Called in the transfer thread.
 
-        Calls `alive` for each message of the process. Raises RefusedFileError for a request that is not allowed, and
+        Calls `heartbeat` for each message of the process. Raises RefusedFileError if a request is not allowed, and
         TransferError if the object storage does not do its part.
         """
         try:
             while True:
                 request = _request(_receive(connection, MAX_REQUEST_BYTES))
-                alive()
-                reply = self._answer(request, connection, alive)
+                heartbeat()
+                reply = self._answer(request, connection, heartbeat)
                 try:
                     connection.send_bytes(reply)
                 except OSError as error:
@@ -65,10 +65,10 @@ class FormatService:
         except _EndedError:
             return
 
-    def _answer(self, request: Request, connection: Connection, alive: Callable[[], None]) -> bytes:
+    def _answer(self, request: Request, connection: Connection, heartbeat: Callable[[], None]) -> bytes:
         match request:
             case WriteFile(name=name):
-                self.stored[name] = self._store(name, connection, alive)
+                self.stored[name] = self._store(name, connection, heartbeat)
                 return canonical_json(self.stored[name]._asdict())
             case MeasureFile(name=name):
                 return str(self._transfers.size(self._key_of_stored(name))).encode()
@@ -82,7 +82,7 @@ class FormatService:
             raise RefusedFileError(f"{name!r} must be stored before it is read")
         return self._prefix + name
 
-    def _store(self, name: str, connection: Connection, alive: Callable[[], None]) -> ListedFile:
+    def _store(self, name: str, connection: Connection, heartbeat: Callable[[], None]) -> ListedFile:
         if name not in {each.file for each in OutputFormat} - {None, *self.stored}:
             raise RefusedFileError(f"{name!r} must be the file of a format, and must not be stored yet")
         most, size, digest = self._most_bytes(), 0, hashlib.sha256()
@@ -91,7 +91,7 @@ class FormatService:
             nonlocal size
             part, length = bytearray(), part_bytes(most)
             while block := _receive(connection, MAX_BLOCK_BYTES):
-                alive()
+                heartbeat()
                 size += len(block)
                 if size > most:
                     raise RefusedFileError(f"{name} may have at most {most} bytes; it has more")

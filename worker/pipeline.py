@@ -166,7 +166,7 @@ class Pipeline:
             prune=self.prune,
             repair=self.repair,
             evaluate=self.evaluate,
-            alive=self._report_reading,
+            heartbeat=self._report_reading,
         )
 
     def _prune(self, loaded: Loaded, text: JobTexts) -> None:

@@ -38,10 +38,10 @@ class Start:
     step: int
     """Step of the saved state to resume from, or 0."""
 
-    def open(self, loaded: Loaded, folder: Path, alive: Reporter = silent) -> Repair:
+    def open(self, loaded: Loaded, folder: Path, heartbeat: Reporter = silent) -> Repair:
         """Return the repair at this step. `folder` is that of the job. `loaded` is the pruned model.
 
-        `alive` is called regularly during each held-out evaluation.
+        `heartbeat` is called regularly during each held-out evaluation.
         """
         model: Any = loaded.model
 
@@ -56,7 +56,7 @@ class Start:
             load_teacher=load_teacher,
             retained=self.retained,
             held_out=self.held_out,
-            alive=alive,
+            heartbeat=heartbeat,
         )
         if self.step:
             repair.load(folder / STATE)

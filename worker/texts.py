@@ -57,22 +57,22 @@ def read_texts(
     prune: PruneConfig,
     repair: RepairConfig | None,
     evaluate: EvaluateConfig,
-    alive: Callable[[int], None],
+    heartbeat: Callable[[int], None],
 ) -> JobTexts:
     """Read and tokenize the datasets in a job's folder. Raises DataError if the text is too short.
 
-    Calls `alive` before each record with the number of records that are done. It may raise an error to stop.
+    Calls `heartbeat` before each record with the number of records that are done. It may raise an error to stop.
     """
     share, found = task.spec.evaluate.held_out, records.read(folder / DATA, "the dataset")
     separate_records = None if share else records.read(folder / HELD_OUT_DATA, "the dataset to evaluate on")
     training, held_out = split_dataset(found, separate_records, share, task.spec.seed)
-    encoded = encode(training, tokenizer, alive)
-    evaluated = encode(held_out, tokenizer, lambda done: alive(len(training) + done))
+    encoded = encode(training, tokenizer, heartbeat)
+    evaluated = encode(held_out, tokenizer, lambda done: heartbeat(len(training) + done))
     retained = None
     if task.resume is None and repair and repair.retain is Retain.DATASET:
         with named("text to retain", "repair.retain_dataset"):
             kept = records.exclude(records.read(folder / RETAIN_DATA, "the dataset to retain"), held_out)
-        retained = stages.windows_to_retain(encode(kept, tokenizer, lambda done: alive(len(found) + done)), repair)
+        retained = stages.windows_to_retain(encode(kept, tokenizer, lambda done: heartbeat(len(found) + done)), repair)
     with split_described(encoded, evaluated) if share else nullcontext():
         with named("training text", "dataset", "prune.calibration.tokens"):
             calibration = stages.calibration_windows(encoded, tokenizer, prune)

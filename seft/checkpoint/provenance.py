@@ -20,16 +20,16 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 WAIT_SECONDS = 1.0
-"""Seconds between two calls of `alive` while a model is hashed."""
+"""Seconds between two calls of `heartbeat` while a model is hashed."""
 
 
-def describe_model(source: ModelSource, alive: Callable[[], None] = lambda: None) -> Callable[[], Base]:
+def describe_model(source: ModelSource, heartbeat: Callable[[], None] = lambda: None) -> Callable[[], Base]:
     """Start a thread that describes a model with the hashes of its files. Returns the function that waits for it.
 
     Hashing a large model takes minutes, in which this process can load and prune it. The thread does not keep the
-    process alive. While the function waits, it calls `alive` regularly, which may raise an error to stop. The function
-    raises SourceError if a file is missing, and SeftError if a file cannot be read. The latter is not the fault of the
-    user, so a job is tried again.
+    process alive. While the function waits, it calls `heartbeat` regularly, which may raise an error to stop. The
+    function raises SourceError if a file is missing, and SeftError if a file cannot be read. The latter is not the
+    fault of the user, so a job is tried again.
     """
     found, path = Future[Base](), fetch(source)
 
@@ -47,7 +47,7 @@ def describe_model(source: ModelSource, alive: Callable[[], None] = lambda: None
 
     def wait_for() -> Base:
         while not wait([found], WAIT_SECONDS).done:
-            alive()
+            heartbeat()
         return found.result()
 
     Thread(target=describe, name="hashes", daemon=True).start()

@@ -16,14 +16,16 @@ from seft.errors import DataError, SourceError
 from seft.seeds import generator
 
 
-def encode(records: Iterable[Record], tokenizer: Any, alive: Callable[[int], None] = lambda _: None) -> list[Encoded]:
+def encode(
+    records: Iterable[Record], tokenizer: Any, heartbeat: Callable[[int], None] = lambda _: None
+) -> list[Encoded]:
     """Return the tokens of each record. The end-of-text token is between texts, and at the end of each completion.
 
-    Calls `alive` before each record with the number of records that are done. It may raise an error to stop.
+    Calls `heartbeat` before each record with the number of records that are done. It may raise an error to stop.
     """
     head, encoded = bos_tokens(tokenizer), list[Encoded]()
     for record in records:
-        alive(len(encoded))
+        heartbeat(len(encoded))
         match record:
             case str():
                 if encoded:

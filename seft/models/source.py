@@ -296,16 +296,16 @@ def _query_hub(reference: str, revision: str | None, token: str | None) -> Model
 
 
 def fetch_into(
-    folder: Path, source: ModelSource, *, weights: bool = True, alive: Callable[[], None] = lambda: None
+    folder: Path, source: ModelSource, *, weights: bool = True, heartbeat: Callable[[], None] = lambda: None
 ) -> None:
     """Download a hub model's files, its card and its terms one by one.
 
-    Calls `alive` before each, which may raise to stop.
+    Calls `heartbeat` before each, which may raise to stop.
     """
     api = hub.HfApi(token=source.token)
     with hub_errors(source.reference, source.revision):
         for name in [*source.files(weights=weights), *terms_files(source.sizes)]:
-            alive()
+            heartbeat()
             api.hf_hub_download(
                 source.reference, name, revision=source.revision, local_dir=folder, etag_timeout=HUB_SECONDS
             )

@@ -22,7 +22,7 @@ from seft.prune.capture import Call, bypassed, capture
 
 def backward(
     model: Any,
-    place: torch.device,
+    device: torch.device,
     windows: Int[Tensor, "windows tokens"],
     handlers: Sequence[Mapping[Target, Handler]],
 ) -> Iterator[tuple[int, int]]:
@@ -39,15 +39,15 @@ def backward(
         (state,), (calls,) = capture(model, blocks, window)
         states = [state]
         for block, call in zip(blocks, calls, strict=True):
-            with placed(block, place, home):
-                states.append(call.run(block, states[-1], place))
+            with moved(block, device, home):
+                states.append(call.run(block, states[-1], device))
             done += 1
             yield done, total
         gradient = _last_gradient(model, window, states.pop(), loss)
         for number in reversed(range(len(blocks))):
             block, state = blocks[number], states.pop().requires_grad_()
-            with placed(block, place, home), _gradients(block), intercepted_products(handlers[number]):
-                output = calls[number].run(block, state, place)
+            with moved(block, device, home), _gradients(block), intercepted_products(handlers[number]):
+                output = calls[number].run(block, state, device)
                 (gradient,) = torch.autograd.grad(output, state, gradient)
             done += 1
             yield done, total
@@ -81,12 +81,12 @@ def _gradients(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def placed(block: nn.Module, place: torch.device, home: torch.device) -> Iterator[None]:
-    """Move a block to `place` while the `with` block runs, and back to `home` then."""
-    if place == home:  # a block that is split over processes must not even be moved to its own device
+def moved(block: nn.Module, device: torch.device, home: torch.device) -> Iterator[None]:
+    """Move a block to `device` while the `with` block runs, and back to `home` then."""
+    if device == home:  # a block that is split over processes must not even be moved to its own device
         yield
         return
-    block.to(place)
+    block.to(device)
     try:
         yield
     finally:

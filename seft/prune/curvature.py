@@ -99,14 +99,14 @@ def _require_finite(place: str, what: str, sums: Tensor) -> None:
 
 
 def allocate(
-    curvatures: Sequence[Mapping[str, Curvature]], uniform: Sequence[Sequence[int]], alive: Callable[[], None]
+    curvatures: Sequence[Mapping[str, Curvature]], uniform: Sequence[Sequence[int]], heartbeat: Callable[[], None]
 ) -> list[list[int]]:
     """Return the number of zeros of each target.
 
     The least important weights of the whole model are chosen, and each target gets a zero for each of its chosen
     weights. `uniform` has the numbers by which all targets are equally sparse. The total is the same. A target whose
-    importance is not known keeps its number [ours]. No target gets more zeros than the fraction `MOST_SPARSE`. `alive`
-    is called regularly, and may raise an exception to stop.
+    importance is not known keeps its number [ours]. No target gets more zeros than the fraction `MOST_SPARSE`.
+    `heartbeat` is called regularly, and may raise an exception to stop.
     """
     counts = [list(of_block) for of_block in uniform]
     free = [
@@ -118,7 +118,7 @@ def allocate(
     total = sum(counts[number][place] for number, place, _ in free)
 
     def score(curvature: Curvature) -> Float[Tensor, "rows cols"]:
-        alive()
+        heartbeat()
         return curvature.importance()
 
     zeros = split_below_limit([partial(score, each) for *_, each in free], total)

@@ -38,20 +38,20 @@ def reconstruct(
     `device` None means the model's own device. `dense` is the same model before pruning. `config` gives the epochs and
     the learning rate. If the error of a module did not fall, its pruned weights are restored [ours].
     """
-    place = torch.device(device) if device else model.device
+    compute_device = torch.device(device) if device else model.device
     blocks, twins, home = decoder_blocks(model), decoder_blocks(dense), dense.device
 
     def visit(number: int, runs: Runs) -> None:
-        block, twin = blocks[number], twins[number].to(place)
+        block, twin = blocks[number], twins[number].to(compute_device)
         for name in _parts(block, runs):
-            part = _Part(block.get_submodule(name), twin.get_submodule(name), runs, place, home)
+            part = _Part(block.get_submodule(name), twin.get_submodule(name), runs, compute_device, home)
             before, after = part.tune(
                 config, generator(config.seed, f"reconstruct {number} {name}"), walk.report_progress
             )
             report(Reconstructed(number, name or "block", before, after))
         twin.to(home)
 
-    walk = Walk(model, place, report, Phase.RECONSTRUCTING)
+    walk = Walk(model, compute_device, report, Phase.RECONSTRUCTING)
     walk(calibration, visit)
     walk.report_progress()
 
@@ -59,11 +59,13 @@ def reconstruct(
 class _Part:
     """A module of a pruned block, its inputs per window, and the outputs of the same module of the dense model.
 
-    Inputs and outputs are stored on `home`; those of one window at a time move to `place`.
+    Inputs and outputs are stored on `home`; those of one window at a time move to `device`.
     """
 
-    def __init__(self, module: nn.Module, twin: nn.Module, runs: Runs, place: torch.device, home: torch.device) -> None:
-        self._module, self._place = module, place
+    def __init__(
+        self, module: nn.Module, twin: nn.Module, runs: Runs, device: torch.device, home: torch.device
+    ) -> None:
+        self._module, self._device = module, device
         pool = Pool()
         self._inputs = _inputs(module, runs, lambda tensor: pool(tensor.to(home)))
         self._expected = [self._output(number, twin).to(home) for number in range(len(self._inputs))]
@@ -73,15 +75,15 @@ class _Part:
     def error(self) -> float:
         """Return the squared distance to the outputs of the dense module, divided by their squared norm."""
         distance = sum(
-            float((self._output(number, self._module) - expected.to(self._place)).double().square().sum())
+            float((self._output(number, self._module) - expected.to(self._device)).double().square().sum())
             for number, expected in enumerate(self._expected)
         )
         return distance / self._size if self._size else 0.0
 
-    def tune(self, config: PruneConfig, order: torch.Generator, alive: Callable[[], None]) -> tuple[float, float]:
+    def tune(self, config: PruneConfig, order: torch.Generator, heartbeat: Callable[[], None]) -> tuple[float, float]:
         """Tune the nonzero weights. Returns the errors before and after.
 
-        `order` draws the order of the windows. `alive` is called after each step and may raise an exception to stop.
+        `order` draws the order of the windows. `heartbeat` is called after each step and may raise an error to stop.
         """
         pruned = [weight.clone() for weight in self._weights]
         masks = [weight != 0 for weight in pruned]
@@ -97,7 +99,7 @@ class _Part:
                 adam.step()
                 rate.step()
                 _write(self._weights, masters)
-                alive()
+                heartbeat()
         after = self.error()
         if not after < before:
             _write(self._weights, pruned)
@@ -109,7 +111,7 @@ class _Part:
         trainable = [weight.requires_grad for weight in self._weights]
         for weight in self._weights:
             weight.requires_grad_(True)
-        expected = self._expected[number].to(self._place)
+        expected = self._expected[number].to(self._device)
         distance = (self._output(number, self._module) - expected).float().square().sum() / self._size
         gradients = torch.autograd.grad(distance, self._weights, materialize_grads=True)
         for weight, before in zip(self._weights, trainable, strict=True):
@@ -117,7 +119,7 @@ class _Part:
         return gradients
 
     def _output(self, number: int, module: nn.Module) -> Hidden:
-        args, kwargs = map_tensors(self._inputs[number], lambda tensor: tensor.to(self._place))
+        args, kwargs = map_tensors(self._inputs[number], lambda tensor: tensor.to(self._device))
         return hidden_state(module(*args, **kwargs))
 
 

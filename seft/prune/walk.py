@@ -15,7 +15,7 @@ from torch import Tensor
 from seft.models.blocks import Hidden
 from seft.models.products import Handler
 from seft.models.targets import Target, decoder_blocks
-from seft.prune.backward import backward, placed
+from seft.prune.backward import backward, moved
 from seft.prune.capture import capture
 from seft.report import Phase, Progress, Reporter
 
@@ -32,9 +32,9 @@ class Walk:
     """
 
     def __init__(
-        self, model: Any, place: torch.device, report: Reporter, phase: Phase, passes: int = 1, *, gradients: int = 0
+        self, model: Any, device: torch.device, report: Reporter, phase: Phase, passes: int = 1, *, gradients: int = 0
     ) -> None:
-        self._model, self._place, self._report, self._phase = model, place, report, phase
+        self._model, self._device, self._report, self._phase = model, device, report, phase
         self._blocks = decoder_blocks(model)
         self._done, self._gradients = 0, gradients
         self._total = passes * len(self._blocks) + gradients
@@ -48,9 +48,9 @@ class Walk:
         hidden, calls = capture(self._model, self._blocks, windows) if len(windows) else ([], [])
         for number, block in enumerate(self._blocks):
             self.report_progress()
-            with placed(block, self._place, home):
+            with moved(block, self._device, home):
                 runs = [
-                    partial(window[number].run, block, state, self._place)
+                    partial(window[number].run, block, state, self._device)
                     for window, state in zip(calls, hidden, strict=True)
                 ]
                 visit(number, runs)
@@ -60,7 +60,7 @@ class Walk:
     def backward(self, windows: Windows, handlers: Sequence[Mapping[Target, Handler]]) -> None:
         """Compute the gradients of the loss on `windows`, as `seft.prune.backward` does, and report progress."""
         before = self._done
-        for done, total in backward(self._model, self._place, windows, handlers):
+        for done, total in backward(self._model, self._device, windows, handlers):
             self._done = before + done * self._gradients // total
             self.report_progress()
 

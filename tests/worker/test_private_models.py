@@ -155,5 +155,5 @@ def test_a_download_stops_when_its_attempt_has_ended(backend: Backend, tmp_path:
     transfers = Transfers(backend.storage, lambda _: None)
     transfers.close(lambda: None, 10)
     with pytest.raises(TransferError, match="ended"):
-        fetch_into(tmp_path / "into", source, alive=transfers.check)
+        fetch_into(tmp_path / "into", source, heartbeat=transfers.check)
     assert not (tmp_path / "into").exists()
