@@ -35,7 +35,7 @@ from benchmarks.studies import STUDIES, Study
 from seft.float32_products import use_float32_products
 
 RESULTS = Path(__file__).parent / "results.jsonl"
-SECONDS = Path(__file__).parent / "steps.json"
+SECONDS = Path(__file__).parent / "steps-amx.json"
 """Seconds per step of every method, by `benchmarks.step` on a quiet machine."""
 STEP = {"dtype": "bfloat16", "shape": "2x512", "density": 0.005}
 """The runs in it that have the steps of a study."""

@@ -219,7 +219,7 @@ def peers() -> Study:
     """Return all methods at four sparsities, after three ways to prune, with nothing retained.
 
     `all` trains all nonzeros, `masked_full` too but with AdamW. The others train 0.5 % of the weights. 80 steps of
-    `all` and 74 of `masked_full` take about as long as 100 steps of the fastest method (`steps.json`).
+    `all` and 74 of `masked_full` take about as long as 100 steps of the fastest method without AMX.
     """
     names = ("seft", "masked_lora", "spp", "fixed_mask", "masked_full", "lora_reprune")
     configs = {

@@ -149,7 +149,7 @@ def steps_table_with_amx() -> str:
     from benchmarks.quality import SECONDS
     from benchmarks.step import table
 
-    return table(json.loads(SECONDS.with_name("steps-amx.json").read_text())["runs"]) + "\n"
+    return table(json.loads(SECONDS.read_text())["runs"]) + "\n"
 
 
 def steps_plot() -> str:
@@ -165,7 +165,7 @@ def steps_plot() -> str:
 def _steps() -> Any:
     from benchmarks.quality import SECONDS
 
-    return json.loads(SECONDS.read_text())["runs"]
+    return json.loads(SECONDS.with_name("steps-avx512.json").read_text())["runs"]
 
 
 def recovery_plot() -> str:
