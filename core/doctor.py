@@ -36,6 +36,8 @@ MAX_CLOCK_DIFFERENCE = 30
 """Maximum difference of two clocks, in seconds."""
 ALIKE = 0.9
 """Similarity from 0 to 1 from which on a name is taken for a misspelt one."""
+OBJECTS = "doctor"
+"""Folder of the bucket for the objects of the checks. They are deleted after each check."""
 LARGE_OBJECT = bytes(9 << 20)
 """Content of a test object that is large enough to be uploaded in several parts."""
 
@@ -154,7 +156,7 @@ def queue(settings: Settings) -> str:
 
 def bucket(settings: Settings) -> str:
     """Check that the object storage stores small and large objects, and that download links work."""
-    storage, prefix = Storage(settings), f"doctor/{ids.new('req')}"
+    storage, prefix = Storage(settings), f"{OBJECTS}/{ids.new('req')}"
     small, large = f"{prefix}/small", f"{prefix}/large"
     storage.ensure_bucket()
     try:

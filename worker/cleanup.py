@@ -18,6 +18,7 @@ from botocore.exceptions import ClientError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from core import doctor
 from core.datasets import datasets, imports
 from core.infra.storage import Storage, StoredObject
 from core.states import ENDED, ImportState, Status
@@ -94,7 +95,12 @@ def delete_unreferenced(sessions: sessionmaker[Session], storage: Storage) -> in
 
     An object that cannot be deleted does not keep the objects of other pages.
     """
-    deletions = {"jobs/": _delete_of_jobs, "datasets/": _delete_of_datasets, "imports/": _delete_of_imports}
+    deletions = {
+        "jobs/": _delete_of_jobs,
+        "datasets/": _delete_of_datasets,
+        "imports/": _delete_of_imports,
+        f"{doctor.OBJECTS}/": _delete_of_doctor,
+    }
     deleted = 0
     for prefix, delete in deletions.items():
         for page in storage.pages(prefix):
@@ -155,6 +161,15 @@ def _delete_of_imports(sessions: sessionmaker[Session], storage: Storage, page: 
             unreferenced.append(item.key)
     storage.delete(unreferenced)
     return len(unreferenced)
+
+
+def _delete_of_doctor(sessions: sessionmaker[Session], storage: Storage, page: list[StoredObject]) -> int:
+    """Delete what a killed `seft doctor` has left. No object of it has a row."""
+    with sessions.begin() as session:
+        since, until = _deletable_period(session)
+    left = [item.key for item in page if since <= item.modified < until]
+    storage.delete(left)
+    return len(left)
 
 
 def _is_unused(folder: Path) -> bool:

@@ -88,14 +88,14 @@ def test_an_unknown_object_is_kept_for_a_day_and_if_older_than_the_database(
     backend: Backend, job_id: str, aged: Aged
 ) -> None:
     referenced = backend.storage.keys("datasets/")
-    unknown = ["datasets/unknown.jsonl", f"jobs/{ids.new('job')}/1/run"]
+    unknown = ["datasets/unknown.jsonl", f"jobs/{ids.new('job')}/1/run", "doctor/req_1/large"]
     for key in unknown:
         backend.storage.put(key, b"1")
     assert cleanup.delete_unreferenced(backend.sessions, backend.storage) == 0, "they are new"
     aged.age = timedelta(days=4)
     assert cleanup.delete_unreferenced(backend.sessions, aged) == 0, "they are older than the first key"
     aged.age = timedelta(days=2)
-    assert cleanup.delete_unreferenced(backend.sessions, aged) == 2
+    assert cleanup.delete_unreferenced(backend.sessions, aged) == len(unknown)
     assert backend.storage.keys("") == referenced
 
 
