@@ -303,9 +303,8 @@ def _found_facts(loaded: Loaded, config: RepairConfig, folder: Path, place: Plac
     facts = stages.pruned_facts(loaded, kept, None, report, base=base(), machine=place.machine)
     if not facts.zeros_found:
         way_out = "Use seft prune before, or seft compress, which does both."
-        raise ConfigError(
-            "folder", f"must have at least {MIN_SPARSITY:.0%} zeros in its linear layers", str(folder), way_out
-        )
+        rule = f"must have at least {MIN_SPARSITY:.0%} zeros in its linear layers"
+        raise ConfigError("folder", rule, str(folder), way_out)
     return facts
 
 
