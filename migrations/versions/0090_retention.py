@@ -1,4 +1,4 @@
-"""Expiry of checkpoints, deletion of datasets, and the table of periodic chores."""
+"""Expiry of checkpoints, deletion of datasets, and the table of periodic tasks."""
 
 import sqlalchemy as sa
 from alembic import op
