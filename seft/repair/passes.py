@@ -89,21 +89,20 @@ def change(
 
     A row whose scale is zero does not change, also if its gradient is not finite.
     """
-    if (on_cuda := _on_cuda(weight, gradient)) or _on_cpu(weight, gradient):
-        if on_cuda:
-            from seft.repair import cuda
+    if _on_cuda(weight, gradient):
+        from seft.repair import cuda
 
-            cuda.change(weight, gradient, row_scales, col_scales, number(seed, name))
-        else:
-            work = _native(weight, gradient, None, row_scales, col_scales, random=number(seed, name))
-            _call("seft_change", work, weight, gradient)
-        torch.autograd.graph.increment_version(weight)  # torch does not see what a kernel writes
-        return
-    for part in _chunks(weight):
-        step = gradient[part].to(row_scales.dtype).mul(col_scales).mul_(row_scales[part, None])
-        step = step.masked_fill_((row_scales[part] == 0)[:, None], 0.0)
-        changed, first = weight[part].to(row_scales.dtype) - step, part.start * weight.shape[1]
-        weight[part] = round_stochastically(changed, weight.dtype, seed, name, first)
+        cuda.change(weight, gradient, row_scales, col_scales, number(seed, name))
+    elif _on_cpu(weight, gradient):
+        work = _native(weight, gradient, None, row_scales, col_scales, random=number(seed, name))
+        _call("seft_change", work, weight, gradient)
+    else:
+        for part in _chunks(weight):
+            step = gradient[part].to(row_scales.dtype).mul(col_scales).mul_(row_scales[part, None])
+            step = step.masked_fill_((row_scales[part] == 0)[:, None], 0.0)
+            changed, first = weight[part].to(row_scales.dtype) - step, part.start * weight.shape[1]
+            weight[part] = round_stochastically(changed, weight.dtype, seed, name, first)
+    torch.autograd.graph.increment_version(weight)  # torch does not see what a kernel writes
 
 
 def _on_cpu(weight: Tensor, gradient: Tensor) -> bool:
