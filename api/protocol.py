@@ -1,4 +1,4 @@
-"""The HTTP protocol of uvicorn with a timeout for request headers, so that a slow client cannot hold a connection."""
+"""The HTTP protocol of uvicorn with timeouts for clients that send slowly, so that they cannot hold a connection."""
 
 import asyncio
 
@@ -8,9 +8,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class HeadTimeoutProtocol(H11Protocol):
-    """Close a connection if the headers of a request do not arrive in time.
+    """Close a connection if the headers of a request do not arrive in time, or the body after an early response.
 
-    uvicorn itself only limits the idle time between two requests.
+    While a request is answered, `api.limits` limits the time of its body. uvicorn itself only limits the time without
+    any byte between two requests.
     """
 
     head_seconds = 30.0
@@ -24,15 +25,24 @@ class HeadTimeoutProtocol(H11Protocol):
     @override
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._stop()
-        elif self._head is None:
-            self._head = self.loop.call_later(self.head_seconds, self.transport.close)
+        self._start_or_stop()
+
+    @override
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._start_or_stop()
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
         super().connection_lost(exc)
+
+    def _start_or_stop(self) -> None:
+        """Run the timer while the server waits for headers, or for the rest of a body that was already answered."""
+        if self.conn.their_state is not h11.IDLE and self.conn.our_state is not h11.DONE:
+            self._stop()
+        elif self._head is None:
+            self._head = self.loop.call_later(self.head_seconds, self.transport.close)
 
     def _stop(self) -> None:
         if self._head is not None:

@@ -5,6 +5,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -170,6 +171,27 @@ def test_a_head_that_does_not_come_holds_no_connection(impatient: Client) -> Non
             response += slow.recv(65536)
         slow.sendall(b"GET /li")
         assert slow.recv(65536) == b""
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/dashboard/sign-in"])
+def test_a_body_that_drips_after_its_response_holds_no_connection(path: str, impatient: Client) -> None:
+    with connect(impatient) as slow:
+        slow.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {BODY_BYTES}\r\n\r\n".encode())
+        assert slow.recv(65536).startswith(b"HTTP/1.1 4")
+        began = time.monotonic()
+        with suppress(ConnectionError):
+            while time.monotonic() < began + 4:
+                slow.sendall(b"x")
+                time.sleep(0.1)
+        assert time.monotonic() < began + 4
+
+
+def test_the_rest_of_a_body_may_follow_its_response(impatient: Client) -> None:
+    with connect(impatient) as one:
+        one.sendall(b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
+        assert one.recv(65536).startswith(b"HTTP/1.1 415 ")
+        one.sendall(b"{}GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert one.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
 def test_the_timeouts_are_for_the_request_and_not_for_the_response(impatient: Client) -> None:
