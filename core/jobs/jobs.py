@@ -232,6 +232,16 @@ def first_in_queue(session: Session, tenant: str, *, limit: int) -> Sequence[Job
     return session.scalars(queued.order_by(Job.priority.desc(), Job.id).limit(limit)).all()
 
 
+def last_ended(
+    session: Session, tenant: str, status: Status, *, limit: int, since: datetime | None = None
+) -> Sequence[Job]:
+    """Return the tenant's `limit` jobs that ended last with a status, newest first, at `since` or later."""
+    ended = select(Job).where(Job.tenant == tenant, Job.status == status, Job.finished_at.is_not(None))
+    if since is not None:
+        ended = ended.where(Job.finished_at >= since)
+    return session.scalars(ended.order_by(Job.finished_at.desc(), Job.id.desc()).limit(limit)).all()
+
+
 def position(session: Session, job: Job) -> int | None:
     """Return the job's expected place in the queue, from 1. Returns None if the job is not queued.
 

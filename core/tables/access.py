@@ -59,7 +59,10 @@ class AuditEntry(Base):
     """A change that a caller made. It is never changed or deleted, even if its target is deleted."""
 
     __tablename__ = "audit_log"
-    __table_args__ = (Index("audit_log_by_tenant", "tenant", "id"),)
+    __table_args__ = (
+        Index("audit_log_by_tenant", "tenant", "id"),
+        Index("audit_log_by_action", "tenant", "action", "created_at"),
+    )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     tenant: Mapped[str]

@@ -30,6 +30,7 @@ class Job(Base):
             text("COALESCE((scores ->> 'repaired')::double precision, 'Infinity'::double precision)"),
             text("id DESC"),
         ),
+        Index("jobs_by_end", "tenant", "status", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         Index("jobs_not_ended", "status", postgresql_where=text("status IN ('queued', 'running', 'paused')")),
         Index("jobs_succeeded", "id", postgresql_where=text("status = 'succeeded'")),
         Index("jobs_with_states", "id", postgresql_where=text("resume IS NOT NULL")),

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from sqlalchemy import func, update
+from sqlalchemy import func, insert, update
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
@@ -11,7 +11,7 @@ from api import webhook_sender
 from api.usecases import webhooks as usecases
 from core import webhooks
 from core.jobs.attempts import Attempt
-from core.tables import Webhook
+from core.tables import AuditEntry, Webhook
 from tests.api.conftest import NewClient, problem
 from tests.api.receivers import DRIPS, Receiver, dripping
 from tests.api.test_webhook_sender import call, deliveries, finish, hooked, known, receiver, rounds
@@ -160,13 +160,17 @@ def test_the_messages_of_a_disabled_webhook_are_not_due(
 
 
 def test_the_tests_of_a_tenant_are_limited_even_if_it_deletes_the_webhooks(
-    client: TestClient, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, new_client: NewClient, sessions: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Other changes that the tenant makes do not matter."""
     monkeypatch.setattr(usecases, "MAX_TESTS", 3)
     for _ in range(3):
         hook = hooked(client, "https://example.com/")
         assert client.post(f"/webhooks/{hook['id']}/test").status_code == 202
         client.delete(f"/webhooks/{hook['id']}")
+    cancelled = {"tenant": "ours", "key_id": "key_1", "request_id": "req_1", "action": "cancel_job"}
+    with sessions.begin() as session:
+        session.execute(insert(AuditEntry), [{**cancelled, "target": f"job_{number}"} for number in range(2000)])
     refused = client.post(f"/webhooks/{hooked(client, 'https://example.com/')['id']}/test")
     assert "at most 3 times in 60 s" in problem(refused, 429, "rate_limited")["detail"]
     assert refused.headers["retry-after"] == str(usecases.TEST_SECONDS)

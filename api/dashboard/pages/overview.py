@@ -3,13 +3,12 @@
 from datetime import UTC, datetime, timedelta
 
 from fastapi import APIRouter, Request, Response
-from sqlalchemy.orm import Session
 
 from api.dashboard.formatting import IN_TURN
 from api.dashboard.pages.workers import list_workers
 from api.dashboard.render import page
 from api.dashboard.visitors import Signed
-from api.deps import CurrentServices, Services
+from api.deps import CurrentServices
 from api.schemas.jobs import JobDetail
 from api.usecases.jobs import detail
 from core.jobs import fairness, jobs
@@ -29,11 +28,17 @@ def overview(request: Request, services: CurrentServices, visitor: Signed) -> Re
     """Show the overview."""
     tenant = visitor.caller.tenant
     with services.sessions.begin() as session:
-        running, paused, succeeded = (
-            _newest(services, session, tenant, status) for status in (Status.RUNNING, Status.PAUSED, Status.SUCCEEDED)
+        since = datetime.now(UTC) - FAILED_WITHIN
+        running, paused, queued, succeeded, failed = (
+            [detail(services, session, row) for row in rows]
+            for rows in (
+                jobs.page(session, tenant, status=Status.RUNNING, limit=SHOWN)[0],
+                jobs.page(session, tenant, status=Status.PAUSED, limit=SHOWN)[0],
+                jobs.first_in_queue(session, tenant, limit=SHOWN),
+                jobs.last_ended(session, tenant, Status.SUCCEEDED, limit=SHOWN),
+                jobs.last_ended(session, tenant, Status.FAILED, limit=SHOWN, since=since),
+            )
         )
-        queued = [detail(services, session, row) for row in jobs.first_in_queue(session, tenant, limit=SHOWN)]
-        failed = _newest(services, session, tenant, Status.FAILED, since=datetime.now(UTC) - FAILED_WITHIN)
         counts = jobs.counts(session, tenant)
         worker_views = list_workers(services, session, tenant)
         forecast = Forecast.now(session, services.settings.sweep_seconds)
@@ -60,10 +65,3 @@ def _starts_in(forecast: Forecast, job: JobDetail) -> float | None:
     """Return the estimated seconds until the job starts, or None if there is no estimate."""
     in_turn = job.reason is not None and job.reason.code == IN_TURN
     return forecast.start(job.queue_position) if job.queue_position and in_turn else None
-
-
-def _newest(
-    services: Services, session: Session, tenant: str, status: Status, since: datetime | None = None
-) -> list[JobDetail]:
-    rows, _ = jobs.page(session, tenant, status=status, since=since, limit=SHOWN)
-    return [detail(services, session, row) for row in rows]

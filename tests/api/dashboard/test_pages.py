@@ -12,12 +12,10 @@ from sqlalchemy import func, update
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
-from api.dashboard.formatting import size
-from api.dashboard.pages.overview import SHOWN
 from api.dashboard.render import ASSETS
 from core import workers
 from core.access.keys import Scope
-from core.jobs import attempts, fairness
+from core.jobs import attempts
 from core.jobs.attempts import Attempt, Fault
 from core.tables import Worker
 from tests import claims
@@ -153,27 +151,6 @@ def test_polling_an_unchanged_page_is_answered_304(browser: Browser, client: Tes
     etag = browser.get(f"{ROOT}/jobs/{attempt.job_id}").headers["etag"]
     client.post(f"/jobs/{attempt.job_id}/cancel")
     assert browser.get(f"{ROOT}/jobs/{attempt.job_id}", headers={"If-None-Match": etag}).status_code == 200
-
-
-def test_overview_lists_waiting_jobs_in_queue_order(browser: Browser, client: TestClient, body: Json) -> None:
-    created = [client.post("/jobs", json={**body, "seed": seed}).json()["id"] for seed in range(SHOWN + 1)]
-    urgent = client.post("/jobs", json={**body, "priority": 1}).json()["id"]
-    shown = re.findall(r'href="/dashboard/jobs/(job_\w+)"', browser.show("/"))
-    assert shown == [urgent, *created[: SHOWN - 1]]
-
-
-def test_overview_shows_failed_jobs_first_and_the_storage_in_use(
-    browser: Browser, sessions: sessionmaker[Session], attempt: Attempt
-) -> None:
-    assert "Failed jobs" not in browser.show("/")
-    with sessions.begin() as session:
-        stored = sum(fairness.stored_bytes(session, "ours"))
-        attempts.fail(
-            session, attempt, fault=Fault.SYSTEM, code="x", message="disk is unreachable", retry=False, max_failures=1
-        )
-    text = " ".join(visible(browser.show("/")).split())
-    assert text.index("Failed jobs") < text.index("Disk is unreachable service error") < text.index("Running")
-    assert f"Storage {size(stored)} in use" in text
 
 
 def test_job_without_metrics_shows_its_error_and_no_empty_charts(
