@@ -22,6 +22,7 @@ def page(document: Json) -> str:
     parts = [
         # Without an icon, browsers request /favicon.ico, which does not exist.
         '<!doctype html><html lang=en><meta charset=utf-8><link rel="icon" href="data:,">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(info['title'])} API</title><style>{STYLE}</style>",
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1>",
         *(f"<p>{_text(part)}</p>" for part in info["description"].strip().split("\n\n")),

@@ -7,9 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
+import structlog
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 
-from core.infra.storage import Storage
+from core.infra.storage import STORAGE_ERRORS, Storage
 from core.jobs.reports import CHANGES, Evolution
 from core.specs import read_stored
 from core.tables import Checkpoint, Json
@@ -21,6 +22,8 @@ MAX_BYTES = 32 << 20
 """Largest `sparsity.json` that is read. A layer needs about 100 bytes."""
 CACHED_CHECKPOINTS = 64
 """Maximum number of checkpoints whose table is cached. A checkpoint never changes, so the cache is always valid."""
+
+log = structlog.get_logger(__name__)
 
 
 def equally_sparse(spec: Json) -> bool:
@@ -63,11 +66,16 @@ class SparsityTable:
 def sparsity_table(storage: Storage, checkpoint: Checkpoint) -> SparsityTable | None:
     """Return the sparsity of each pruned linear layer, read from the checkpoint's `sparsity.json`.
 
-    Returns None if that file lists no layers, or is malformed. A training process wrote it, so it may contain anything.
+    Returns None if that file lists no layers, is malformed, or cannot be read now. A training process wrote it, so it
+    may contain anything.
     """
     if all(file["name"] != SPARSITY_FILE for file in checkpoint.files):
         return None
-    return _read(storage, checkpoint.prefix + SPARSITY_FILE)
+    try:
+        return _read(storage, checkpoint.prefix + SPARSITY_FILE)
+    except STORAGE_ERRORS as error:
+        log.warning("sparsity.unreadable", checkpoint=checkpoint.id, error=str(error))
+        return None
 
 
 class _Count(BaseModel):

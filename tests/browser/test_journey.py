@@ -246,6 +246,10 @@ def test_two_jobs_are_compared_and_a_third_is_cancelled(user: User) -> None:
     expect(page.get_by_role("row", name="sparsity")).to_contain_text("0.7")
     both = re.compile(r"bold: last [\d.]+, mild: last [\d.]+")
     expect(page.locator('[data-chart="loss"] .plot')).to_have_attribute("aria-label", both)
+    page.route("**/series*", lambda route: route.abort(), times=1)
+    page.reload()
+    expect(page.locator('[data-chart="loss"] .plot')).to_have_attribute("aria-label", both, timeout=15_000)
+    user.console_errors.clear()  # the failed request
 
     page.get_by_role("link", name="bold").click()
     page.get_by_role("link", name="Clone").click()
@@ -330,6 +334,24 @@ def test_note_about_a_refused_action_stays_while_the_page_polls(user: User) -> N
     expect(note).to_be_visible()
 
 
+def test_polling_replaces_nothing_while_the_page_is_unchanged(user: User) -> None:
+    page, site = user.page, user.site
+    user.go(f"/jobs/{site.add_job()}")
+    is_poll = lambda response: response.request.headers.get("hx-request") == "true"  # noqa: E731
+    with page.expect_response(is_poll):
+        pass
+    page.wait_for_timeout(500)
+    page.evaluate("document.querySelector('#job').dataset.kept = 'true'")
+    for _ in range(2):
+        with page.expect_response(is_poll):
+            pass
+    page.wait_for_timeout(500)
+    expect(page.locator("#job[data-kept]")).to_have_count(1)
+    site.claim_job().prune(Scores())
+    expect(page.locator(".badge").first).to_have_text("running")
+    expect(page.locator("#job[data-kept]")).to_have_count(0)
+
+
 def test_hidden_tab_polls_slowly(user: User) -> None:
     page, site = user.page, user.site
     user.go(f"/jobs/{site.add_job()}")
@@ -346,6 +368,8 @@ def test_hidden_tab_polls_slowly(user: User) -> None:
 def test_job_is_created_and_cancelled_without_scripts(new_user: NewUser) -> None:
     user = new_user(java_script_enabled=False)
     page = user.sign_in()
+    expect(page.get_by_role("link", name="Datasets")).to_be_visible()
+    expect(page.get_by_role("button", name="Sign out")).to_be_visible()
     user.go(f"/jobs/new?dataset={user.site.dataset}")
     page.fill("#model", "tiny")
     page.fill("#sparsity", "0.5")

@@ -147,7 +147,13 @@
 
   const compare = async (root) => {
     const jobs = JSON.parse(root.dataset.compareCharts);
-    const results = await Promise.all(jobs.map(({ series }) => fetchSeries(series)));
+    let results;
+    try {
+      results = await Promise.all(jobs.map(({ series }) => fetchSeries(series)));
+    } catch {
+      setTimeout(() => compare(root), RETRY_MS);
+      return;
+    }
     const step = [...new Set(results.flatMap((each) => each.step))].sort((one, other) => one - other);
     const seriesOf = (name, transform) => jobs.map((job, number) => {
       const { step: own, values } = results[number];

@@ -3,7 +3,7 @@
 
 (() => {
   const SLOW_SECONDS = 30;
-  const etags = new WeakMap();
+  const etags = new Map(); // by id, because new content has new elements
   let failures = 0;
 
   // Times
@@ -103,10 +103,10 @@
     else if (requestConfig.elt.matches("form[hx-post]") && xhr.responseText.includes('id="main"')) Object.assign(event.detail, { shouldSwap: true, isError: false });
     if (!elt.hasAttribute("data-poll")) return;
     const etag = xhr.getResponseHeader("ETag");
-    const same = etag && etags.get(elt) === etag;
-    etags.set(elt, etag);
+    const same = etag && etags.get(elt.id) === etag;
+    etags.set(elt.id, etag);
     if (same || isInUse(elt)) {
-      if (!same) etags.delete(elt);
+      if (!same) etags.delete(elt.id);
       event.detail.shouldSwap = false;
     }
     if (event.detail.shouldSwap) restorePlace = readPlace();

@@ -180,3 +180,14 @@ def test_the_table_of_layers_is_left_out_if_the_file_of_a_training_process_is_ma
     storage.put(prefix + SPARSITY_FILE, json.dumps(content).encode())
     table = sparsity_table(storage, checkpoint)
     assert (table.parts if table else None) == parts
+
+
+def test_the_table_of_layers_is_left_out_while_its_file_cannot_be_read(app: FastAPI) -> None:
+    storage = app.state.services.storage
+    checkpoint = Checkpoint(prefix=f"jobs/{ids.new('job')}/1/", files=[{"name": SPARSITY_FILE}])
+    assert sparsity_table(storage, checkpoint) is None
+    layers = {"model.layers.1.mlp.up_proj": {"zeros": 3, "weights": 4}}
+    storage.put(checkpoint.prefix + SPARSITY_FILE, json.dumps({"sparsity": {"layers": layers}}).encode())
+    table = sparsity_table(storage, checkpoint)
+    assert table
+    assert table.parts == {"mlp.up_proj": {1: 0.75}}
