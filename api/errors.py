@@ -9,8 +9,6 @@ from http import HTTPStatus
 from typing import Any
 
 import structlog
-from boto3.exceptions import Boto3Error
-from botocore.exceptions import BotoCoreError, ClientError
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
@@ -23,6 +21,7 @@ from starlette.routing import compile_path
 from api.flaws import flaws_of
 from api.limits import LimitError
 from core.errors import Code, Flaw, ProblemError
+from core.infra.storage import STORAGE_ERRORS
 
 GUARDED = (
     Code.UNAUTHENTICATED,
@@ -66,7 +65,7 @@ TABLE: dict[Code, tuple[HTTPStatus, str]] = {
 RETRY_AFTER = {Code.UNAVAILABLE: 5, Code.HUB_BUSY: 5, Code.BUSY: 5, Code.IDEMPOTENCY_IN_FLIGHT: 1}
 """Value of the header Retry-After per error code, in seconds. A retry is then likely to succeed."""
 
-SERVERS_DOWN = (OperationalError, InterfaceError, PoolTimeoutError, Boto3Error, BotoCoreError, ClientError)
+SERVERS_DOWN = (OperationalError, InterfaceError, PoolTimeoutError, *STORAGE_ERRORS)
 
 CLIENT_CLOSED_REQUEST = 499
 """Status in the log of a request whose client left before the response. Nobody receives it."""
@@ -188,7 +187,8 @@ def _methods(request: Request) -> str:
     """Return all methods of a path. The framework itself reports only those of the first matching route."""
     paths = request.app.openapi()["paths"]
     match = next((path for path in paths if compile_path(path)[0].match(request.url.path)), None)
-    return ", ".join(sorted(method.upper() for method in paths[match])) if match else "GET"
+    methods = {method.upper() for method in paths[match]} if match else {"GET"}
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 async def _server_down(request: Request, error: Exception) -> Response:

@@ -10,15 +10,13 @@ from functools import partial
 from typing import BinaryIO
 
 import structlog
-from boto3.exceptions import Boto3Error
-from botocore.exceptions import BotoCoreError, ClientError
 from typing_extensions import override
 
 from api.deps import Services
 from core.datasets import datasets, imports, sources
 from core.datasets.datasets import Content
 from core.errors import Code, ProblemError
-from core.infra.storage import is_outage, status_of
+from core.infra.storage import STORAGE_ERRORS, is_outage, status_of
 from core.poller import Poller, renewed
 from core.states import ImportState
 from core.tables import Import
@@ -81,12 +79,12 @@ class Importer(Poller):
                     )
                     imports.complete(held, dataset)
                     done = True
-        except (Boto3Error, BotoCoreError, ClientError) as error:
+        except STORAGE_ERRORS as error:
             status = status_of(error)
             # A bucket of the tenant may reject a request for good.
             if not is_outage(error) or (row.source is not None and status is not None and status < 500):
                 raise
-            log.warning("import.storage_away", id=row.id, error=str(error))
+            log.warning("import.storage_unavailable", id=row.id, error=str(error))
             with services.sessions.begin() as session:
                 if held := imports.lock_claimed(session, row):
                     imports.postpone(held)

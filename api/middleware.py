@@ -22,7 +22,8 @@ log = structlog.get_logger(__name__)
 class RequestMiddleware:
     """ASGI middleware around every request.
 
-    The limit of a dataset upload is `upload_bytes`. The limit of every other body is `BODY_BYTES`.
+    The limit of a dataset upload is `upload_bytes`. The limit of every other body is `BODY_BYTES`. A HEAD request is
+    processed as GET. The server sends its response without the content (RFC 9110, section 9.3.2).
     """
 
     def __init__(self, app: ASGIApp, upload_bytes: int) -> None:
@@ -50,7 +51,8 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            await self.app(scope, self._limited(scope, receive), send_with_id)
+            processed = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+            await self.app(processed, self._limited(scope, receive), send_with_id)
         except Exception:
             log.exception("request.broken")
             if not status:

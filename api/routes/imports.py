@@ -79,7 +79,7 @@ def list_import_parts(
     if row.upload is None or row.bytes is None:
         return PartPage(data=[], has_more=False)
     sent = row.state != ImportState.RECEIVING
-    stored = {} if sent else services.storage.parts(imports.key(row.id), row.upload)
+    stored = {} if sent else services.storage.parts_after(imports.key(row.id), row.upload, after, limit)
     count = imports.part_count(row.bytes)
     data = []
     for number in range(after + 1, min(after + limit, count) + 1):

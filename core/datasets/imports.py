@@ -23,7 +23,7 @@ MAX_ACTIVE = 100
 """Maximum number of unfinished imports per tenant."""
 LEASE = timedelta(seconds=60)
 TRIES = 5
-"""Number of tries after which an import fails. Tries that ended because the object storage was away do not count."""
+"""Number of tries after which an import fails. Tries during which the object storage was not available do not count."""
 LONGEST_PAUSE = timedelta(hours=1)
 """Longest time until the next try after the object storage was not available."""
 UPLOAD_EXPIRY = timedelta(days=2)

@@ -6,18 +6,20 @@ Files of an attempt have keys that start with `jobs/<job id>/<attempt>/`.
 
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 from urllib.parse import quote
 
 import boto3
 import structlog
+from boto3.exceptions import Boto3Error
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 from typing_extensions import override
 
 from core.infra.clock import Clock
@@ -25,7 +27,12 @@ from core.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, LifecycleRuleUnionTypeDef, ObjectIdentifierTypeDef
+    from mypy_boto3_s3.type_defs import (
+        CompletedPartTypeDef,
+        LifecycleRuleUnionTypeDef,
+        ObjectIdentifierTypeDef,
+        PartTypeDef,
+    )
 
 DELETE_BATCH = 1000
 """Maximum number of objects that S3 deletes in one request."""
@@ -33,6 +40,8 @@ PART_BYTES, MOST_PART_BYTES, PARTS = 16 << 20, 128 << 20, 10_000
 """Minimum and maximum bytes per part of a multipart upload, and maximum number of parts. S3 accepts no more parts."""
 READ_BYTES = 4 << 20
 """Bytes fetched per request when an object is read at random offsets."""
+STORAGE_ERRORS = (Boto3Error, BotoCoreError, ClientError)
+"""Errors of `Storage`: the server gave no answer, or rejected the request."""
 REJECTIONS = frozenset({400, 404, 413, 416})
 """HTTP statuses of requests that the storage rejects in every try."""
 ABORT_INCOMPLETE_UPLOADS: "LifecycleRuleUnionTypeDef" = {
@@ -156,11 +165,18 @@ class Storage:
     def parts(self, key: str, upload: str) -> dict[int, Part]:
         """Return the parts that were uploaded, by number. The result is empty if the upload was finished or aborted."""
         pages = self._s3.get_paginator("list_parts").paginate(Bucket=self._bucket, Key=key, UploadId=upload)
+        return self._read_parts(lambda: (part for page in pages for part in page.get("Parts", ())))
+
+    def parts_after(self, key: str, upload: str, after: int, limit: int) -> dict[int, Part]:
+        """Return the same as `parts`, but only the first `limit` parts whose number is larger than `after`."""
+        list_page = partial(self._s3.list_parts, Bucket=self._bucket, Key=key, UploadId=upload)
+        return self._read_parts(lambda: list_page(PartNumberMarker=after, MaxParts=limit).get("Parts", ()))
+
+    def _read_parts(self, read: Callable[[], Iterable["PartTypeDef"]]) -> dict[int, Part]:
         try:
-            parts = [part for page in pages for part in page.get("Parts", ())]
+            return {part["PartNumber"]: Part(part["Size"], part["ETag"]) for part in read()}
         except self._s3.exceptions.NoSuchUpload:
             return {}
-        return {part["PartNumber"]: Part(part["Size"], part["ETag"]) for part in parts}
 
     def finish_upload(self, key: str, upload: str, parts: Mapping[int, Part]) -> None:
         """Finish a multipart upload: join the parts into an object."""

@@ -83,6 +83,10 @@ def test_parts_become_the_same_dataset_as_one_upload_and_can_be_resumed(
     assert report["errors"][0]["value"] == "incomplete or missing for the numbers 2"
     assert begin(client, len(lines), resume_key="k") == upload
     assert [part["received"] for part in parts(client, upload)] == [True, False, True]
+    page = client.get(f"/imports/{upload['id']}/parts", params={"after": 1, "limit": 1}).json()
+    assert ([(part["number"], part["received"]) for part in page["data"]], page["has_more"]) == ([(2, False)], True)
+    page = client.get(f"/imports/{upload['id']}/parts", params={"after": 2, "limit": 1}).json()
+    assert ([(part["number"], part["received"]) for part in page["data"]], page["has_more"]) == ([(3, True)], False)
     send(client, upload, lines, 2)
     for _ in range(2):
         answer = client.post(f"/imports/{upload['id']}/complete")

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from api.errors import TABLE
 from api.query import MAX_FLAWS
 from core.errors import Code
-from tests.api.conftest import Json, NewClient, problem
+from tests.api.conftest import Json, NewClient, problem, serving
 from tests.api.documents import METHODS
 
 
@@ -190,9 +190,18 @@ def test_every_error_is_a_problem_report(client: TestClient) -> None:
         problem(send(client), status, code)
     unknown = client.get("/jobs?status=queud").json()["errors"]
     assert unknown[0]["way_out"].startswith("Did you mean 'queued'? ")
-    assert client.delete("/jobs").headers["allow"] == "GET, POST"
+    assert client.delete("/jobs").headers["allow"] == "GET, HEAD, POST"
     assert client.delete("/jobs/x/cancel").headers["allow"] == "POST"
-    assert client.delete("/docs").headers["allow"] == "GET"
+    assert client.delete("/docs").headers["allow"] == "GET, HEAD"
+
+
+def test_head_has_the_headers_of_get_and_no_content(app: FastAPI, client: TestClient) -> None:
+    with serving(app, client) as server:
+        for path in ("/livez", "/jobs", "/jobs/job_none", "/docs", "/dashboard/sign-in"):
+            whole, head = server.get(path), server.head(path)
+            assert (head.status_code, head.content) == (whole.status_code, b""), path
+            for name in ("content-type", "content-length"):
+                assert head.headers[name] == whole.headers[name], path
 
 
 def test_every_operation_refuses_unknown_query_parameters(app: FastAPI, client: TestClient) -> None:
