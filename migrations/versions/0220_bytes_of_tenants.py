@@ -20,14 +20,14 @@ BEGIN
 END $$
 """
 TRIGGER = """
-CREATE TRIGGER count_{deed} AFTER {deed} ON checkpoints REFERENCING {rows} TABLE AS changed
+CREATE TRIGGER count_{operation} AFTER {operation} ON checkpoints REFERENCING {rows} TABLE AS changed
 FOR EACH STATEMENT EXECUTE FUNCTION count_checkpoints()
 """
 COUNTED = """
 INSERT INTO holdings (tenant, checkpoints)
 SELECT tenant, sum(bytes) FROM checkpoints JOIN jobs ON jobs.id = checkpoints.job_id GROUP BY tenant
 """
-DEEDS = {"insert": "NEW", "delete": "OLD"}
+OPERATIONS = {"insert": "NEW", "delete": "OLD"}
 
 
 def upgrade() -> None:
@@ -37,13 +37,13 @@ def upgrade() -> None:
         sa.Column("checkpoints", sa.BigInteger, nullable=False),
     )
     op.execute(COUNT)
-    for deed, rows in DEEDS.items():  # locks out other writers of checkpoints until the commit
-        op.execute(TRIGGER.format(deed=deed, rows=rows))
+    for operation, rows in OPERATIONS.items():  # locks out other writers of checkpoints until the commit
+        op.execute(TRIGGER.format(operation=operation, rows=rows))
     op.execute(COUNTED)
 
 
 def downgrade() -> None:
-    for deed in DEEDS:
-        op.execute(f"DROP TRIGGER count_{deed} ON checkpoints")
+    for operation in OPERATIONS:
+        op.execute(f"DROP TRIGGER count_{operation} ON checkpoints")
     op.execute("DROP FUNCTION count_checkpoints")
     op.drop_table("holdings")

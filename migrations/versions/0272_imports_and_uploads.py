@@ -1,4 +1,4 @@
-"""Tries of an import that ended because the object storage was away, and the time of a dataset's last upload."""
+"""Tries of an import during which the object storage was unavailable, and the time of a dataset's last upload."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -232,7 +232,7 @@ def test_estimate_shows_what_the_job_needs_or_what_the_form_lacks(
         workers.record_flops(session, "gpu-1:7:x", FLOPS)
     assert re.search(r"Fits on gpu-1 , about .* time from a short calibration of the device", estimate())
     text = estimate(**{f"repair.{name}": str(value) for name, value in large.items()})
-    assert text.startswith("Fits on no worker : training needs")
+    assert text.startswith("Does not fit on any worker : training needs")
     assert "It fits with repair.batch_tokens = " in text
     assert client.get("/jobs").json()["data"] == []
 
