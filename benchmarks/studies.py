@@ -142,7 +142,7 @@ def retention() -> Study:
             for retain in (Retain.WRITTEN, Retain.DATASET):
                 kept = replace(config, retain=retain, retain_share=share, retain_tokens=TEXT)
                 study[f"{name}, {retain} {share:g}"] = Cell(prune, kept)
-        study[f"{name}, written 0.5, each token read once"] = Cell(prune, _default())
+        study[f"{name}, written 0.5, each token read once"] = Cell(prune, _default(rate=1e-3))
         for rate in (5e-4, 2e-3):
             kept = replace(config, retain=Retain.WRITTEN, retain_tokens=TEXT, learning_rate=rate)
             study[f"{name}, written 0.5, rate {rate:g}"] = Cell(prune, kept)
@@ -154,7 +154,7 @@ def reads() -> Study:
 
     Half of each batch is this text, so the same number of its tokens is read in each experiment.
     """
-    config = replace(_default(steps=1000), sequence_tokens=128, batch_tokens=256)
+    config = replace(_default(steps=1000, rate=1e-3), sequence_tokens=128, batch_tokens=256)
     windows = {"once": 1144, "8 times": 143, "64 times": 18}
     return {
         "nothing retained": Cell(CURVATURE, replace(config, retain=Retain.NONE), text="gsm8k"),
@@ -177,15 +177,8 @@ def batch() -> Study:
 
 def schedules() -> Study:
     """Return the default with other learning rates, other schedules of the rate, and a warm-up."""
-    config = _default()
     return {
         **{f"rate {rate:g}": Cell(CURVATURE, _default(rate=rate)) for rate in (2.5e-4, 5e-4, 1e-3, 2e-3)},
-        **{f"rate 0.0005, seed {seed}": Cell(CURVATURE, replace(_default(rate=5e-4), seed=seed)) for seed in (1, 2)},
-        **{
-            f"{name}, rate {rate:g}": Cell(prune, _default(rate=rate))
-            for name, prune in (("70%", replace(CURVATURE, sparsity=0.7)), ("2:4", _pairs(ADMM)))
-            for rate in (2.5e-4, 5e-4)
-        },
         **{
             f"{schedule}, rate {rate:g}": Cell(CURVATURE, replace(_default(rate=rate), schedule=schedule))
             for schedule, rate in (
@@ -194,23 +187,35 @@ def schedules() -> Study:
                 (RateSchedule.CONSTANT, 1e-3),
             )
         },
-        **{f"warm-up of {steps} steps": Cell(CURVATURE, replace(config, warmup_steps=steps)) for steps in (5, 20)},
+        **{
+            f"warm-up of {steps} steps, rate 0.001": Cell(CURVATURE, replace(_default(rate=1e-3), warmup_steps=steps))
+            for steps in (5, 20)
+        },
     }
 
 
 def defaults() -> Study:
     """Return the settings of a job that names only model, dataset and sparsity, with three seeds.
 
-    `uniform` has equally sparse linears. An N:M pattern always has.
+    At twice the rate there are also models with equally sparse linears (`uniform`), which an N:M pattern always has,
+    and with nothing retained.
     """
     uniform = {f"{name}, uniform": prune for name, prune in _sparsities(ADMM).items() if not prune.pattern.grouped}
-    pruned = {**_sparsities(CURVATURE), "2:4": _pairs(ADMM), **uniform}
+    default = {**_sparsities(CURVATURE), "2:4": _pairs(ADMM)}
     return {
-        f"{name}{', nothing retained' if retain is Retain.NONE else ''}, seed {seed}": Cell(
-            prune, replace(_default(), seed=seed, retain=retain)
+        f"{name}{more}, seed {seed}": Cell(prune, replace(config, seed=seed))
+        for pruned, variants in (
+            (default, {"": _default()}),
+            (
+                {**default, **uniform},
+                {
+                    ", rate 0.001": _default(rate=1e-3),
+                    ", nothing retained, rate 0.001": replace(_default(rate=1e-3), retain=Retain.NONE),
+                },
+            ),
         )
         for name, prune in pruned.items()
-        for retain in (Retain.WRITTEN, Retain.NONE)
+        for more, config in variants.items()
         for seed in range(3)
     }
 
@@ -282,20 +287,21 @@ def optimizers() -> Study:
 def thousand() -> Study:
     """Return 1,000 steps on GSM8K's text, because WikiText-2 is too short for so many.
 
-    They are the default, the same with equally sparse linears, this with nothing retained, and the ceiling.
+    They are the default, with other rates, with equally sparse linears, with nothing retained, and the ceiling.
     """
-    ceiling, default = RECIPES["ceiling"].config(1e-3, steps=1000), _default(steps=1000)
+    ceiling, twice = RECIPES["ceiling"].config(1e-3, steps=1000), _default(steps=1000, rate=1e-3)
     return {
         "ceiling": Cell(None, ceiling, text="gsm8k"),
-        "default": Cell(CURVATURE, default, text="gsm8k"),
-        "default, rate 0.0005": Cell(CURVATURE, _default(steps=1000, rate=5e-4), text="gsm8k"),
-        "uniform": Cell(ADMM, default, text="gsm8k"),
-        "uniform, nothing retained": Cell(ADMM, replace(default, retain=Retain.NONE), text="gsm8k"),
+        "default": Cell(CURVATURE, _default(steps=1000), text="gsm8k"),
+        "default, rate 0.00025": Cell(CURVATURE, _default(steps=1000, rate=2.5e-4), text="gsm8k"),
+        "default, rate 0.001": Cell(CURVATURE, twice, text="gsm8k"),
+        "uniform, rate 0.001": Cell(ADMM, twice, text="gsm8k"),
+        "uniform, nothing retained, rate 0.001": Cell(ADMM, replace(twice, retain=Retain.NONE), text="gsm8k"),
         "wanda": Cell(WANDA, text="gsm8k"),
     }
 
 
-def _default(steps: int = 100, rate: float = 1e-3) -> RepairConfig:
+def _default(steps: int = 100, rate: float = 5e-4) -> RepairConfig:
     """Return the settings of a job with steps of 2 x 512 tokens."""
     return replace(RECIPES["all"].config(rate, steps=steps), retain=Retain.WRITTEN)
 
