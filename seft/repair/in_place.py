@@ -37,7 +37,7 @@ class LinearTrainer(Protocol):
         """Return the gradient accumulated since the last call, and reset it. It is zero if the linear got no tokens."""
 
     def reactivated_count(self) -> int:
-        """Return the number of weights that were zero at the start and are nonzero now."""
+        """Return the number of weights that were zero when pruning ended and are nonzero now."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors that are needed to resume."""
@@ -71,7 +71,7 @@ class InPlaceMethod:
 
     @property
     def grown_zeros(self) -> int:
-        """Number of weights that were zero at the start and are nonzero now."""
+        """Number of weights that were zero when pruning ended and are nonzero now."""
         return sum(linear.reactivated_count() for linear in self._trainers.values())
 
     @property

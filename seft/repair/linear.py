@@ -142,7 +142,7 @@ class RepairedLinear:
         return Change(len(dropped) - len(spared), len(grown), int((grown.bases == 0).sum()), len(choice.removed))
 
     def reactivated_count(self) -> int:
-        """Return the number of weights that were zero at the start and are nonzero now."""
+        """Return the number of weights that were zero when pruning ended and are nonzero now."""
         bases, present = self.active.bases, entries(self.weight, self.active.indices)
         return int(((bases == 0) & (present != 0) & ~torch.isin(self.active.indices, self.removed.indices)).sum())
 

@@ -103,7 +103,7 @@ class Repair:
 
     @property
     def grown_zeros(self) -> int:
-        """Number of weights that were zero at the start and are nonzero now. Also valid after `finish`."""
+        """Number of weights that were zero when pruning ended and are nonzero now. Also valid after `finish`."""
         return self._method.grown_zeros
 
     @property

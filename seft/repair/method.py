@@ -64,7 +64,7 @@ class Method(Protocol):
 
     @property
     def grown_zeros(self) -> int:
-        """Number of weights that were zero at the start and are nonzero now. Also valid after `finish`."""
+        """Number of weights that were zero when pruning ended and are nonzero now. Also valid after `finish`."""
 
     def before_step(self, step: int, /) -> None:
         """Prepare a step. The loop calls it before the first micro-batch of the step."""

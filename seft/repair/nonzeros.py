@@ -64,7 +64,7 @@ class NonzeroLinear:
         self._tokens = self._inputs[:1].clone()
         self._new_inputs, self._new_outputs, self._new_tokens = map(torch.zeros_like, self._observations)
         self._sum: Tensor | None = None
-        self._first_kept = pack_bits(weight != 0) if swapping else None
+        self._unpruned = pack_bits(weight != 0) if swapping else None
         self.candidates = GradientSums.empty(rows)
         self._norm = rows.new_zeros(())
         self._leaf = rows.new_zeros(0).requires_grad_()
@@ -162,6 +162,8 @@ class NonzeroLinear:
             chosen, count = rise.least_important(importance, chosen, missing), missing
         self.weight.masked_fill_(chosen, 0)
         self._moments.count(self.weight)
+        if self._unpruned is not None:
+            self._unpruned &= pack_bits(self.weight != 0)
         return count
 
     def swap(self, observed: Observed, pattern: Pattern, batch_tokens: float) -> tuple[Swap, Moments]:
@@ -187,15 +189,17 @@ class NonzeroLinear:
         self._moments = before
 
     def reactivated_count(self) -> int:
-        """Return the number of weights that were zero at the start and are nonzero now."""
-        if self._first_kept is None:
+        """Return the number of weights that were zero when pruning ended and are nonzero now."""
+        if self._unpruned is None:
             return 0
-        first = unpack_bits(self._first_kept, self.weight.shape[1]).to(self.weight.device)
-        return int(((self.weight != 0) & ~first).sum())
+        unpruned = unpack_bits(self._unpruned, self.weight.shape[1]).to(self.weight.device)
+        return int(((self.weight != 0) & ~unpruned).sum())
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the nonzeros and where they are, as copies in host memory, and the statistics."""
         weights = {"values": _gather(self.weight, self.weight).cpu(), "kept": pack_bits(self.weight != 0)}
+        if self._unpruned is not None:
+            weights["unpruned"] = self._unpruned
         return {**weights, **self._statistics(), **named_fields({"candidates": self.candidates})}
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
@@ -203,6 +207,8 @@ class NonzeroLinear:
         kept = unpack_bits(tensors["kept"].cpu(), self.weight.shape[1]).to(self.weight.device)
         self.weight.zero_()
         _scatter(self.weight, kept, tensors["values"])
+        if self._unpruned is not None:
+            self._unpruned = tensors["unpruned"].cpu()
         for name, tensor in self._statistics().items():
             tensor.copy_(tensors[name])
         self.candidates = GradientSums(**fields_of(tensors, "candidates"))

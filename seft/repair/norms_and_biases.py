@@ -39,7 +39,7 @@ class WithNormsAndBiases:
 
     @property
     def grown_zeros(self) -> int:
-        """Number of weights that were zero at the start and are nonzero now."""
+        """Number of weights that were zero when pruning ended and are nonzero now."""
         return self._method.grown_zeros
 
     def before_step(self, step: int, /) -> None:

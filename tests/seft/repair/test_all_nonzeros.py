@@ -96,7 +96,7 @@ def test_the_zeros_follow_the_schedule_at_every_step(name: str, dtype: torch.dty
     model, repair = started(name, dtype)
     sizes = {key: target.weight.numel() for key, target in target_linears(model).items()}
     first = {key: sizes[key] - count for key, count in nonzeros(model).items()}
-    swapped = 0
+    swapped, at_end_of_pruning = 0, weights(model)
     for step in range(1, settings.steps + 1):
         events = [report for report in repair.advance() if isinstance(report, Evolved)]
         swapped += sum(event.grown for event in events)
@@ -105,6 +105,8 @@ def test_the_zeros_follow_the_schedule_at_every_step(name: str, dtype: torch.dty
         if not pruned.gradual:
             assert zeros == first
             continue
+        if step == pruned.rise_end(settings.steps):
+            at_end_of_pruning = weights(model)
         past = max((each for each in range(step + 1) if rise.is_event(pruned, settings.steps, each)), default=0)
         progress = past / pruned.rise_end(settings.steps)
         asked = {key: int(size * pruned.sparsity) for key, size in sizes.items()}
@@ -120,7 +122,10 @@ def test_the_zeros_follow_the_schedule_at_every_step(name: str, dtype: torch.dty
     before = weights(model)
     repair.finish()
     assert same_bits(before, weights(model))
-    assert (repair.grown_zeros > 0) is (settings.swap_tokens > 0 and not pruned.gradual)
+    assert repair.grown_zeros == sum(
+        int(before[key][was == 0].count_nonzero()) for key, was in at_end_of_pruning.items()
+    )
+    assert (repair.grown_zeros > 0) is (settings.swap_tokens > 0)
 
 
 @every
