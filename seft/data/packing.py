@@ -23,7 +23,8 @@ PADDING = 0
 class Encoded:
     """One record as tokens, with a mask of those that are trained on.
 
-    `head` has the tokens that are put before each part of a text that is cut.
+    `head` has the tokens at the start of each part of a record in a window. The tokens of a text do not contain it.
+    Those of another record begin with it.
     """
 
     tokens: Int[Tensor, "tokens"]
@@ -42,9 +43,17 @@ class Encoded:
         return bool(self.trained.all())
 
     def pieces(self, length: int) -> list["Encoded"]:
-        """Return the record cut into pieces of `length` tokens, without the pieces that have nothing to train on."""
-        pairs = zip(torch.split(self.tokens, length), torch.split(self.trained, length), strict=True)
-        return [Encoded(*pair) for pair in pairs if pair[1][1:].any()]
+        """Return the record cut into pieces of at most `length` tokens, each of which begins with `head`.
+
+        Pieces that have nothing to train on are left out.
+        """
+        count = len(self.head)
+        parts = (torch.split(tensor[count:], length - count) for tensor in (self.tokens, self.trained))
+        pieces = (
+            Encoded(torch.cat([self.tokens[:count], tokens]), torch.cat([self.trained[:count], trained]))
+            for tokens, trained in zip(*parts, strict=True)
+        )
+        return [piece for piece in pieces if piece.trained[1:].any()]
 
 
 @dataclass(frozen=True, slots=True)

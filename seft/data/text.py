@@ -33,9 +33,10 @@ def encode(
                 encoded.append(Encoded.text(text_tokens(record, tokenizer), head))
             case Completion() | Chat():
                 tokens, trained = tokenize_record(record, tokenizer, head)
-                encoded.append(
-                    Encoded(torch.tensor(tokens, dtype=torch.int64), torch.tensor(trained, dtype=torch.bool))
-                )
+                own = head if tokens[: len(head)] == head else []  # A chat template may write no begin-of-text token.
+                mask = torch.tensor(trained, dtype=torch.bool)
+                mask[: len(own)] = False
+                encoded.append(Encoded(torch.tensor(tokens, dtype=torch.int64), mask, own))
             case _:
                 assert_never(record)
     return encoded

@@ -59,6 +59,19 @@ def test_every_trained_token_of_whole_records_is_packed_exactly_once(
         assert positions[0] == 0
 
 
+@given(records, st.integers(2, 16))
+def test_every_piece_of_a_record_begins_with_its_head(shapes: list[tuple[int, int]], length: int) -> None:
+    head, encoded = [9], list[Encoded]()
+    for number, shape in enumerate([*shapes, (40, 0)], start=1):
+        body = record(number, *shape)
+        tokens, trained = torch.cat([torch.tensor(head), body.tokens]), torch.cat([torch.tensor([False]), body.trained])
+        encoded.append(Encoded(tokens, trained, head))
+    windows = pack_whole(encoded, length)
+    assert (windows.tokens[windows.positions == 0] == 9).all()
+    expected = torch.cat([each.tokens[each.trained] for each in encoded])
+    assert sorted(windows.tokens[windows.trained].tolist()) == sorted(expected.tolist())
+
+
 def test_a_record_goes_into_the_window_with_the_least_sufficient_space() -> None:
     windows = pack_whole([record(1, 5, 1), record(2, 6, 1), record(3, 3, 1), record(4, 2, 1)], 8)
     assert windows.tokens[0].tolist() == [*range(1000, 1005), *range(3000, 3003)]

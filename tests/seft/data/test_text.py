@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seft.config import CalibrationOrder, PruneConfig
 from seft.data.packing import cut_windows, pack
-from seft.data.records import Completion
+from seft.data.records import Chat, Completion, Message, Role
 from seft.data.text import encode, evaluation_windows, named, split_described, tokenize, windows
 from seft.data.tokens import bos_tokens
 from seft.errors import ConfigError, DataError, SourceError
@@ -177,6 +177,29 @@ def test_every_part_of_a_text_in_a_window_begins_with_the_bos_token() -> None:
     tokens = packed.tokens[packed.trained]
     assert torch.equal(tokens, tokenize(texts, tiny_tokenizer())[: len(tokens)])
     assert int(starts.sum()) > len(packed) > 3
+
+
+ANSWER = Message(Role.ASSISTANT, "This is a long answer. " * 5)
+SPOKEN = "{% for each in messages %}{{ each['content'] }}{% endfor %}"
+TRAINED = "{% generation %}{{ bos_token + messages[0]['content'] + messages[1]['content'] }}{% endgeneration %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "begins"), [("{{ bos_token }}" + SPOKEN, True), (TRAINED, True), (SPOKEN, False), (None, True)]
+)
+def test_every_piece_of_a_long_record_begins_with_the_bos_token_if_the_record_does(
+    template: str | None, *, begins: bool
+) -> None:
+    tokenizer, bos = beginning_tokenizer(), tiny_tokenizer().pad_token_id
+    tokenizer.chat_template = template
+    record = Chat((Message(Role.USER, "Question? "), ANSWER)) if template else Completion("Text: ", "a long one " * 9)
+    encoded = encode([record], tokenizer)
+    packed = pack(encoded, 8)
+    starts = packed.positions == 0
+    assert int(starts.sum()) >= len(packed) > 3
+    assert ((packed.tokens[starts] == bos) == begins).all()
+    assert not (packed.tokens[~starts & packed.trained] == bos).any()
+    assert not begins or packed.predictions == int(encoded[0].trained.sum())
 
 
 def test_a_bos_token_that_the_tokenizer_does_not_add_is_not_added() -> None:
