@@ -98,7 +98,7 @@ class RepairSpec(Spec):
         ge=1,
         le=4096,
         description="Number of sequences on all devices of the job at a time, a multiple of `devices`. Changes memory"
-        " and speed, not the result.",
+        " and speed. It also changes the result, by rounding and by which weights an event of `seft` chooses.",
     )
     activation_checkpointing: Boolean = Field(
         default=False,
