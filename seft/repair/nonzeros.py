@@ -245,8 +245,8 @@ class NonzeroLinear:
     def _step(self, gradient: Float[Tensor, "rows cols"], rate: float) -> None:
         if self.plan.step == self._stepped:
             raise TrainError(
-                f"{self._name} must run once in a step; the model calls it several times. Use a smaller micro_batch, so"
-                " that a step has several micro-batches."
+                f"{self._name} must run once in a step of one micro-batch; the model calls it several times. Set"
+                " batch_tokens to more than micro_batch times sequence_tokens, so that a step has several."
             )
         self._stepped = self.plan.step
         name = f"{self._name} {self.plan.step}"

@@ -326,6 +326,20 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
     assert same_bits(before, weights(model))
 
 
+@pytest.mark.parametrize("windows", [1, 2])
+def test_a_linear_that_runs_twice_needs_a_step_of_several_micro_batches(windows: int) -> None:
+    def advance(batch_tokens: int, micro_batch: int) -> None:
+        model = pruned_tiny()
+        mlp = model.model.layers[0].mlp
+        forward = mlp.forward
+        mlp.forward = lambda inputs: forward(forward(inputs))
+        Repair(model, TOKENS, config(batch_tokens=batch_tokens, micro_batch=micro_batch)).advance()
+
+    with pytest.raises(TrainError, match="Set batch_tokens to more than micro_batch times sequence_tokens"):
+        advance(32 * windows, windows)
+    advance(64, 1)
+
+
 @pytest.mark.parametrize(
     ("make", "field", "rule"),
     [
