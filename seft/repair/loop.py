@@ -87,9 +87,6 @@ class Repair:
             self._windows, checked = _split_checked(text)
         self._device: torch.device = model.device
         targets = target_linears(model)
-        self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        for parameter in self._trainable:
-            parameter.requires_grad_(False)
         self._objective = make_objective(model, config, teacher)
         teacher_targets = {} if teacher is None else target_linears(teacher)
         self._retained = retained
@@ -98,7 +95,13 @@ class Repair:
         self.peak_rate = config.peak_rate(model.config.get_text_config().hidden_size)
         self._rated = replace(config, learning_rate=self.peak_rate)
         work = Work(model, targets, self._rated, self._windows.text, pruned, check)
-        self._method = make_method(work)
+        self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._freeze()
+        try:
+            self._method = make_method(work)
+        except BaseException:
+            self._freeze(frozen=False)
+            raise
         self._recompute = Recompute(decoder_blocks(model) if config.activation_checkpointing else ())
 
     @property
@@ -162,8 +165,7 @@ class Repair:
             self._method.resume(self._best.tensors)
         self._recompute.undo()
         self._method.finish(report)
-        for parameter in self._trainable:
-            parameter.requires_grad_(True)
+        self._freeze(frozen=False)
         return RepairResult(self.step, self.kept_step, self.grown_zeros, self.peak_rate)
 
     def save(self, folder: Path) -> None:
@@ -184,6 +186,11 @@ class Repair:
         saved = state.load(folder, self.config, self._fingerprint)
         self._method.resume(self._best.split(saved))
         self.step = int(saved.facts["step"])
+
+    def _freeze(self, *, frozen: bool = True) -> None:
+        """Freeze the parameters that the caller could train, or undo it."""
+        for parameter in self._trainable:
+            parameter.requires_grad_(not frozen)
 
     def _accumulate(self, step: int) -> float:
         """Accumulate the gradients of the mean loss over all predicted tokens of a step, by micro-batches.

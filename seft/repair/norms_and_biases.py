@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from seft.dtypes import master_dtype
-from seft.fit import require_vectors
 from seft.models.targets import norms_and_biases
 from seft.repair import optimizer
 from seft.repair.method import Method, Work
@@ -22,15 +21,11 @@ _PREFIX = "norms_and_biases:"
 
 
 class WithNormsAndBiases:
-    """A repair method that also trains the norms and biases of the model. `method` does everything else.
-
-    Raises ConfigError if the model has no norm weights and no biases.
-    """
+    """A repair method that also trains the norms and biases of the model. `method` does everything else."""
 
     def __init__(self, method: Method, work: Work) -> None:
         self._method, self._decay = method, work.config.weight_decay
         self._vectors = {name: TrainedVector(each) for name, each in norms_and_biases(work.model).items()}
-        require_vectors(len(self._vectors))
 
     @property
     def trained_values(self) -> int:

@@ -119,6 +119,8 @@ def test_a_model_without_them_is_rejected() -> None:
     model = OlmoForCausalLM(OlmoConfig(**small, num_attention_heads=4))
     with pytest.raises(ConfigError, match="norms_and_biases must be off"):
         Repair(model, TOKENS, on())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any("forward" in vars(module) for module in model.modules())
     Repair(model, TOKENS, short())
 
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from seft.config import RepairMethod
+from seft.config import Pattern, RepairMethod
 from seft.config.repair import RATES
 from seft.data.packing import Packed, cut_windows
-from seft.errors import Cancelled, DataError, StateError, TrainError
+from seft.errors import Cancelled, ConfigError, DataError, StateError, TrainError
 from seft.models.targets import target_linears
 from seft.repair import Repair
 from seft.repair.state import outdated
 from seft.report import Evolved, Progress, Report, Step
-from tests.seft.repair.repairing import PRUNED, TOKENS, pruned_tiny, repaired, same_bits, short, weights
+from tests.seft.repair.repairing import PRUNED, TOKENS, by_magnitude, pruned_tiny, repaired, same_bits, short, weights
 
 
 def test_grown_zeros_are_counted_against_the_pruned_weights() -> None:
@@ -157,3 +157,16 @@ def test_finish_restores_the_model_except_its_weights() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not any("forward" in vars(module) for module in model.modules())
     assert torch.equal(model(input_ids=windows).logits, trained)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"density": "all"}, {"method": RepairMethod.LORA_REPRUNE, "density": 0.05}, {"distill_weight": 0.5}],
+)
+def test_a_repair_that_cannot_start_leaves_the_model_as_it_was(changes: dict[str, object]) -> None:
+    model = pruned_tiny()
+    pruned = None if "method" in changes else by_magnitude(Pattern(2, 4))
+    with pytest.raises(ConfigError):
+        Repair(model, TOKENS, short(**changes), pruned=pruned)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any("forward" in vars(module) for module in model.modules())
