@@ -44,12 +44,12 @@ def tokenize_chat(chat: Chat, tokenizer: Any) -> Tokenized:
 
 def question_start(tokenizer: Any) -> str | None:
     """Return what the chat template writes before the first question, or None if it has no such text."""
-    mark = "QUESTION"
     try:
-        before, found, _ = _Template(tokenizer).render([Message(Role.USER, mark)]).partition(mark)
+        template = _Template(tokenizer)
+        first, second = (template.render([Message(Role.USER, question)]) for question in "01")
     except ConfigError:
         return None
-    return before if found else None
+    return first[: common_length(first, second)] if first != second else None
 
 
 class _Template:

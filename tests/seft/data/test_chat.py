@@ -213,3 +213,10 @@ def test_several_templates_without_a_default_are_rejected_and_start_no_question(
         tokenize_chat(CONVERSATION, tokenizer)
     assert question_start(tokenizer) is None
     assert question_start(tokenizer_with("{{ 1 / 0 }}")) is None
+
+
+@pytest.mark.parametrize("rule", ["", "Answer every QUESTION, with 0 or 1 words.\n"])
+def test_a_question_starts_after_all_text_that_the_template_writes_before_it(rule: str) -> None:
+    template = "{{ rule }}{{ '<user>' + messages[0]['content'] + '<end>' + rule }}".replace("rule", repr(rule))
+    assert question_start(tokenizer_with(template)) == f"{rule}<user>"
+    assert question_start(tokenizer_with(rule or "no question")) is None
