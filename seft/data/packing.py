@@ -202,7 +202,7 @@ def pack_whole(records: Sequence[Encoded], length: int) -> Packed:
     """Pack whole records into windows of `length` tokens. Only records longer than a window are cut.
 
     Best fit in the order of the file: a record goes into the window with the least remaining space that is enough, or
-    into a new window. Raises DataError if no window has a token to train on.
+    into a new window. Raises DataError if there is no token to train on.
     """
     windows: list[list[Encoded]] = []
     spaces: list[tuple[int, int]] = []  # remaining space and number of each window, sorted
@@ -213,17 +213,16 @@ def pack_whole(records: Sequence[Encoded], length: int) -> Packed:
             windows.append([])
         windows[number].append(piece)
         bisect.insort(spaces, (space - len(piece.tokens), number))
-    if not windows:
-        raise DataError(
-            f"at least one record must have a token to train on among its first {length} tokens, the length of one"
-            " sequence; no record has one. Give other records, or set more tokens per sequence."
-        )
+    _require_trained(bool(windows), length)
     tokens, trained, positions = zip(*(_padded_window(window, length) for window in windows), strict=True)
     return Packed(torch.stack(tokens), torch.stack(trained), torch.stack(positions))
 
 
 def _pack_cut(records: Sequence[Encoded], length: int) -> Packed:
-    """Concatenate the records, and cut the result into windows of `length` tokens."""
+    """Concatenate the records, cut the result into windows of `length` tokens, and drop those with nothing to train on.
+
+    Raises DataError if nothing is left.
+    """
     parts, filled = [torch.zeros(0, dtype=torch.int64)], 0
     for record in records:
         head, start = torch.tensor(record.head, dtype=torch.int64), 0
@@ -234,7 +233,18 @@ def _pack_cut(records: Sequence[Encoded], length: int) -> Packed:
             start, filled = end, filled + len(parts[-1])
     tokens = cut_windows(torch.cat(parts), length)
     positions = torch.cat([torch.arange(len(part)) for part in parts])[: tokens.numel()].view_as(tokens)
-    return Packed(tokens, positions > 0, positions)
+    trained = positions > 0
+    useful = trained.any(1)
+    _require_trained(bool(useful.any()), length)
+    return Packed(tokens, trained, positions)[useful]
+
+
+def _require_trained(found: bool, length: int) -> None:
+    if not found:
+        raise DataError(
+            f"at least one record must have a token to train on among its first {length} tokens, the length of one"
+            " sequence; no record has one. Give other records, or set more tokens per sequence."
+        )
 
 
 def _padded_window(pieces: Sequence[Encoded], length: int) -> tuple[Tensor, Tensor, Tensor]:

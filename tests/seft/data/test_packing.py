@@ -95,6 +95,18 @@ def test_texts_are_concatenated_and_positions_restart_at_each() -> None:
     assert windows.mixed
 
 
+@pytest.mark.parametrize("lengths", [(3, 3, 4), (1, 4, 1, 2), (1, 1, 1)])
+def test_no_window_of_texts_has_nothing_to_train_on(lengths: tuple[int, ...]) -> None:
+    encoded = [Encoded.text([7] * length) for length in lengths]
+    if max(lengths) == 1:
+        with pytest.raises(DataError, match="no record has one"):
+            pack(encoded, 2)
+        return
+    windows = pack(encoded, 2)
+    assert windows.trained.any(1).all()
+    assert len(windows) < sum(lengths) // 2
+
+
 @pytest.fixture(scope="module")
 def mixture() -> tuple[list[Encoded], Packed]:
     """Six records with prompt and completion, and the three windows of 24 tokens they fill. The last is not full."""
