@@ -347,7 +347,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 def _add_texts(command: argparse.ArgumentParser) -> None:
     text = "Training text: .jsonl with one record per line, or .txt with one text."
     command.add_argument("--data", type=Path, required=True, help=text)
-    text = "Text to evaluate on, in a format of --data. Needs --evaluate-interval."
+    text = "Text to evaluate on, in a format of --data. Its records are not trained on. Needs --evaluate-interval."
     command.add_argument("--held-out", type=Path, help=text)
     text = "Text to retain, in a format of --data, with --retain dataset."
     command.add_argument("--retain-data", type=Path, help=text)

@@ -132,6 +132,11 @@ def _find_texts(facts: Facts, inputs: Inputs) -> dict[Role, TextFile]:
     if missing := [role for role, used in needed.items() if used and role not in found]:
         rule = f"{SPARSITY} must have the SHA-256 of each text that was read; it has none for {', '.join(missing)}"
         raise ReproduceError(f"{rule}. Download it again.")
+    for role in ("calibration", "dataset") if facts.evaluate is None else ():
+        # `seft prune` does not know the held-out text. The other commands leave its records out.
+        recorded, file = facts.texts.get(role), found.get(role)
+        if recorded and file and recorded.records != len(file.records):
+            found[role] = file.without(found.get("held_out"))
     return found
 
 
@@ -246,7 +251,7 @@ class _Rerun:
             dense = self._load_teacher(machine)
         text = self.texts.get("retained")
         kept = text.records if text else None
-        if kept is not None and self.is_job:
+        if kept is not None:
             kept = records.exclude(kept, self._split()[1])
         return stages.retained_on(machine.device, dense, config, kept, self.report)
 

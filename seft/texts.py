@@ -1,7 +1,7 @@
 """The text files that pruning and repair read, with what a checkpoint says about them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seft.checkpoint.facts import TextInfo, sha256
@@ -24,6 +24,10 @@ class TextFile:
         """Read a `.jsonl` or `.txt` file. Raises ConfigError, RecordError or DataError if it is no text."""
         return cls(records.read(path), path.name, sha256(path))
 
+    def without(self, held_out: "TextFile | None") -> "TextFile":
+        """Return the text without the records of the held-out text. Raises DataError if no record is left."""
+        return replace(self, records=records.exclude(self.records, held_out.records)) if held_out else self
+
 
 @dataclass(frozen=True, slots=True)
 class Texts:
@@ -40,12 +44,10 @@ class Texts:
 
     @classmethod
     def read(cls, data: Path, held_out: Path | None, retained: Path | None) -> "Texts":
-        """Read the files. Raises the errors of `TextFile.read`."""
-        return cls(
-            TextFile.read(data),
-            TextFile.read(held_out) if held_out else None,
-            TextFile.read(retained) if retained else None,
-        )
+        """Read the files. Records of the held-out text are left out of the others. Raises the errors of `TextFile`."""
+        judged = TextFile.read(held_out) if held_out else None
+        kept = TextFile.read(retained).without(judged) if retained else None
+        return cls(TextFile.read(data).without(judged), judged, kept)
 
 
 def describe_records(name: str | None, encoded: Sequence[Encoded]) -> TextInfo:

@@ -172,8 +172,8 @@ def compress(
 ) -> Record:
     """Prune a dense model and repair it with the same text, write the result to `out` and verify it.
 
-    This gives the same weights as `prune` and then `repair`. With the schedule `gradual`, the model is pruned while it
-    trains. If `config` distills, the dense model is the teacher.
+    This gives the same weights as `prune` and then `repair`, if `data` has no record of `held_out`. With the schedule
+    `gradual`, the model is pruned while it trains. If `config` distills, the dense model is the teacher.
     """
     require_empty(out)
     require_repair_of(pruning, config)

@@ -55,6 +55,42 @@ def test_the_recipe_gives_the_same_bytes_again_and_a_changed_result_is_named(
     assert manifests[0] == manifests[1], "the documents are the same too"
 
 
+def test_held_out_records_are_left_out_of_the_other_texts_also_when_the_recipe_is_run_again(
+    tiny_folder: Path, text: Path, tmp_path: Path
+) -> None:
+    lines = text.read_text().splitlines(keepends=True)
+    parts = {"judged": lines[:3], "training": lines[3:], "all_kept": lines[2:12], "kept": lines[3:12]}
+    files = {name: tmp_path / f"{name}.jsonl" for name in parts}
+    for name, part in parts.items():
+        files[name].write_text("".join(part))
+
+    def given(data: Path, kept: Path) -> list[object]:
+        return ["--data", data, "--retain-data", kept, "--held-out", files["judged"]]
+
+    def counts(out: Path) -> dict[str, int]:
+        found = Record.read(out).facts.texts
+        return {role: found[role].records for role in ("calibration", "dataset", "held_out")}
+
+    both, apart = given(text, files["all_kept"]), given(files["training"], files["kept"])
+    learning = ["--evaluate-interval", "1", "--retain", "dataset", "--retain-tokens", "384", "--device", "cpu"]
+    learning += TRAINING
+    for name, texts in (("both", both), ("apart", apart)):
+        command = ["compress", tiny_folder, "--sparsity", "0.6", *CALIBRATION, *learning, *texts]
+        assert run(*command, "--out", tmp_path / name) == 0
+        assert counts(tmp_path / name) == {"calibration": 17, "dataset": 17, "held_out": 3}
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("both", "apart")]
+    assert weights[0] == weights[1]
+    sizes = ["--calibration", text, "--samples", "4", "--tokens", "96", "--method", "wanda"]
+    assert run("prune", tiny_folder, "--sparsity", "0.6", *sizes, "--out", tmp_path / "pruned", "--device", "cpu") == 0
+    assert (
+        run("repair", tmp_path / "pruned", "--teacher", tiny_folder, *learning, *both, "--out", tmp_path / "two") == 0
+    )
+    assert counts(tmp_path / "two") == {"calibration": 20, "dataset": 17, "held_out": 3}
+    for name in ("both", "two"):
+        command = ["reproduce", tmp_path / name / "sparsity.json", "--model", tiny_folder, *both]
+        assert run(*command, "--out", tmp_path / f"{name}-again") == 0
+
+
 def test_each_fact_is_determined_again_or_copied() -> None:
     new = {field.name for field in fields(Facts)} - DETERMINED - set(COPIED)
     assert not new, "add these to COPIED in seft/reproduce.py, or to DETERMINED here"
