@@ -3,7 +3,7 @@
 The published count comes from the written files, which are read tensor by tensor. Nothing is estimated.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,6 @@ Layout = dict[str, list[str]]
 """Names of the targets that each tensor contains: one target, or one per slice of the tensor."""
 
 
-def of_model(model: nn.Module) -> Sparsity:
-    """Return the counts of weights and zeros of a model in memory."""
-    return _count(model, model.state_dict().items(), _layout(model))
-
-
 def of_folder(folder: Path) -> Sparsity:
     """Return the counts of weights and zeros of a Hugging Face folder.
 
@@ -33,7 +28,24 @@ def of_folder(folder: Path) -> Sparsity:
     VerifyError if the files lack the weights of a target.
     """
     model = skeleton(folder)
-    return _count(model, _tensors(folder), _layout_on_disk(model))
+    layout = _layout_on_disk(model)
+    tied, targets = _tied(model), target_linears(model)
+    layers, total = dict.fromkeys(targets, Count(0, 0)), Count(0, 0)
+    for name, tensor in _tensors(folder):
+        if name in tied:
+            continue
+        total += _zeros(tensor)
+        owners = layout.get(name, [])
+        parts = tensor if len(owners) > 1 else [tensor] * len(owners)
+        for owner, part in zip(owners, parts, strict=True):
+            layers[owner] += _zeros(part)
+    for name, target in targets.items():
+        if layers[name].weights != target.weight.numel():
+            raise VerifyError(
+                f"{name} must have all its {target.weight.numel()} weights in the safetensors files; it has"
+                f" {layers[name].weights}. Create or download the checkpoint again."
+            )
+    return Sparsity(layers, sum(layers.values(), Count(0, 0)), total)
 
 
 def skeleton(folder: Path) -> Any:
@@ -56,26 +68,6 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 yield name, file.get_tensor(name)
-
-
-def _count(model: nn.Module, weights: Iterable[tuple[str, Tensor]], layout: Layout) -> Sparsity:
-    tied, targets = _tied(model), target_linears(model)
-    layers, total = dict.fromkeys(targets, Count(0, 0)), Count(0, 0)
-    for name, tensor in weights:
-        if name in tied:
-            continue
-        total += _zeros(tensor)
-        owners = layout.get(name, [])
-        parts = tensor if len(owners) > 1 else [tensor] * len(owners)
-        for owner, part in zip(owners, parts, strict=True):
-            layers[owner] += _zeros(part)
-    for name, target in targets.items():
-        if layers[name].weights != target.weight.numel():
-            raise VerifyError(
-                f"{name} must have all its {target.weight.numel()} weights in the safetensors files; it has"
-                f" {layers[name].weights}. Create or download the checkpoint again."
-            )
-    return Sparsity(layers, sum(layers.values(), Count(0, 0)), total)
 
 
 def _zeros(tensor: Tensor) -> Count:

@@ -27,6 +27,7 @@ from seft.repair import Repair
 from seft.repair.linear import RepairedLinear
 from seft.repair.rise import zeros_at
 from tests.seft.architectures import ARCHITECTURES, VOCABULARY
+from tests.seft.counting import counted
 from tests.tiny import tiny_tokenizer
 
 TOKENS = torch.randint(VOCABULARY, (600,), generator=torch.Generator().manual_seed(0))
@@ -96,7 +97,7 @@ def test_pruning_repair_export_and_loading_agree(name: str, tokenizer: PreTraine
     model = ARCHITECTURES[name].model()
     config = PruneConfig(sparsity=0.5, samples=len(WINDOWS), tokens=WINDOWS.shape[1])
     prune_model(model, WINDOWS, config)
-    assert sparsity.of_model(model).linears.share == 0.5
+    assert counted(model).linears.share == 0.5
     save_pruned(model, tmp_path / "pruned.safetensors")
     budget = budgets(model)
 
@@ -122,7 +123,7 @@ def test_pruning_repair_export_and_loading_agree(name: str, tokenizer: PreTraine
     export(Loaded(model, tokenizer, source), out, facts)
     check(out)
     find(str(out))
-    assert sparsity.of_folder(out) == sparsity.of_model(model)
+    assert sparsity.of_folder(out) == counted(model)
     read = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     assert torch.equal(logits(read), logits(model))
     tied = model.config.tie_word_embeddings

@@ -19,6 +19,7 @@ from seft.models.load import load
 from seft.models.source import find
 from seft.models.targets import target_linears
 from tests.seft.architectures import ARCHITECTURES
+from tests.seft.counting import counted
 from tests.tiny import sparse_tiny, tiny_tokenizer, untrained_tiny
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -35,11 +36,11 @@ def test_the_zeros_are_those_that_torch_counts_for_every_architecture(name: str,
     for number, target in enumerate(target_linears(model).values()):
         target.weight[0, : number % 7 + 1] = -0.0 if number % 2 else 0.0
     model.save_pretrained(tmp_path)
-    counted, expected = count_zeros(tmp_path, config(tmp_path)), sparsity.of_folder(tmp_path)
-    assert (counted.linears, counted.model) == (expected.linears, expected.model)
+    found, expected = count_zeros(tmp_path, config(tmp_path)), sparsity.of_folder(tmp_path)
+    assert (found.linears, found.model) == (expected.linears, expected.model)
     # The files may have other names for experts.
     plain, same = (
-        {key: count for key, count in each.layers.items() if "expert" not in key} for each in (counted, expected)
+        {key: count for key, count in each.layers.items() if "expert" not in key} for each in (found, expected)
     )
     assert plain == same
 
@@ -52,7 +53,7 @@ def test_the_zeros_are_those_of_the_files_that_are_loaded(older: str, tmp_path: 
     tiny_tokenizer().save_pretrained(tmp_path)
     found = find(str(tmp_path))
     assert {"model.safetensors", "model.safetensors.index.json"} <= {path.name for path in tmp_path.iterdir()}
-    assert inspect(tmp_path)[0].linears == sparsity.of_model(load(found).model).linears
+    assert inspect(tmp_path)[0].linears == counted(load(found).model).linears
     assert "model.safetensors" in hash_model(tmp_path)
 
 
@@ -78,9 +79,9 @@ def test_layers_have_the_order_of_the_blocks_and_all_files_are_read(tmp_path: Pa
     model = untrained_tiny()
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    counted = count_zeros(tmp_path, config(tmp_path))
-    assert counted == sparsity.of_model(model)
-    blocks = [int(name.split(".")[2]) for name in counted.layers]
+    found = count_zeros(tmp_path, config(tmp_path))
+    assert found == counted(model)
+    blocks = [int(name.split(".")[2]) for name in found.layers]
     assert blocks == sorted(blocks)
 
 

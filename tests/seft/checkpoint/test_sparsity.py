@@ -10,26 +10,30 @@ from seft.checkpoint import sparsity
 from seft.checkpoint.counts import Count
 from seft.errors import VerifyError
 from seft.models.targets import target_linears
+from tests.seft.counting import counted
 from tests.tiny import untrained_tiny
 
 Q = "model.layers.0.self_attn.q_proj"
 
 
-def test_zeros_of_both_signs_are_counted_in_their_layer() -> None:
+def test_zeros_of_both_signs_are_counted_in_their_layer(tmp_path: Path) -> None:
     model = untrained_tiny()
     weight = target_linears(model)[Q].weight.data
     weight[0], weight[1] = 0.0, -0.0
-    counted = sparsity.of_model(model)
-    assert counted.layers[Q] == Count(128, 64 * 64)
-    assert counted.linears == Count(128, sum(linear.weight.numel() for linear in target_linears(model).values()))
+    model.save_pretrained(tmp_path)
+    found = sparsity.of_folder(tmp_path)
+    assert found.layers[Q] == Count(128, 64 * 64)
+    assert found.linears == Count(128, sum(linear.weight.numel() for linear in target_linears(model).values()))
 
 
-def test_the_whole_model_counts_tied_weights_once_and_every_parameter() -> None:
+def test_the_whole_model_counts_tied_weights_once_and_every_parameter(tmp_path: Path) -> None:
     model = untrained_tiny()
-    before = sparsity.of_model(model).model
+    model.save_pretrained(tmp_path)
+    before = sparsity.of_folder(tmp_path).model
     model.model.embed_tokens.weight.data[3] = 0.0
     assert before.weights == sum(weight.numel() for weight in model.parameters())
-    assert sparsity.of_model(model).model == before + Count(64, 0)
+    model.save_pretrained(tmp_path)
+    assert sparsity.of_folder(tmp_path).model == before + Count(64, 0)
 
 
 def test_a_folder_has_the_counts_of_the_written_model(tmp_path: Path) -> None:
@@ -38,7 +42,7 @@ def test_a_folder_has_the_counts_of_the_written_model(tmp_path: Path) -> None:
         linear.weight.data[:number] = 0.0
     model.save_pretrained(tmp_path, max_shard_size="200KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert sparsity.of_folder(tmp_path) == sparsity.of_model(model)
+    assert sparsity.of_folder(tmp_path) == counted(model)
 
 
 def test_a_head_that_was_saved_with_its_tied_embedding_is_counted_once(tmp_path: Path) -> None:
@@ -47,7 +51,7 @@ def test_a_head_that_was_saved_with_its_tied_embedding_is_counted_once(tmp_path:
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    assert sparsity.of_folder(tmp_path) == sparsity.of_model(model)
+    assert sparsity.of_folder(tmp_path) == counted(model)
 
 
 def test_a_folder_without_one_of_its_linears_is_rejected(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seft.checkpoint import sparsity
 from seft.config import Allocation, Compare, PruneConfig, PruneMethod, SparsityOf
 from seft.errors import ConfigError, PruneError
 from seft.models.targets import block_linears, decoder_blocks, target_linears
@@ -17,6 +16,7 @@ from seft.prune import alphapruning, owl
 from seft.prune.allocation import apportion
 from seft.prune.loop import prune_model
 from seft.report import Progress, Report
+from tests.seft.counting import counted
 from tests.seft.prune.test_loop import WINDOWS
 from tests.seft.prune.weights import correlated, make_weight
 from tests.tiny import untrained_tiny
@@ -175,7 +175,7 @@ def test_counts_are_in_proportion_unless_a_limit_is_reached() -> None:
 def test_a_sparsity_of_the_whole_model_is_reached_in_the_targets(method: PruneMethod) -> None:
     model = untrained_tiny()
     prune_model(model, WINDOWS, PruneConfig(0.5, method, sparsity_of=SparsityOf.MODEL))
-    counts = sparsity.of_model(model)
+    counts = counted(model)
     assert counts.model.share == pytest.approx(0.5, abs=1e-3)
     assert counts.linears.share > 0.5
 
