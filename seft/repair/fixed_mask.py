@@ -3,7 +3,6 @@
 This is SEFT without topology events, as a baseline. `seft.repair.seft_method` adds the events.
 """
 
-import warnings
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -20,7 +19,6 @@ class FixedMask(InPlaceMethod):
     """Trains the same active positions of each linear during the whole training."""
 
     def __init__(self, work: Work) -> None:
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
         config, pattern = work.config, work.pattern
         self.linears = {
             name: RepairedLinear(

@@ -5,6 +5,7 @@ On a CPU a kernel of `seft.native` computes them, and on CUDA one of `seft.repai
 dense product is computed for a few rows at a time. All ways sum in float32 or wider and agree up to rounding.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -91,13 +92,10 @@ def by_pattern(
     """Return the selected entries, computed by `torch.sparse.sampled_addmm`."""
     rows, cols = left.shape[1], right.shape[1]
     starts = torch.arange(rows + 1, device=indices.device) * cols
-    pattern = torch.sparse_csr_tensor(
-        torch.searchsorted(indices, starts, out_int32=True),
-        indices % cols,
-        left.new_zeros(len(indices)),
-        (rows, cols),
-        check_invariants=False,
-    )
+    ends, zeros = torch.searchsorted(indices, starts, out_int32=True), left.new_zeros(len(indices))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        pattern = torch.sparse_csr_tensor(ends, indices % cols, zeros, (rows, cols), check_invariants=False)
     for left_part, right_part in zip(
         torch.split(left, TOKENS_AT_ONCE), torch.split(right, TOKENS_AT_ONCE), strict=True
     ):

@@ -1,5 +1,6 @@
 """Invariants of every repair method: budget, mask, pattern, number of values, bits, resuming, lower loss."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -239,3 +240,15 @@ def test_repair_helps(tiny_folder: Path, tiny_texts: list[str], method: RepairMe
     assert (repair.grown_zeros > 0) is not method.keeps_zeros
     assert all(count <= budget[name] for name, count in nonzeros(model).items())
     assert not any(overfull_groups(weight, pattern) for weight in weights(model).values())
+
+
+def test_a_repair_hides_the_warning_about_sparse_matrices_and_no_other_one() -> None:
+    torch.set_warn_always(True)  # otherwise this warning comes once in a process
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            filters = list(warnings.filters)
+            Repair(pruned_tiny(torch.float64), TOKENS, short(method=RepairMethod.FIXED_MASK)).advance()
+            assert warnings.filters == filters
+    finally:
+        torch.set_warn_always(False)
+    assert not [warning for warning in seen if "Sparse CSR" in str(warning.message)]
