@@ -10,9 +10,9 @@ from torch import Tensor
 from seft.config import RepairConfig
 from seft.models.products import Handler, Product, intercept_products
 from seft.models.targets import Target, count_nonzeros
-from seft.repair.method import Work
+from seft.repair.method import WithoutEvents, Work
 from seft.repair.product import with_bias_gradient
-from seft.report import Evolved, Reporter
+from seft.report import Reporter
 
 
 class LinearTrainer(Protocol):
@@ -53,7 +53,7 @@ class SingleTrainer(LinearTrainer, Protocol):
         """Take one optimizer step with this gradient."""
 
 
-class InPlaceMethod:
+class InPlaceMethod(WithoutEvents):
     """Base of the methods with one trainer per target. It has no topology events, and no optimizer."""
 
     def __init__(self, work: Work, linears: Mapping[str, LinearTrainer]) -> None:
@@ -83,19 +83,9 @@ class InPlaceMethod:
             nonzeros, weights = nonzeros + count_nonzeros(weight), weights + weight.numel()
         return 1 - nonzeros / weights
 
-    def before_step(self, _: int) -> None:
-        """Do nothing, because nothing must be prepared."""
-
-    def after_micro_batch(self) -> None:
-        """Do nothing, because nothing waits for the end of a backward pass."""
-
     def take_gradients(self) -> list[Tensor]:
         """Return the accumulated gradient of each linear, and reset it."""
         return [linear.take_gradient() for linear in self._trainers.values()]
-
-    def evolve(self, _: int) -> Evolved | None:
-        """Return None, because this method has no topology events."""
-        return None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of all linears that are needed to resume."""

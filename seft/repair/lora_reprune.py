@@ -19,13 +19,13 @@ from seft.prune.loop import prune_model
 from seft.prune.mask import smallest_overall, zeros_first
 from seft.repair import optimizer
 from seft.repair.masked_lora import SCALE, LowRank
-from seft.repair.method import Work
+from seft.repair.method import WithoutEvents, Work
 from seft.repair.values import Values
-from seft.report import Evolved, Reporter
+from seft.report import Reporter
 from seft.seeds import generator
 
 
-class LoraReprune:
+class LoraReprune(WithoutEvents):
     """Trains a PEFT adapter per target. The ranks are chosen so that all have the configured number of values together.
 
     Raises ConfigError if it is unknown how the model was pruned, or if the model stacks the matrices of its experts.
@@ -52,12 +52,6 @@ class LoraReprune:
         """Number of trained values: all entries of all adapters."""
         return sum(parameter.numel() for parameter in self._parameters.values())
 
-    def before_step(self, _: int) -> None:
-        """Do nothing, because nothing must be prepared."""
-
-    def after_micro_batch(self) -> None:
-        """Do nothing, because nothing waits for the end of a backward pass."""
-
     def take_gradients(self) -> list[Tensor]:
         """Return the accumulated gradient of each adapter matrix, and reset it."""
         gradients = []
@@ -70,10 +64,6 @@ class LoraReprune:
         """Take one optimizer step in each adapter matrix."""
         for vector, gradient in zip(self._vectors.values(), gradients, strict=True):
             optimizer.step(vector, gradient, rate, self._work.config.weight_decay)
-
-    def evolve(self, _: int) -> Evolved | None:
-        """Return None, because this method has no topology events."""
-        return None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the adapter matrices and Adam's moments."""

@@ -95,3 +95,17 @@ class Method(Protocol):
 
     def finish(self, report: Reporter, /) -> None:
         """Restore the model's modules, with the trained weights in them."""
+
+
+class WithoutEvents:
+    """Base of methods that prepare nothing for a step and have no topology events."""
+
+    def before_step(self, _: int, /) -> None:
+        """Do nothing."""
+
+    def after_micro_batch(self) -> None:
+        """Do nothing."""
+
+    def evolve(self, _: int, /) -> Evolved | None:
+        """Return None."""
+        return None
