@@ -208,8 +208,7 @@ def _routers(mixture: nn.Module) -> Iterator[nn.Module]:
     """Yield the routers of a mixture of experts: modules that choose experts, or weight the shared expert.
 
     A router is next to a stack of experts and has exactly one matrix. The number of its outputs is the number of
-    experts, or one. The number of outputs alone does not identify it: a shared expert may have the same, but has more
-    than one matrix.
+    experts, or one. A shared expert may have the same number of outputs, but it has more than one matrix.
     """
     counts = {_stack_size(child) for child in mixture.children()} - {0}
     for child in mixture.children() if counts else ():

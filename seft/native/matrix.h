@@ -11,8 +11,9 @@
 
 constexpr int PANEL = 8;
 constexpr int BLOCK = 64;
-// Largest quantised x. The partial sums of int8 products are 32 bits wide, each with a quarter of the columns or fewer:
-// they hold MAX_INT8_COLS columns of the largest products.
+// Largest absolute value of a quantised x. Its products with int8 weights are added in partial sums of 32 bits. Each
+// partial sum has the products of at most a quarter of the columns. With MAX_INT8_COLS columns it does not overflow,
+// even if every product has the largest value.
 constexpr int LARGEST_INPUT = 2047;
 constexpr int64_t MAX_INT8_COLS = 32768;
 static_assert(MAX_INT8_COLS / 4 * 127 * LARGEST_INPUT < INT64_C(1) << 31);

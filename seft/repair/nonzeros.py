@@ -233,7 +233,8 @@ class NonzeroLinear:
     def _corrected_outputs(self, batch_tokens: float) -> Float[Tensor, "rows"]:
         """Return the averages of output gradients, corrected for an expert that only some of the tokens reach.
 
-        The product with the averages of inputs has the number of tokens twice, and the curvature has it once.
+        The product with the averages of inputs is proportional to the square of the number of tokens. The curvature is
+        proportional to the number of tokens.
         """
         return self._outputs * (batch_tokens / self.tokens) if batch_tokens and self.tokens else self._outputs
 

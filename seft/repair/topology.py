@@ -61,17 +61,22 @@ def choose(
     used. As many positions grow as were dropped. `weight` must have its base values at the dropped positions. Raises
     TrainError if the budget cannot be kept.
     """
-    # 1. spare: places that the budget leaves before anything grows, minus kept active positions whose value is zero.
-    # 2. queue: positions that may be removed. First `removal`, then the dropped nonzeros outside it, smallest |base|
-    #    first. It cannot run out: an event grows at most as many more zeros as it has dropped nonzeros.
-    # 3. eligible: candidates by falling score, at most the N best of each group.
-    # 4. Grow the first `len(dropped)` of them and remove what the limits ask for. Each kept active position that is
-    #    removed is replaced by the next candidate, which may remove more. Repeat until a round removes as many active
-    #    positions as it replaces, or the candidates run out. The number only rises, so this ends.
-    # 5. If all of them are replaced, return this result.
-    # 6. Otherwise kept active positions must stay. Append the dropped positions to the candidates, those that moved
-    #    most first. Take the first `len(dropped)` whose group has a place left beside the kept positions.
-    # 7. Remove what the limits ask for, except positions that are taken or kept. Dropped positions among those taken
+    # Example: three nonzeros were dropped, and the budget is full. The three best candidates are zeros, so three
+    # positions must be removed. One of them is a kept active position, so a fourth candidate grows in its place. If
+    # this is a zero too, a fourth position must be removed.
+    #
+    # 1. spare: the places of the budget that are free before anything grows. A kept active position uses a place, even
+    #    if its value is zero.
+    # 2. queue: the positions that may be removed. First `removal`, then the other dropped nonzeros, smallest |base|
+    #    first. It cannot run out: at most as many zeros grow without a free place as nonzeros were dropped.
+    # 3. eligible: candidates by falling score. In a pattern, these are at most the N best of each group.
+    # 4. Grow the first `len(dropped)` of them, and remove what the limits ask for. For each kept active position that
+    #    is removed, grow the next candidate. This may remove more. Repeat until a round removes no more active
+    #    positions than the one before, or until the candidates run out. The number never falls, so this ends.
+    # 5. If all removed active positions are replaced, return this result.
+    # 6. Otherwise, all kept active positions stay. Append the dropped positions to the candidates, those that moved
+    #    most first. Take the first `len(dropped)` of them whose group has a free place beside the kept positions.
+    # 7. Remove what the limits ask for, but no position that is taken or kept. The dropped positions that are taken
     #    are spared.
     spare = budget - count_nonzeros(weight) - int((entries(weight, kept.indices) == 0).sum())
     rest = dropped.indices[dropped.bases.abs().argsort(stable=True)]
