@@ -1,7 +1,7 @@
 """Ways to prune and repair a model that the benchmarks compare, and the learning rates to try for each."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from seft.config import (
     Allocation,
@@ -35,9 +35,7 @@ class Recipe:
     prune: PruneConfig | None = WANDA
     variant: Variant = Variant.IMPROVED
 
-    def config(
-        self, rate: float | Literal["auto"], steps: int = 100, length: int = LENGTH, **more: Any
-    ) -> RepairConfig:
+    def config(self, rate: float | Literal["auto"], steps: int = 100, length: int = LENGTH) -> RepairConfig:
         """Return the settings of one run. With the method seft, a topology event follows every ten steps."""
         return RepairConfig(
             steps=steps,
@@ -50,7 +48,6 @@ class Recipe:
             sequence_tokens=length,
             micro_batch=BATCH,
             retain_tokens=WRITTEN,
-            **more,
         )
 
 

@@ -22,7 +22,7 @@ Study = dict[str, Cell]
 BASES = {"wanda": WANDA, "admm": ADMM, "curvature": CURVATURE}
 """Ways to prune before a repair. `curvature` is ADMM with another distribution of the zeros."""
 TEXT = 1 << 14
-"""Tokens of retained text. Each is read about three times in a hundred steps."""
+"""Tokens of retained text. In a hundred steps, each is read 3.6 times if half of a batch is retained."""
 
 
 def bases() -> Study:
@@ -242,8 +242,9 @@ def peers() -> Study:
 
 
 def rates() -> Study:
-    """Return methods at 60 % zeros by ADMM with a quarter to four times their learning rates, and nothing retained.
+    """Return methods at 60 % zeros by ADMM with several learning rates, and nothing retained.
 
+    The rates are a quarter to four times those of `auto`, and for `all` those of 1e-3, which is twice that of `auto`.
     100 steps of 2 x 512 tokens are trained on WikiText-2, and 1,000 steps of 2 x 64 tokens on GSM8K's text. Events of
     `seft` follow after the same number of tokens.
     """

@@ -10,7 +10,6 @@ whose disk space is not yet free.
 import argparse
 import json
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 
 import httpx2
 
+from benchmarks.turns import resident_bytes
 from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
 from core.settings import Settings
@@ -51,7 +51,7 @@ def main() -> None:
                 seconds = round(time.perf_counter() - began, 1)
                 path.unlink()
                 result = {"way": way, "bytes": dataset["bytes"], "records": dataset["records"]}
-                print(json.dumps(result | {"api_peak_mb": round(_peak(api) / 1e3, 1), "seconds": seconds}), flush=True)
+                print(json.dumps(result | {"api_peak_mb": round(_peak(api) / 1e6, 1), "seconds": seconds}), flush=True)
 
 
 def _in_parts(url: str, secret: str, path: Path) -> Any:
@@ -116,11 +116,9 @@ def _reset_peak(api: Api) -> None:
 
 
 def _peak(api: Api) -> int:
-    """Return the peak resident memory of the API's process since the reset, in kB (VmHWM of Linux)."""
+    """Return the peak resident memory of the API's process in bytes since the reset."""
     assert api.process is not None
-    match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{api.process.pid}/status").read_text())
-    assert match is not None
-    return int(match[1])
+    return resident_bytes(api.process.pid, "VmHWM")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ RATES = {
 """Peak learning rates if 0.5 % of the weights are trained. docs/log.md has the measurements."""
 
 ALL_RATE = 5e-4
-"""Peak learning rate if all nonzeros are trained in place (`density: all`)."""
+"""Peak learning rate if all nonzeros are trained in place (`density: all`). Chosen after 1,000 steps (docs/log.md)."""
 PUBLISHED_RATE = 3e-3
 """The same for `seft` as published. It trains the positions with the largest gradients, with steps of full size."""
 
