@@ -23,7 +23,8 @@ class RequestMiddleware:
     """ASGI middleware around every request.
 
     The limit of a dataset upload is `upload_bytes`. The limit of every other body is `BODY_BYTES`. A HEAD request is
-    processed as GET. The server sends its response without the content (RFC 9110, section 9.3.2).
+    processed as GET, and the server sends its response without the content (RFC 9110, section 9.3.2). It opens no
+    event stream, whose end the next request on the connection would have to wait for.
     """
 
     def __init__(self, app: ASGIApp, upload_bytes: int) -> None:
@@ -51,8 +52,7 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            processed = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-            await self.app(processed, self._limited(scope, receive), send_with_id)
+            await self.app(_as_get(scope), self._limited(scope, receive), send_with_id)
         except Exception:
             log.exception("request.broken")
             if not status:
@@ -71,3 +71,11 @@ class RequestMiddleware:
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         upload = scope["method"] == "POST" and scope["path"] in UPLOADS
         return limited(scope, receive, self.upload_bytes if upload else BODY_BYTES)
+
+
+def _as_get(scope: Scope) -> Scope:
+    """Return the scope of the GET request to process for a HEAD request, and the scope itself for every other one."""
+    if scope["method"] != "HEAD":
+        return scope
+    headers = [(name, value) for name, value in scope["headers"] if name != b"accept"]
+    return {**scope, "method": "GET", "headers": headers}

@@ -8,9 +8,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class HeadTimeoutProtocol(H11Protocol):
-    """Close a connection if the headers of a request do not arrive in time, or the body after an early response.
+    """Close a connection if the headers of a request do not arrive in time, or the rest of a body after the response.
 
-    While a request is answered, `api.limits` limits the time of its body. uvicorn itself only limits the time without
+    While a request is processed, `api.limits` limits the time of its body. uvicorn itself only limits the time without
     any byte between two requests.
     """
 
@@ -24,7 +24,10 @@ class HeadTimeoutProtocol(H11Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
+        before = self.conn.their_state
         super().data_received(data)
+        if self.conn.their_state is not before:
+            self._stop()
         self._start_or_stop()
 
     @override

@@ -8,11 +8,12 @@ down_revision = "0272"
 
 
 def upgrade() -> None:
+    # The audit log may be large. It comes first, because heartbeats of workers wait while `jobs` is locked.
+    op.create_index("audit_log_by_action", "audit_log", ["tenant", "action", "created_at"])
     ended = sa.text("finished_at IS NOT NULL")
     op.create_index("jobs_by_end", "jobs", ["tenant", "status", "finished_at"], postgresql_where=ended)
-    op.create_index("audit_log_by_action", "audit_log", ["tenant", "action", "created_at"])
 
 
 def downgrade() -> None:
-    op.drop_index("audit_log_by_action", "audit_log")
     op.drop_index("jobs_by_end", "jobs")
+    op.drop_index("audit_log_by_action", "audit_log")

@@ -236,14 +236,15 @@ def _pack_cut(records: Sequence[Encoded], length: int) -> Packed:
     trained = positions > 0
     useful = trained.any(1)
     _require_trained(bool(useful.any()), length)
-    return Packed(tokens, trained, positions)[useful]
+    packed = Packed(tokens, trained, positions)
+    return packed if useful.all() else packed[useful.nonzero().flatten()]
 
 
 def _require_trained(found: bool, length: int) -> None:
     if not found:
         raise DataError(
-            f"at least one record must have a token to train on among its first {length} tokens, the length of one"
-            " sequence; no record has one. Give other records, or set more tokens per sequence."
+            f"at least one record must have a token to train on that follows another token in a sequence of {length}"
+            " tokens; no record has one. Give other records, or set more tokens per sequence."
         )
 
 

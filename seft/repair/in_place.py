@@ -10,7 +10,7 @@ from torch import Tensor
 from seft.config import RepairConfig
 from seft.models.products import Handler, Product, intercept_products
 from seft.models.targets import Target, count_nonzeros
-from seft.repair.method import WithoutEvents, Work
+from seft.repair.method import MethodDefaults, Work
 from seft.repair.product import with_bias_gradient
 from seft.report import Reporter
 
@@ -53,7 +53,7 @@ class SingleTrainer(LinearTrainer, Protocol):
         """Take one optimizer step with this gradient."""
 
 
-class InPlaceMethod(WithoutEvents):
+class InPlaceMethod(MethodDefaults):
     """Base of the methods with one trainer per target. It has no topology events, and no optimizer."""
 
     def __init__(self, work: Work, linears: Mapping[str, LinearTrainer]) -> None:

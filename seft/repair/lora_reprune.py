@@ -19,13 +19,13 @@ from seft.prune.loop import prune_model
 from seft.prune.mask import smallest_overall, zeros_first
 from seft.repair import optimizer
 from seft.repair.masked_lora import SCALE, LowRank
-from seft.repair.method import WithoutEvents, Work
+from seft.repair.method import MethodDefaults, Work
 from seft.repair.values import Values
 from seft.report import Reporter
 from seft.seeds import generator
 
 
-class LoraReprune(WithoutEvents):
+class LoraReprune(MethodDefaults):
     """Trains a PEFT adapter per target. The ranks are chosen so that all have the configured number of values together.
 
     Raises ConfigError if it is unknown how the model was pruned, or if the model stacks the matrices of its experts.

@@ -97,8 +97,8 @@ class Method(Protocol):
         """Restore the model's modules, with the trained weights in them."""
 
 
-class WithoutEvents:
-    """Base of methods that prepare nothing for a step and have no topology events."""
+class MethodDefaults:
+    """Base of the methods. Nothing is prepared for a step, and there are no topology events. A method may add both."""
 
     def before_step(self, _: int, /) -> None:
         """Do nothing."""

@@ -163,7 +163,7 @@ class NonzeroLinear:
         self.weight.masked_fill_(chosen, 0)
         self._moments.count(self.weight)
         if self._unpruned is not None:
-            self._unpruned &= pack_bits(self.weight != 0)
+            self._unpruned = self._unpruned & pack_bits(self.weight != 0)
         return count
 
     def swap(self, observed: Observed, pattern: Pattern, batch_tokens: float) -> tuple[Swap, Moments]:

@@ -1,6 +1,7 @@
 """Every error is a problem report that names the field, the rule, the value and how to correct it."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -202,6 +203,16 @@ def test_head_has_the_headers_of_get_and_no_content(app: FastAPI, client: TestCl
             assert (head.status_code, head.content) == (whole.status_code, b""), path
             for name in ("content-type", "content-length"):
                 assert head.headers[name] == whole.headers[name], path
+
+
+def test_head_opens_no_event_stream(app: FastAPI, client: TestClient, job_id: str) -> None:
+    path, stream = f"/jobs/{job_id}/events", {"Accept": "text/event-stream"}
+    with serving(app, client) as server:
+        head = server.head(path, headers=stream)
+        assert (head.status_code, head.headers["content-type"]) == (200, "application/json")
+        began = time.monotonic()
+        assert server.get(path).json()["data"]
+        assert time.monotonic() < began + 10
 
 
 def test_every_operation_refuses_unknown_query_parameters(app: FastAPI, client: TestClient) -> None:

@@ -137,7 +137,7 @@ def logs(
 
 @app.command()
 def cancel(job_id: str, as_json: AsJson = False) -> None:
-    """Cancel a job and delete its results."""
+    """Cancel a job and publish nothing."""
     with connected(as_json) as service:
         _tell(service.cancel(job_id), as_json)
 

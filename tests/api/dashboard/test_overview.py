@@ -45,5 +45,7 @@ def test_overview_lists_jobs_by_their_end(
     with sessions.begin() as session:
         for job_id, status, days in ((older, "failed", 0), (newer, "failed", 1), (old, "failed", 8)):
             values = {"status": status, "finished_at": func.now() - timedelta(days=days)}
-            session.execute(update(Job).where(Job.id == job_id).values(created_at=func.now(), **values))
+            session.execute(
+                update(Job).where(Job.id == job_id).values(created_at=func.now() - timedelta(days=9), **values)
+            )
     assert re.findall(r'href="/dashboard/jobs/(job_\w+)"', browser.show("/")) == [older, newer]
