@@ -290,20 +290,20 @@ def thousand() -> Study:
 
     They are the default, with other rates, with equally sparse linears, with nothing retained, and the ceiling.
     """
-    ceiling, twice = RECIPES["ceiling"].config(1e-3, steps=1000), _default(steps=1000, rate=1e-3)
+    ceiling, high = RECIPES["ceiling"].config(1e-3, steps=1000), _default(steps=1000, rate=1e-3)
     return {
         "ceiling": Cell(None, ceiling, text="gsm8k"),
-        "default": Cell(CURVATURE, _default(steps=1000), text="gsm8k"),
-        "default, rate 0.00025": Cell(CURVATURE, _default(steps=1000, rate=2.5e-4), text="gsm8k"),
-        "default, rate 0.001": Cell(CURVATURE, twice, text="gsm8k"),
-        "uniform, rate 0.001": Cell(ADMM, twice, text="gsm8k"),
-        "uniform, nothing retained, rate 0.001": Cell(ADMM, replace(twice, retain=Retain.NONE), text="gsm8k"),
+        "default": Cell(CURVATURE, _default(steps=1000, rate=2.5e-4), text="gsm8k"),
+        "default, rate 0.0005": Cell(CURVATURE, _default(steps=1000), text="gsm8k"),
+        "default, rate 0.001": Cell(CURVATURE, high, text="gsm8k"),
+        "uniform, rate 0.001": Cell(ADMM, high, text="gsm8k"),
+        "uniform, nothing retained, rate 0.001": Cell(ADMM, replace(high, retain=Retain.NONE), text="gsm8k"),
         "wanda": Cell(WANDA, text="gsm8k"),
     }
 
 
 def _default(steps: int = 100, rate: float = 5e-4) -> RepairConfig:
-    """Return the settings of a job with steps of 2 x 512 tokens."""
+    """Return the settings of a job with steps of 2 x 512 tokens, with the rate of `auto` for 100 steps."""
     return replace(RECIPES["all"].config(rate, steps=steps), retain=Retain.WRITTEN)
 
 

@@ -103,8 +103,13 @@ RATES = {
 }
 """Peak learning rates if 0.5 % of the weights are trained. docs/log.md has the measurements."""
 
-ALL_RATE = 5e-4
-"""Peak learning rate if all nonzeros are trained in place (`density: all`). Chosen after 1,000 steps (docs/log.md)."""
+ALL_RATE, ALL_RATE_TOKENS, ALL_RATE_EXPONENT = 5e-4, 102_400, 0.32
+"""Peak learning rate of `density: all` in a training of so many tokens, and the power of the tokens by which it falls.
+
+The exponent is that of Bjorck et al. 2024, Scaling Optimal LR Across Token Horizons (arXiv 2409.19913).
+"""
+LOWEST_RATE, HIGHEST_RATE = 2.5e-4, 1e-3
+"""Limits of the rate that follows from the number of tokens. Others were not measured (docs/log.md)."""
 PUBLISHED_RATE = 3e-3
 """The same for `seft` as published. It trains the positions with the largest gradients, with steps of full size."""
 
@@ -139,7 +144,10 @@ class RepairConfig:
     ] = "auto"
     learning_rate: Annotated[
         float | Literal["auto"],
-        Doc("Peak learning rate. auto chooses it from the method, the density and the width of the model."),
+        Doc(
+            "Peak learning rate. auto chooses it from the method, the density, the width of the model and, with density"
+            " all, the number of training tokens."
+        ),
     ] = "auto"
     schedule: Annotated[RateSchedule, Doc("Learning rate schedule after the warm-up.")] = RateSchedule.LINEAR
     warmup_steps: Annotated[int, Doc("Steps in which the learning rate rises to its peak.")] = 0
@@ -290,7 +298,8 @@ class RepairConfig:
         """Return the peak rate in a model with this hidden size: the configured one, or for "auto" that of the method.
 
         "auto" divides the rate of the method by the square root of the ratio of the density to 0.5 %, if the density is
-        larger, and by the ratio of the width to 576, if the model is wider. A step changes an output by the rate times
+        larger, and by the ratio of the width to 576, if the model is wider. With the density "all" it depends on the
+        number of training tokens instead of the density. A step changes an output by the rate times
         the number of its inputs, so the best rate is inversely proportional to the width (Yang et al. 2022, Tensor
         Programs V, arXiv 2203.03466; docs/log.md has our measurements).
         """
@@ -298,7 +307,8 @@ class RepairConfig:
             return self.learning_rate
         narrower = 1.0 if self.method in LOW_RANK else min(1.0, RATED_WIDTH / width)
         if self.trains_all:
-            return ALL_RATE * narrower
+            rate = ALL_RATE * math.pow(ALL_RATE_TOKENS / (self.steps * self.batch_tokens), ALL_RATE_EXPONENT)
+            return min(max(LOWEST_RATE, rate), HIGHEST_RATE) * narrower
         rate = PUBLISHED_RATE if self.variant is Variant.PUBLISHED else RATES[self.method]
         denser = 1.0 if self.method in UNSCALED else min(1.0, math.sqrt(RATED_DENSITY / self.trained_fraction))
         return rate * denser * narrower

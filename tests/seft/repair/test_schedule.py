@@ -74,6 +74,15 @@ def test_auto_lowers_the_rate_of_large_active_sets_if_their_steps_go_further(met
     assert rates[1] == {"masked_full": 1e-3, "masked_lora": 1e-2, "lora_reprune": 1e-2}.get(method, 3e-2)
 
 
+def test_auto_lowers_the_rate_of_all_nonzeros_in_a_longer_training() -> None:
+    rates = [RepairConfig(steps).peak_rate() for steps in (1, 20, 40, 100, 200, 1000, 1_000_000)]
+    assert (rates[0], rates[3], rates[-1]) == (1e-3, 5e-4, 2.5e-4)
+    assert rates == sorted(rates, reverse=True)
+    for shorter, longer in ((1, 2), (3, 4)):
+        assert rates[longer] / rates[shorter] == pytest.approx(2**-0.32)
+    assert RepairConfig(50, batch_tokens=4096).peak_rate() == RepairConfig(200).peak_rate()
+
+
 def test_as_published_auto_is_the_rate_of_large_gradients() -> None:
     rates = [RepairConfig(1, density=each, variant=Variant.PUBLISHED).peak_rate() for each in (0.005, 0.5)]
     assert rates == pytest.approx([3e-3, 3e-4])
