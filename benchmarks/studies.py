@@ -202,20 +202,16 @@ def defaults() -> Study:
     """
     uniform = {f"{name}, uniform": prune for name, prune in _sparsities(ADMM).items() if not prune.pattern.grouped}
     default = {**_sparsities(CURVATURE), "2:4": _pairs(ADMM)}
+    everything, twice = {**default, **uniform}, _default(rate=1e-3)
+    runs = (
+        ("", default, _default()),
+        (", rate 0.001", everything, twice),
+        (", nothing retained, rate 0.001", everything, replace(twice, retain=Retain.NONE)),
+    )
     return {
         f"{name}{more}, seed {seed}": Cell(prune, replace(config, seed=seed))
-        for pruned, variants in (
-            (default, {"": _default()}),
-            (
-                {**default, **uniform},
-                {
-                    ", rate 0.001": _default(rate=1e-3),
-                    ", nothing retained, rate 0.001": replace(_default(rate=1e-3), retain=Retain.NONE),
-                },
-            ),
-        )
+        for more, pruned, config in runs
         for name, prune in pruned.items()
-        for more, config in variants.items()
         for seed in range(3)
     }
 

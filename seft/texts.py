@@ -45,9 +45,9 @@ class Texts:
     @classmethod
     def read(cls, data: Path, held_out: Path | None, retained: Path | None) -> "Texts":
         """Read the files. Records of the held-out text are left out of the others. Raises the errors of `TextFile`."""
-        judged = TextFile.read(held_out) if held_out else None
-        kept = TextFile.read(retained).without(judged) if retained else None
-        return cls(TextFile.read(data).without(judged), judged, kept)
+        evaluated = TextFile.read(held_out) if held_out else None
+        kept = TextFile.read(retained).without(evaluated) if retained else None
+        return cls(TextFile.read(data).without(evaluated), evaluated, kept)
 
 
 def describe_records(name: str | None, encoded: Sequence[Encoded]) -> TextInfo:

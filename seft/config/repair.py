@@ -109,7 +109,7 @@ ALL_RATE, ALL_RATE_TOKENS, ALL_RATE_EXPONENT = 5e-4, 102_400, 0.32
 The exponent is that of Bjorck et al. 2024, Scaling Optimal LR Across Token Horizons (arXiv 2409.19913).
 """
 LOWEST_RATE, HIGHEST_RATE = 2.5e-4, 1e-3
-"""Limits of the rate that follows from the number of tokens. Others were not measured (docs/log.md)."""
+"""Limits of the rate that follows from the number of tokens. Lower ones were not measured (docs/log.md)."""
 PUBLISHED_RATE = 3e-3
 """The same for `seft` as published. It trains the positions with the largest gradients, with steps of full size."""
 
