@@ -315,6 +315,16 @@ class JobSpec(Spec):
         return round(self.sparsity * (parameters if self.sparsity_of is SparsityOf.MODEL else targets))
 
     @property
+    def prunes(self) -> bool:
+        """True if a pruning method runs before the training."""
+        return not (self.prune.gradual or self.prune_config().keeps_zeros)
+
+    @property
+    def reconstructs(self) -> bool:
+        """True if blocks are reconstructed after pruning."""
+        return self.prunes and self.prune.reconstruct_epochs > 0
+
+    @property
     def retained_tokens(self) -> int:
         """Largest number of tokens of retained text. A small dataset has fewer."""
         config = self.repair_config()

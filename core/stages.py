@@ -29,8 +29,9 @@ class Stage(StrEnum):
 
 def stages_of(spec: JobSpec) -> tuple[Stage, ...]:
     """Return the stages that a job runs, in order. A job that only prunes trains nothing and retains nothing."""
-    skipped = set() if spec.prune.reconstruct_epochs else {Stage.RECONSTRUCTING}
+    skipped = set() if spec.reconstructs else {Stage.RECONSTRUCTING}
+    skipped |= set() if spec.prunes else {Stage.PRUNING}
     skipped |= set() if spec.repair.retains else {Stage.WRITING}
-    skipped |= {Stage.PRUNING, Stage.PRUNED} if spec.prune.gradual else set()
+    skipped |= {Stage.PRUNED} if spec.prune.gradual else set()
     skipped |= {Stage.TRAINING, Stage.REPAIRED} if spec.repair.method is RepairMethod.NONE else set()
     return tuple(stage for stage in Stage if stage not in skipped)

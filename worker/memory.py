@@ -7,7 +7,7 @@ the user asked to change the request.
 
 from pathlib import Path
 
-from core.estimate.training_memory import sums_gradients
+from core.estimate.training_memory import has_several_micro_batches
 from core.specs import JobSpec
 from core.states import Phase
 from seft.config import Retain
@@ -38,7 +38,7 @@ def smaller_micro_batch(spec: JobSpec, phase: Phase | None, *, of_host: bool) ->
     if not of_host and not (phase is Phase.TRAINING and (stored or repair.micro_batch > smallest)):
         return None
     # With several micro-batches, the gradients of all nonzeros would be added up, which takes more memory.
-    whole = stored and spec.trains_all and not sums_gradients(spec)
+    whole = stored and spec.trains_all and not has_several_micro_batches(spec)
     return repair.micro_batch if whole else smallest
 
 

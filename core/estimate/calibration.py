@@ -7,7 +7,7 @@ A job does other things too, see `OTHERS`. docs/log.md has the measurement behin
 from core.spec_parts import RepairMethod
 from core.specs import Dtype, Flops, JobSpec
 from core.states import Phase
-from seft.config import Allocation, PruneMethod
+from seft.config import Allocation, PruneMethod, Refinement
 from seft.models.dimensions import Dimensions
 
 OTHERS, MOST_OTHERS = 0.42, 1.7
@@ -48,21 +48,26 @@ def estimate_seconds(spec: JobSpec, model: Dimensions, flops: Flops) -> dict[Pha
 def count_operations(spec: JobSpec, model: Dimensions) -> dict[Phase, float]:
     """Return the number of floating-point operations of each phase that computes."""
     evaluate, repair = spec.evaluate, spec.repair
-    judged = evaluate.windows * _forward(model, evaluate.tokens, evaluate.tokens)
     retained = _forward(model, spec.retained_tokens, repair.sequence_tokens)
-    operations = {Phase.EVALUATING: len(spec.scored) * (judged + retained / 8)}
-    if "pruned" in spec.scored:
-        operations[Phase.PRUNING] = sum(pruning_operations(spec, model).values())
+    evaluation = evaluate.windows * _forward(model, evaluate.tokens, evaluate.tokens) + retained / 8
+    operations = {Phase.EVALUATING: len(spec.scored) * evaluation}
+    pruning = sum(pruning_operations(spec, model).values())
+    if spec.prunes:
+        operations[Phase.PRUNING] = pruning
     if repair.retains:
         together = spec.written_at_once
         operations[Phase.WRITING] = retained * (WRITTEN + WRITTEN_ALONE / together if together else 1)
-    if epochs := spec.prune.reconstruct_epochs:
-        operations[Phase.RECONSTRUCTING] = epochs * (FORWARD + BACKWARD) * _calibration_tokens(spec) * model.targets
+    if spec.reconstructs:
+        passes = spec.prune.reconstruct_epochs * (FORWARD + BACKWARD)
+        operations[Phase.RECONSTRUCTING] = passes * calibration_tokens(spec) * model.active_targets
     if repair.method is not RepairMethod.NONE:
         trained = _forward(model, repair.steps * repair.batch_tokens, repair.sequence_tokens)
         distills = bool(repair.distill_weight or repair.hidden_weight)
         # Of one device. Processes on a CPU share its cores, so for them this is too low.
         operations[Phase.TRAINING] = trained * (1 + BACKWARD / FORWARD + distills) / spec.devices
+        operations[Phase.TRAINING] += evaluations_in_training(spec) * evaluation
+        if repair.method is RepairMethod.LORA_REPRUNE:
+            operations[Phase.TRAINING] += pruning
     return operations
 
 
@@ -79,8 +84,16 @@ def _run_blocks(model: Dimensions, tokens: float, length: int) -> float:
     return FORWARD * tokens * (model.active_targets + len(model.blocks) * model.attention * length)
 
 
-def _calibration_tokens(spec: JobSpec) -> int:
-    return spec.prune.calibration.samples * spec.prune.calibration.tokens
+def calibration_tokens(spec: JobSpec) -> int:
+    """Return the number of tokens of the calibration text, or 0 if nothing reads such text."""
+    calibration = spec.prune.calibration
+    return calibration.samples * calibration.tokens if spec.prune_config().text_users else 0
+
+
+def evaluations_in_training(spec: JobSpec) -> int:
+    """Return the largest number of evaluations on the held-out text during the training."""
+    interval = spec.repair.evaluate_interval
+    return spec.repair.steps // interval if interval else 0
 
 
 def pruning_operations(spec: JobSpec, model: Dimensions) -> dict[str, float]:
@@ -91,13 +104,14 @@ def pruning_operations(spec: JobSpec, model: Dimensions) -> dict[str, float]:
     """
     prune = spec.prune
     config, length = spec.prune_config(), prune.calibration.tokens
-    tokens = _calibration_tokens(spec) if config.text_users else 0
+    tokens = calibration_tokens(spec)
     # Each walk through the blocks runs them twice, and the last one once. Owl walks through them before pruning too.
     passes = (2 if spec.allocation is Allocation.OWL else 1) * (2 - 1 / len(model.blocks))
     # Blocks run forward twice, and backward once to the inputs. That the head runs only once is ignored.
     gradients = 3 * _forward(model, config.curvature_windows * length, length)
     operations = {"passes": passes * _run_blocks(model, tokens, length) + gradients}
-    if products := PRODUCTS.get(prune.method):
+    products = PRODUCTS.get(prune.method, 0)
+    if products or prune.refine is Refinement.DSNOT:
         matrices = [matrix for block in model.blocks for matrix in block]
         operations["statistics"] = sum(
             2 * each.use * each.count * each.cols**2 * tokens for each in matrices if not each.shares_inputs

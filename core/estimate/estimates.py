@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from core import workers
 from core.estimate import fitting, timings
 from core.estimate.activations import FLOAT
+from core.estimate.calibration import calibration_tokens
 from core.estimate.footprint import memory_by_phase, retained_bytes
 from core.estimate.speed import DENSE_BYTES, Speed
 from core.settings import Settings
@@ -49,10 +50,10 @@ def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Setti
 
 
 def _tokens(spec: JobSpec) -> dict[str, int]:
-    calibration, repair, evaluate = spec.prune.calibration, spec.repair, spec.evaluate
+    repair, evaluate = spec.repair, spec.evaluate
     trains = repair.method is not RepairMethod.NONE
     return {
-        "calibration": calibration.samples * calibration.tokens if "pruned" in spec.scored else 0,
+        "calibration": calibration_tokens(spec) if spec.prunes else 0,
         "training": repair.steps * repair.batch_tokens if trains else 0,
         "evaluation": evaluate.windows * evaluate.tokens * len(spec.scored),
     }

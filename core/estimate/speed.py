@@ -23,6 +23,8 @@ SIMILAR = 4
 
 In a job of a much smaller model, the start of processes takes most of the time.
 """
+STEP_PASSES = 3
+"""Time of a training step, in forward passes over the same tokens."""
 DENSE_BYTES = 2
 """Bytes of a weight in the dense model."""
 
@@ -97,7 +99,6 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
     """
     prune, repair, evaluate = spec.prune, spec.repair, spec.evaluate
     allocation = spec.prune_config().resolved_allocation
-    text = float(targets * prune.calibration.samples * prune.calibration.tokens)
     # Each format is written and verified. The dense model is always written, because the others are made from it.
     # The others are stored while they are written, so they are not uploaded later.
     written = len({OutputFormat.DENSE, *spec.output.formats})
@@ -110,15 +111,19 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
     judged = evaluate.windows * evaluate.tokens + spec.retained_tokens // 8
     dtype = "" if spec.resolved_dtype is Dtype.FLOAT32 else f" {spec.dtype}"
     work[Task(Phase.EVALUATING, dtype)] = float(parameters * len(spec.scored) * judged)
-    if "pruned" in spec.scored:
-        work[Task(Phase.PRUNING, f"{prune.method} {prune.refine} {allocation}{dtype}")] = text
+    text = calibration.calibration_tokens(spec)
+    if spec.prunes:
+        # Solving takes the same time with any number of tokens, so only jobs with the same number are compared.
+        method = f"{prune.method} {prune.refine} {allocation} {text}{dtype}"
+        work[Task(Phase.PRUNING, method)] = float(targets)
     if repair.retains:
         work[Task(Phase.WRITING, f"{repair.retain}{dtype}")] = float(parameters * spec.retained_tokens)
-    if prune.reconstruct_epochs:
-        work[Task(Phase.RECONSTRUCTING, dtype)] = text * prune.reconstruct_epochs
+    if spec.reconstructs:
+        work[Task(Phase.RECONSTRUCTING, dtype)] = float(targets * text * prune.reconstruct_epochs)
     if repair.method is not RepairMethod.NONE:
         distills = bool(repair.distill_weight or repair.hidden_weight)
         devices = f" on {spec.devices}" if spec.devices > 1 else ""
         method = f"{repair.method} {spec.trains_all} {prune.schedule} {distills}{dtype}{devices}"
-        work[Task(Phase.TRAINING, method)] = float(parameters * repair.steps * repair.batch_tokens)
+        evaluated = calibration.evaluations_in_training(spec) * judged / STEP_PASSES
+        work[Task(Phase.TRAINING, method)] = parameters * (repair.steps * repair.batch_tokens + evaluated)
     return work

@@ -1,6 +1,6 @@
 """Measure how long the phases of recent jobs took on each kind of device. Time in the queue is not included."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core import workers
-from core.estimate.speed import Pace, Speed, Task, count_work
+from core.estimate.speed import Pace, Speed, count_work
 from core.specs import Dtype, read_stored
 from core.states import PHASE_BEGAN, STATUS_EVENT_PREFIX, Phase, Status, Transition
 from core.tables import Job, JobEvent
@@ -33,7 +33,7 @@ class _Measured(BaseModel):
 def load(session: Session) -> dict[str, Speed]:
     """Return the speed of each kind of device, by its name.
 
-    Only recent jobs count that succeeded in one attempt and were not stopped early.
+    Only recent jobs count that succeeded in one attempt and were not stopped by a request.
     """
     paces: dict[str, list[Pace]] = {}
     for job, events in _recent_jobs(session):
@@ -67,11 +67,15 @@ def _measure(job: Job, events: Sequence[JobEvent]) -> Iterator[Pace]:
     except ValidationError:  # another version of the software has written it, or a broken training process
         return
     parameters = measured.model.weights
-    work: Mapping[Task, float] = count_work(spec, parameters, measured.linears.weights)
+    work = {
+        # `patience` may have ended the training after fewer steps.
+        task: amount * (job.step / spec.repair.steps if task.phase == Phase.TRAINING else 1)
+        for task, amount in count_work(spec, parameters, measured.linears.weights).items()
+    }
     durations: dict[str, float] = {}
     for event, following in pairwise(events):
         phase = event.data.get("phase", Phase.LOADING)
         durations[phase] = durations.get(phase, 0.0) + (following.created_at - event.created_at).total_seconds()
     for task, amount in work.items():
-        if task.phase in durations:
+        if amount and task.phase in durations:
             yield Pace(task, parameters, durations[task.phase] / amount)

@@ -94,7 +94,7 @@ def _all_nonzeros(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
     """
     sides = sum(matrix.count * (matrix.rows + matrix.cols) for matrix in matrices(model))
     vectors = FLOAT * sides * (VECTORS + (MEANS if spec.prune.gradual else 0))
-    summed = FLOAT * _present(model, spec) if sums_gradients(spec) else 0
+    summed = FLOAT * _present(model, spec) if _sums_gradients(model, spec) else 0
     return vectors + summed, vectors + FLOAT * _nonzeros(model, spec) + model.targets // 8
 
 
@@ -104,7 +104,7 @@ def _step_of_nonzeros(model: Dimensions, spec: JobSpec) -> int:
     These are its gradient, and either the copies of an optimizer step, or those of adding the gradient to a sum.
     """
     largest = max(matrix.weights for matrix in matrices(model))
-    if sums_gradients(spec):
+    if _sums_gradients(model, spec):
         return FLOAT * largest + round(INDEXED * largest * _present(model, spec) / model.targets)
     return FLOAT * (largest + COPIES * min(largest, CHUNK))
 
@@ -120,10 +120,19 @@ def _choice_of_zeros(model: Dimensions, spec: JobSpec) -> int:
     return max(calibrated if reads_text else 0, *map(selection_bytes, matrices(model)))
 
 
-def sums_gradients(spec: JobSpec) -> bool:
+def has_several_micro_batches(spec: JobSpec) -> bool:
     """Return whether a step has several micro-batches, so that their gradients are added up."""
     repair = spec.repair
     return repair.batch_tokens > repair.micro_batch * repair.sequence_tokens
+
+
+def _sums_gradients(model: Dimensions, spec: JobSpec) -> bool:
+    """Return whether the gradients of all linears are added up until the end of a step of all nonzeros.
+
+    With experts on several devices this is done with one micro-batch too, see `seft.repair.all_nonzeros`.
+    """
+    experts = any(matrix.use < 1 for matrix in matrices(model))
+    return has_several_micro_batches(spec) or (spec.devices > 1 and experts)
 
 
 def _nonzeros(model: Dimensions, spec: JobSpec) -> int:

@@ -107,6 +107,21 @@ def test_a_step_of_one_micro_batch_stores_no_gradients_of_the_nonzeros(model: Di
     assert training_bytes(model, **one) < training_bytes(model, method="masked_full")
 
 
+def test_experts_on_several_devices_store_gradients_of_the_nonzeros_in_every_step(model: Dimensions) -> None:
+    blocks = tuple(tuple(replace(matrix, use=0.25) for matrix in block) for block in model.blocks)
+    experts = replace(model, blocks=blocks)
+    one, two = (
+        JobSpec.model_validate(
+            {**MINIMAL, "devices": count, "repair": {"micro_batch": count, "batch_tokens": 512 * count}}
+        )
+        for count in (1, 2)
+    )
+    for each, summed in ((experts, round(4 * 0.4 * model.targets)), (model, 0)):
+        needs = [memory_by_phase(each, spec)[Phase.TRAINING].device for spec in (one, two)]
+        assert needs[1] - needs[0] >= summed
+        assert (needs[1] == needs[0]) is (summed == 0)
+
+
 def test_a_step_of_one_micro_batch_is_suggested_before_shorter_sequences(model: Dimensions) -> None:
     request = {**MINIMAL, "dtype": "bfloat16", "prune": {"schedule": "gradual"}, "evaluate": {"tokens": 128}}
     least = {"micro_batch": 1, "retain": "none", "activation_checkpointing": True}

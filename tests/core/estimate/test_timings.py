@@ -13,6 +13,7 @@ from core.estimate.footprint import memory_by_phase
 from core.estimate.speed import Source, Speed, Task, count_work
 from core.jobs import attempts
 from core.specs import Dtype, JobSpec
+from core.stages import Stage, stages_of
 from core.states import Phase
 from core.tables import Job
 from seft.models.dimensions import Dimensions, Matrix
@@ -35,8 +36,8 @@ PHASES = [
 ]
 
 
-def run(sessions: Sessions, has: Capability) -> None:
-    """Run a job that takes ten seconds in each phase."""
+def run(sessions: Sessions, has: Capability, part: float = 1.0) -> None:
+    """Run a job that takes ten seconds in each phase, and trains a part of its steps."""
     with sessions.begin() as session:
         attempt = claims.claim(session, "w1", 60, capability=has)
         assert attempt is not None
@@ -44,7 +45,8 @@ def run(sessions: Sessions, has: Capability) -> None:
         with sessions.begin() as session:
             attempts.set_progress(session, attempt, phase=phase, progress=0.5, step=0)
     with sessions.begin() as session:
-        attempts.publish(session, attempt, step=1, prefix="", sha256="", files=[], scores={}, measured=MEASURED)
+        step = round(part * attempt.spec.repair.steps)
+        attempts.publish(session, attempt, step=step, prefix="", sha256="", files=[], scores={}, measured=MEASURED)
         session.execute(
             text(
                 "UPDATE job_events SET created_at = '2026-01-01'::timestamptz + place * interval '10 s' FROM"
@@ -85,6 +87,29 @@ def test_the_estimate_scales_the_time_of_earlier_jobs_on_the_same_kind_of_device
     assert speed.estimate_total(other, MODEL) == (None, None)
     seconds, source = speed.estimate(other, MODEL)
     assert (Phase.TRAINING in seconds, len(seconds), source) == (False, 6, Source.EARLIER_JOBS)
+
+
+def test_a_job_that_patience_ended_counts_for_the_steps_that_it_trained(
+    sessions: Sessions, spec: JobSpec, make_job: MakeJob
+) -> None:
+    make_job()
+    run(sessions, GPU, part=0.25)
+    with sessions.begin() as session:
+        speed = timings.load(session)[GPU.device_name]
+    assert total(speed, spec, MODEL) == (70 + 4 * 10, Source.EARLIER_JOBS)
+
+
+def test_evaluations_during_the_training_take_time(spec: JobSpec) -> None:
+    often = changed(spec, "repair", evaluate_interval=4)
+    tokens = spec.evaluate.windows * spec.evaluate.tokens + spec.retained_tokens // 8
+    more = 1 + tokens / 3 / 4 / spec.repair.batch_tokens
+    before, after = (calibration.count_operations(each, LARGE)[Phase.TRAINING] for each in (spec, often))
+    assert after / before == pytest.approx(more, rel=0.1), "attention depends on the length of a window too"
+    before, after = (
+        sum(work for task, work in count_work(each, 1000, 800).items() if task.phase is Phase.TRAINING)
+        for each in (spec, often)
+    )
+    assert after / before == pytest.approx(more)
 
 
 def test_jobs_of_a_much_smaller_model_tell_nothing(sessions: Sessions, spec: JobSpec, make_job: MakeJob) -> None:
@@ -162,12 +187,43 @@ def test_by_calibration_a_job_gains_less_from_bfloat16_than_its_products(spec: J
         assert gain == pytest.approx(2.2, rel=0.01), "as measured, see docs/log.md"
 
 
+def test_by_calibration_dsnot_and_a_second_pruning_take_time(spec: JobSpec) -> None:
+    wanda = changed(spec, "prune", method="wanda")
+    plain, refined = (
+        calibration.count_operations(each, LARGE)[Phase.PRUNING]
+        for each in (wanda, changed(wanda, "prune", refine="dsnot"))
+    )
+    assert refined > 1.1 * plain
+    once, again = (
+        calibration.count_operations(changed(wanda, "repair", method=method, density="auto"), LARGE)[Phase.TRAINING]
+        for method in ("masked_lora", "lora_reprune")
+    )
+    assert again - once == pytest.approx(plain)
+
+
 def test_by_calibration_pruning_without_text_or_products_takes_no_time(spec: JobSpec) -> None:
     magnitude, wanda, admm, alps = (
         calibration.estimate_seconds(changed(spec, "prune", method=method), LARGE, FLOPS)[Phase.PRUNING]
         for method in ("magnitude", "wanda", "admm", "alps")
     )
     assert 0 == magnitude < wanda < admm < alps
+
+
+def test_a_job_that_keeps_the_zeros_of_its_model_has_no_work_of_pruning(spec: JobSpec) -> None:
+    keeps = JobSpec.model_validate(
+        {**spec.model_dump(), "sparsity": 0, "prune": {"reconstruct_epochs": 2}, "repair": {"retain": "none"}}
+    )
+    phases = {Phase(task.phase) for task in count_work(keeps, 1000, 800)}
+    assert not phases & {Phase.PRUNING, Phase.RECONSTRUCTING}
+    assert set(calibration.estimate_seconds(keeps, LARGE, FLOPS)) == phases
+    assert not {Stage.PRUNING, Stage.RECONSTRUCTING} & set(stages_of(keeps))
+
+
+def test_times_of_pruning_count_for_jobs_with_as_much_calibration_text(spec: JobSpec) -> None:
+    fewer = changed(spec, "prune", calibration={"samples": 8, "tokens": 512})
+    assert {task for task in count_work(spec, 1, 1) if task not in count_work(fewer, 1, 1)} == {
+        Task(Phase.PRUNING, f"admm none curvature {128 * 2048}")
+    }
 
 
 def test_a_gradual_job_has_no_work_of_pruning_and_two_evaluations(spec: JobSpec) -> None:
