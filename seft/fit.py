@@ -21,6 +21,7 @@ from seft.config import (
     PruneConfig,
     RepairConfig,
     RepairMethod,
+    Retain,
     SparsityOf,
 )
 from seft.errors import ConfigError
@@ -52,6 +53,20 @@ def require_fit(model: Dimensions, config: PruneConfig | RepairConfig | Evaluate
             require_within("tokens", config.tokens, model.context)
         case _:
             assert_never(config)
+
+
+def require_dense_model(prune: PruneConfig, repair: RepairConfig) -> None:
+    """Raise ConfigError if the repair learns from the dense model, and the model to repair is pruned already."""
+    if not prune.keeps_zeros:
+        return
+    for field, value, off in (
+        ("retain", str(repair.retain), Retain.NONE),
+        ("distill_weight", repair.distill_weight, 0),
+        ("hidden_weight", repair.hidden_weight, 0),
+    ):
+        if value != off:
+            rule = f"must be {off} with the sparsity 0, because there is no dense model to learn from"
+            raise ConfigError(field, rule, value, f"Set it to {off}, or prune a dense model.")
 
 
 def require_packable(model: Dimensions, formats: Iterable[OutputFormat]) -> None:

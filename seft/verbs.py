@@ -29,7 +29,7 @@ from seft.devices import choose_device, choose_dtype
 from seft.distill import require_same_shape
 from seft.errors import ConfigError, EvaluateError, SourceError
 from seft.evaluate import perplexity
-from seft.fit import require_fit, require_teacher_fit
+from seft.fit import require_dense_model, require_fit, require_teacher_fit
 from seft.models.dimensions import Dimensions, context_length, read_dimensions
 from seft.models.load import Loaded, load
 from seft.models.shapes import shapes
@@ -177,6 +177,7 @@ def compress(
     """
     require_empty(out)
     require_repair_of(pruning, config)
+    require_dense_model(pruning, config)
     require_held_out(config, held_out)
     require_retain_data(config, retain_data)
     source = _fitting(find(reference, revision=revision), pruning, config)
@@ -186,8 +187,7 @@ def compress(
     base = describe_model(loaded.source)
     retained = stages.retained_on(place.device, loaded, config, texts.to_retain, report)
     facts = _prune(loaded, pruning, calibration, base, place=place, report=report)
-    with torch.no_grad():
-        round_weights(loaded.model)
+    round_weights(loaded.model)
     loaded.model.to(place.device)
     teacher = source if config.distills or config.retains else None
     facts = _repair(loaded, facts, config, texts, retained, teacher=teacher, place=place, report=report)

@@ -18,9 +18,9 @@ from core.models.resolver import ModelResolver
 from core.settings import Settings
 from core.specs import JobSpec, path_in_request
 from core.tables import Job, Json
-from seft.config import Allocation, require_repair_of
+from seft.config import Allocation, Retain, require_repair_of
 from seft.errors import ConfigError
-from seft.fit import require_fit, require_packable
+from seft.fit import require_dense_model, require_fit, require_packable
 from seft.models.dimensions import Dimensions
 from seft.models.gguf_config import require_formats
 from seft.models.source import ModelSource
@@ -85,7 +85,8 @@ def admit(
 def fitted(spec: AnySpec, model: Dimensions, source: ModelSource) -> AnySpec:
     """Return the request for a model, with the lengths of sequences that were left out at most as long as its context.
 
-    The allocation `auto` becomes `uniform` if the model needs it.
+    The allocation `auto` becomes `uniform` if the model needs it. If the model is pruned already (sparsity 0), there is
+    no dense model to retain anything of, so a `retain` that was left out becomes `none`.
 
     Raises ProblemError if the settings do not fit the model. The rules are those of the library (`seft.fit`,
     `seft.models.gguf_config`). The tokenizer is read only by the training process, which checks it before it trains.
@@ -93,6 +94,8 @@ def fitted(spec: AnySpec, model: Dimensions, source: ModelSource) -> AnySpec:
     spec = spec.within(model.context)
     if model.shares_keys and spec.allocation is Allocation.AUTO:
         spec = spec.model_copy(update={"allocation": Allocation.UNIFORM})
+    if spec.prune_config().keeps_zeros and "retain" not in spec.repair.model_fields_set:
+        spec = spec.model_copy(update={"repair": spec.repair.model_copy(update={"retain": Retain.NONE})})
     flaws = list[Flaw]()
     rules: dict[str, Callable[[], object]] = {
         "prune": lambda: require_fit(model, spec.prune_config()),
@@ -119,6 +122,7 @@ def _fit_output(spec: JobSpec, model: Dimensions, source: ModelSource) -> None:
 def _fit_repair(spec: JobSpec, model: Dimensions) -> None:
     if repair := spec.repair_config():
         require_repair_of(spec.prune_config(), repair)
+        require_dense_model(spec.prune_config(), repair)
         repair.require_processes(spec.devices)  # shorter sequences change their number in a batch
         require_fit(model, repair)
 

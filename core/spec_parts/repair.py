@@ -129,7 +129,7 @@ class RepairSpec(Spec):
     retain: config.Retain = Field(
         default=config.Retain.WRITTEN,
         description="Text on which the model keeps what the dense model predicts: `written` by the dense model, the"
-        " `dataset` in `retain_dataset`, or `none`.",
+        " `dataset` in `retain_dataset`, or `none`. With the sparsity 0 there is no dense model, so it is `none`.",
     )
     retain_dataset: Annotated[str, Field(pattern=ids.pattern("file"))] | None = Field(
         default=None,

@@ -142,6 +142,18 @@ def test_lengths_that_were_left_out_are_lowered_to_the_context_and_sizes_follow(
     assert len(report["errors"]) == 3, "the lengths of the first job are kept, and are too long"
 
 
+def test_a_model_that_is_pruned_already_has_no_dense_model_to_learn_from(client: TestClient, body: Json) -> None:
+    kept = body | {"sparsity": 0}
+    estimate = {key: value for key, value in kept.items() if key != "dataset"}
+    assert client.post("/jobs", json=kept).json()["spec"]["repair"]["retain"] == "none"
+    assert client.post("/jobs/estimate", json=estimate).json()["tokens"]["calibration"] == 0
+    for name, value, off in (("retain", "written", "none"), ("distill_weight", 0.5, "0"), ("hidden_weight", 1.0, "0")):
+        (flaw,) = problem(client.post("/jobs", json=kept | {"repair": {name: value}}), 422, "invalid_request")["errors"]
+        assert (flaw["param"], flaw["value"]) == (f"repair.{name}", repr(value))
+        assert flaw["rule"].startswith(f"must be {off} with the sparsity 0")
+        client.post("/jobs", json=kept | {"repair": {name: int(off) if off == "0" else off}}).raise_for_status()
+
+
 def test_a_batch_that_the_lowered_sequences_do_not_divide_is_rejected(
     client: TestClient, root: Path, body: Json
 ) -> None:

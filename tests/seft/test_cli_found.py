@@ -50,10 +50,18 @@ def test_a_dense_model_is_not_repaired(
 def test_the_zeros_of_a_dense_model_are_not_kept(
     capsys: pytest.CaptureFixture[str], tiny_folder: Path, texts: Path, tmp_path: Path
 ) -> None:
-    training = ("--data", texts, *TRAINING, "--repair-method", "lora_reprune")
+    training = ("--data", texts, *TRAINING, "--repair-method", "lora_reprune", "--retain", "none")
     for command in (("prune", tiny_folder), ("compress", tiny_folder, *training)):
         line = error_line(capsys, *command, "--sparsity", "0", "--out", tmp_path / "out")
         assert "sparsity must be above 0 for a model with less than 1% zeros" in line
+
+
+def test_a_pruned_model_does_not_write_text_in_place_of_the_dense_one(
+    capsys: pytest.CaptureFixture[str], pruned: Path, texts: Path, tmp_path: Path
+) -> None:
+    command = ("compress", pruned, "--sparsity", "0", "--data", texts, *TRAINING)
+    line = error_line(capsys, *command, "--out", tmp_path / "out")
+    assert "retain must be none with the sparsity 0, because there is no dense model" in line
 
 
 def test_a_repaired_model_is_not_repaired_again(
