@@ -228,12 +228,13 @@ class Repair:
 
     @torch.no_grad()
     def _update(self, step: int, loss: float, rate: float) -> None:
-        gradients = sum_each_over_processes(self._method.take_gradients())
+        gradients = self._method.take_gradients()
+        sum_each_over_processes(gradients)
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         if not math.isfinite(loss + float(norm)):
             raise TrainError(
                 f"loss and gradient must be finite; step {step} has loss {loss} and gradient norm {float(norm)}."
-                " Lower the learning rate, or train in bfloat16 or float32."
+                " Lower the learning rate."
             )
         scale = 1.0
         if self.config.clip_norm is not None and norm > self.config.clip_norm:

@@ -5,7 +5,7 @@ change nothing. Every process has the same state, and the whole model unless `se
 are summed over all processes, so all take the same steps and decisions as one process with the whole micro-batches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,22 +43,25 @@ def sum_over_processes(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*sha
     return tensor
 
 
-def sum_each_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the sum of each tensor over all processes. Many small tensors are sent together."""
+def sum_each_over_processes(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its sum over all processes. Many small tensors are sent together, in a copy."""
     if process_count() == 1:
-        return list(tensors)
-    sums: list[Tensor] = []
-    while len(sums) < len(tensors):
-        sizes = [0]
-        for tensor in tensors[len(sums) :]:
-            if sum(sizes) + tensor.numel() > SENT_TOGETHER and len(sizes) > 1:
-                break
-            sizes.append(tensor.numel())
-        part = tensors[len(sums) : len(sums) + len(sizes) - 1]
-        flat = sum_over_processes(torch.cat([tensor.flatten() for tensor in part]))
-        pieces = zip(part, torch.split(flat, sizes[1:]), strict=True)
-        sums += [piece.view_as(tensor).to(tensor.dtype) for tensor, piece in pieces]
-    return sums
+        return
+    for part in _sent_together(tensors):
+        flat = sum_over_processes(torch.cat([tensor.flatten() for tensor in part]) if len(part) > 1 else part[0])
+        for tensor, piece in zip(part, torch.split(flat.view(-1), [tensor.numel() for tensor in part]), strict=True):
+            tensor.copy_(piece.view(tensor.shape))
+
+
+def _sent_together(tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """Yield the tensors in groups. A group of several has at most `SENT_TOGETHER` values."""
+    first, values = 0, 0
+    for number, tensor in enumerate(tensors):
+        if values and values + tensor.numel() > SENT_TOGETHER:
+            yield tensors[first:number]
+            first, values = number, 0
+        values += tensor.numel()
+    yield tensors[first:]
 
 
 def broadcast(value: Any) -> Any:
