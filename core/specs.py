@@ -162,12 +162,9 @@ class JobSpec(Spec):
     @classmethod
     def _require_possible_pattern(cls, value: str) -> str:
         try:
-            pattern = config.Pattern.parse(value)
+            config.Pattern.parse(value)
         except ConfigError as error:
             raise _contradiction(error.rule, error.way_out) from error
-        if pattern.grouped and pattern.sparsity(None) > MOST_SPARSE:
-            rule = f"must set at most {MOST_SPARSE:g} of the weights to zero"
-            raise _contradiction(rule, "Use for example 2:4, which keeps 2 of every 4 weights.")
         return value
 
     @model_validator(mode="after")

@@ -116,8 +116,8 @@ class PruneConfig:
     compare: Annotated[
         Compare,
         Doc(
-            "Rank weights within a row, a layer or the model (gradual only). auto: as the paper of the method; layer."
-            " Only row gives every row the same number of zeros, rounded down."
+            "Rank weights within a row, a layer or the model (gradual only). auto: the choice of the method's paper,"
+            " and with gradual: layer. Only row gives every row the same number of zeros, rounded down."
         ),
     ] = Compare.AUTO
     refine: Annotated[Refinement, Doc("Improvement of the mask after the method chose it.")] = Refinement.NONE
@@ -153,6 +153,9 @@ class PruneConfig:
     seed: Annotated[int, Doc("Random seed.")] = 0
 
     def __post_init__(self) -> None:
+        if self.pattern.grouped and self.pattern.sparsity(None) > MOST_SPARSE:
+            rule = f"must set at most {MOST_SPARSE:g} of the weights to zero"
+            raise ConfigError("pattern", rule, str(self.pattern), "Use for example 2:4, which keeps 2 of 4 weights.")
         require_between("sparsity", self.sparsity, 0.0, MOST_SPARSE, "0.6 sets 60 % of the weights to zero.")
         require_at_least("samples", self.samples, 1)
         require_at_least("tokens", self.tokens, 2)

@@ -111,7 +111,7 @@ The exponent is that of Bjorck et al. 2024, Scaling Optimal LR Across Token Hori
 LOWEST_RATE, HIGHEST_RATE = 2.5e-4, 1e-3
 """Limits of the rate that follows from the number of tokens. Lower ones were not measured (docs/log.md)."""
 PUBLISHED_RATE = 3e-3
-"""The same for `seft` as published. It trains the positions with the largest gradients, with steps of full size."""
+"""Peak rate of `seft` as published. It trains the positions with the largest gradients, with steps of full size."""
 
 RATED_WIDTH, RATED_DENSITY = 576, 0.005
 """Largest hidden size and density for which these rates hold. They were measured with SmolLM2-135M."""
@@ -215,7 +215,7 @@ class RepairConfig:
             require_between("density", self.density, 1e-6, 1.0, "0.005 trains one of 200 weights.")
         if self.learning_rate != "auto":
             require_between("learning_rate", self.learning_rate, 1e-8, 1.0, 'Use a rate such as 3e-3, or "auto".')
-        require_at_least("warmup_steps", self.warmup_steps, 0)
+        require_between("warmup_steps", self.warmup_steps, 0, self.steps - 1, "The rate must reach its peak.")
         require_at_least("update_interval", self.update_interval, 1)
         require_at_least("swap_tokens", self.swap_tokens, 0)
         if self.swap_tokens and not self.trains_all:
@@ -298,10 +298,10 @@ class RepairConfig:
         """Return the peak rate in a model with this hidden size: the configured one, or for "auto" that of the method.
 
         "auto" divides the rate of the method by the square root of the ratio of the density to 0.5 %, if the density is
-        larger, and by the ratio of the width to 576, if the model is wider. With the density "all" it depends on the
-        number of training tokens instead of the density. A step changes an output by the rate times
-        the number of its inputs, so the best rate is inversely proportional to the width (Yang et al. 2022, Tensor
-        Programs V, arXiv 2203.03466; docs/log.md has our measurements).
+        larger (not for `UNSCALED`), and by the ratio of the width to 576, if the model is wider (not for `LOW_RANK`).
+        With the density "all" it depends on the number of training tokens instead of the density. A step changes an
+        output by the rate times the number of its inputs, so the best rate is inversely proportional to the width
+        (Yang et al. 2022, Tensor Programs V, arXiv 2203.03466; docs/log.md has our measurements).
         """
         if self.learning_rate != "auto":
             return self.learning_rate
@@ -360,7 +360,8 @@ class RepairConfig:
         """Raise ConfigError if no window of retained text can be trained on."""
         if self.retain_tokens < 2 * self.sequence_tokens:
             rule = f"must be at least twice sequence_tokens ({self.sequence_tokens}), the length of one sequence"
-            raise ConfigError("retain_tokens", rule, self.retain_tokens, f"Try {128 * self.sequence_tokens}.")
+            way_out = f"Try {min(128 * self.sequence_tokens, 1 << 22)}."
+            raise ConfigError("retain_tokens", rule, self.retain_tokens, way_out)
         if not self.retained_before(self.steps + 1):
             rule = f"must give at least one window of retained text in {self.steps} steps of {self.windows} windows"
             raise ConfigError("retain_share", rule, self.retain_share, "Raise it, or set retain to none.")

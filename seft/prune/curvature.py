@@ -23,7 +23,7 @@ from seft.prune.mask import zeros_first
 from seft.prune.walk import Walk, Windows
 
 FEWEST_TOKENS = 64
-"""Number of tokens from which the importances in an expert are compared with those in other linears [ours]."""
+"""An expert that got fewer tokens is not compared with other linears [ours]."""
 SMALLEST_ROW = 1e-2
 """Lower limit of the factor of a row, relative to the root mean square of all rows."""
 

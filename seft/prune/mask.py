@@ -90,8 +90,8 @@ def as_float(mask: Bool[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def smallest_per_row(score: Float[Tensor, "rows cols"], count: int) -> Bool[Tensor, "rows cols"]:
     """Return the mask of exactly `count` entries: those with the smallest scores of each row.
 
-    Every row has the same number, rounded down. The entries that are then missing are one more in some rows: in those
-    where this entry has the smallest scores. Of equal scores the first are chosen.
+    Every row gets `count // rows` entries. The rest are one more entry in some rows: the rows whose next entry has the
+    smallest score. Of equal scores the first are chosen.
     """
     each, more = divmod(count, len(score))
     order = score.argsort(dim=1, stable=True)

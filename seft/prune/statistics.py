@@ -142,6 +142,7 @@ def _require_usable(squares: Float[Tensor, "cols"]) -> Float[Tensor, "cols"]:
         raise PruneError("inputs must be finite; some are not. Check the model's weights and dtype.")
     if not largest:
         raise PruneError(
-            "inputs must not be all zero; no calibration token reached this linear layer. Give more calibration text."
+            "inputs must not be all zero; no calibration token reached this linear layer, or its inputs are zero for"
+            " every token. Give more calibration text, or use the method magnitude."
         )
     return squares

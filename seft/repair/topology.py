@@ -101,7 +101,7 @@ def choose(
 
 
 def limit_zeros(growth: Candidates, weight: Float[Tensor, "rows cols"], most: int) -> Candidates:
-    """Return the candidates except the zeros, of which only the `most` with the best scores are returned.
+    """Return all candidates that are nonzeros, and the `most` zeros with the best scores.
 
     [ours] For each zero that grows, a nonzero becomes zero. If too many do so at once, the model breaks.
     """

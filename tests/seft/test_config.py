@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from core import spec_parts, specs
-from seft.config import EvaluateConfig, PruneConfig, RepairConfig, RepairMethod, Variant
+from seft.config import EvaluateConfig, Pattern, PruneConfig, RepairConfig, RepairMethod, Retain, Variant
 from seft.errors import ConfigError
 
 Maker = Callable[..., object]
@@ -86,6 +86,25 @@ def test_an_error_names_the_field_the_rule_the_value_and_a_way_out(make: Maker, 
     assert message.startswith(f"{field} must be ")
     assert f"it is {value!r}. " in message
     assert message.split(f"it is {value!r}. ")[1]
+
+
+def test_a_pattern_with_too_many_zeros_is_an_error_of_the_pattern() -> None:
+    pattern = Pattern(1, 200)
+    with pytest.raises(ConfigError, match=r"^pattern must set at most 0.99 of the weights to zero"):
+        PruneConfig(pattern.sparsity(None), pattern=pattern)
+
+
+def test_a_warm_up_as_long_as_the_training_is_rejected() -> None:
+    assert RepairConfig(steps=10, warmup_steps=9)
+    with pytest.raises(ConfigError, match="warmup_steps must be from 0 to 9; it is 10"):
+        RepairConfig(steps=10, warmup_steps=10)
+
+
+def test_the_suggested_number_of_retained_tokens_is_valid() -> None:
+    with pytest.raises(ConfigError, match=r"Try 4194304\.") as error:
+        RepairConfig(1, sequence_tokens=1 << 16, batch_tokens=1 << 17, retain=Retain.WRITTEN, retain_tokens=1 << 16)
+    tokens = int(str(error.value).split()[-1].strip("."))
+    assert RepairConfig(1, sequence_tokens=1 << 16, batch_tokens=1 << 17, retain=Retain.WRITTEN, retain_tokens=tokens)
 
 
 def test_the_suggested_batch_size_is_valid() -> None:
