@@ -21,7 +21,8 @@ _PLANES = 9
 """Largest number of planes: the mask, and one for each byte of a value."""
 _HEADER = struct.Struct(f"<II{_PLANES}I{_PLANES}B11x")
 _MASKED = 16
-"""A mask is used if at least one value in 16 is zero. Fewer zeros cost less as values than a mask does."""
+"""A mask is used if at least one value in 16 is zero. With fewer zeros, storing the zeros as values takes less space
+than a mask."""
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _UNSIGNED: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 
@@ -134,7 +135,10 @@ def read(stored: Stored, size: int, values: Values) -> Packed:
     count, kept, *rest = _HEADER.unpack_from(stored)
     if count * values.bytes != size:
         raise ValueError(f"a chunk must have {size // values.bytes} values here; one has {count}")
-    contents = list(_contents(stored, rest[:_PLANES], rest[_PLANES:]))
+    lengths, first = rest[:_PLANES], 0 if kept < count else 1
+    if any(lengths[:first]) or any(lengths[1 + values.bytes :]):
+        raise ValueError("a plane that a chunk does not have must have 0 bytes; one has more")
+    contents = list(_contents(stored, lengths, rest[_PLANES:]))
     mask = None
     if kept < count:
         mask = planes.decode(*contents[0], -(-count // 8))

@@ -79,7 +79,8 @@ def integer_matrices(container: Source, file: FileEntry) -> dict[str, Matrix]:
         scales = [tensors[name + ending] for ending in (ROW_SCALE, BLOCK_SCALE) if name + ending in tensors]
         if not min(values.shape) or [(each.name, each.dtype, each.shape) in expected for each in scales] != [True]:
             raise ContainerError(
-                f"{name!r} in {container.name} must have one scale per row or per {BLOCK} columns; it has not. {AGAIN}"
+                f"{name!r} in {container.name} must have exactly one tensor of scales, of the right dtype and shape; it"
+                f" has none, a wrong one or two. {AGAIN}"
             )
         found[name] = Matrix(values, scales[0])
     return found

@@ -31,7 +31,7 @@ _FOOTER = struct.Struct("<QQ32sI4x8s")
 FOOTER_BYTES = _FOOTER.size
 MAX_EXPANSION, MIN_EXPANDED = 1000, 1 << 30
 """A folder may have this many times the bytes of its container, or 1 GiB if that is more. Sparse models have 10."""
-MAX_PATH, MAX_PART = 1024, 255
+MAX_PATH, MAX_PART, MAX_PARTS = 1024, 255, 16
 AGAIN = "Download the file again, or create it again with seft pack."
 
 
@@ -174,7 +174,8 @@ def _file(data: dict[str, Any]) -> FileEntry:
 def _tensor(data: dict[str, Any]) -> TensorEntry:
     name, dtype = data["name"], data["dtype"]
     if type(name) is not str or dtype not in BITS:
-        raise ValueError(f"a tensor must have a name and a dtype of safetensors; {str(name)[:MAX_NAME]!r} has not")
+        rule = "the name of a tensor must be a text and its dtype one of safetensors"
+        raise ValueError(f"{rule}; the tensor {str(name)[:MAX_NAME]!r} has the dtype {str(dtype)[:MAX_NAME]!r}")
     shape = checked_shape(name, data["shape"])
     if math.prod(shape) * BITS[dtype] % 8:
         raise ValueError(f"the tensor {name!r} must have whole bytes; it has {math.prod(shape)} values of {dtype}")
@@ -199,13 +200,15 @@ def require_path(name: Any) -> None:
         raise ValueError(f"the name of a file must be a path inside the folder; one is {name[:80]!r}")
     if max(len(part.encode()) for part in parts) > MAX_PART:
         raise ValueError(f"each part of the name of a file may have at most {MAX_PART} bytes; one is {name[:80]!r}")
+    if len(parts) > MAX_PARTS:
+        raise ValueError(f"the name of a file may have at most {MAX_PARTS} parts; {name[:80]!r} has {len(parts)}")
 
 
 def _require_names(files: Sequence[FileEntry]) -> None:
     """Raise ValueError if a name occurs twice, if a file is also a folder, or if the header of a file is too large."""
     names = {file.name for file in files}
-    folders = {"/".join(parts[:end]) for name in names for parts in [name.split("/")] for end in range(1, len(parts))}
-    if len(names) < len(files) or names & folders:
+    folders = ("/".join(parts[:end]) for name in names for parts in [name.split("/")] for end in range(1, len(parts)))
+    if len(names) < len(files) or not names.isdisjoint(folders):
         raise ValueError("the files of a container must have different names, none of which is that of a folder")
     for file in files:
         if file.tensors and file.own_bytes > 8 + MAX_FILE_BYTES:

@@ -138,7 +138,7 @@ def test_a_forged_index_gives_an_error_or_the_same_contents(data: st.DataObject)
             "each size of a shape must be an integer from 0 to 10000000000000; 'dense'",
         ),
         (in_tensors(2, shape=[2**40, 0, 2**40]), "header of 'model.safetensors' in .* must describe"),
-        (in_tensors(0, dtype="F128"), "a name and a dtype of safetensors; 'dense' has not"),
+        (in_tensors(0, dtype="F128"), "its dtype one of safetensors; the tensor 'dense' has the dtype 'F128'"),
         (in_tensors(0, dtype="F16"), "must describe the tensors of the index; 'dense' differs"),
         (in_tensors(0, name="other"), "must describe the tensors of the index; '(dense|other)' differs"),
         (in_tensors(1, sha256="0" * 64), "'sparse' in .* is damaged: its SHA-256 must be 0000"),
@@ -150,6 +150,7 @@ def test_a_forged_index_gives_an_error_or_the_same_contents(data: st.DataObject)
         (in_files(0, name="/etc/passwd"), "must be a path inside the folder; one is '/etc/passwd'"),
         (in_files(0, name="\ud800"), "the index is malformed|surrogates not allowed"),
         (in_files(0, name="x" * 256), "at most 255 bytes"),
+        (in_files(0, name="/".join("x" * 17)), "may have at most 16 parts; 'x/x/.*' has 17"),
         (in_files(0, name=""), "must be a text of 1 to 1024 characters"),
         (in_files(0, name="a\\b"), r"must have no backslash and no NUL; one is 'a\\\\b'"),
         (in_files(0, name="tokenizer.json"), "must have different names, none of which is that of a folder"),
@@ -205,6 +206,16 @@ def test_a_forged_chunk_is_refused(values: int, kept: int, mask: bytes | None, m
     chunk = struct.pack("<II9I9B11x", values, kept, *map(len, planes), *[0] * 15)
     chunk += b"".join(plane + bytes(-len(plane) % 64) for plane in planes)
     with pytest.raises(ContainerError, match=rf"'dense' in .* is damaged: {message}"):
+        expanded(replaced(1, "dense", chunk))
+
+
+@pytest.mark.parametrize("number", [0, 3, 8])
+def test_a_plane_that_a_chunk_does_not_have_must_be_empty(number: int) -> None:
+    lengths = [0, 3000, 3000, *[0] * 6]
+    lengths[number] = 64
+    chunk = struct.pack("<II9I9B11x", 3000, 3000, *lengths, *[0] * 9)
+    chunk += b"".join(bytes(length + -length % 64) for length in lengths)
+    with pytest.raises(ContainerError, match=r"'dense' in .* a plane that a chunk does not have must have 0"):
         expanded(replaced(1, "dense", chunk))
 
 

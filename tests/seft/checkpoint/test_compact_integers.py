@@ -188,7 +188,10 @@ DAMAGED = (
 @pytest.mark.parametrize(
     ("tensors", "kind", "message"),
     [
-        *((tensors, "int8", "'a' in .* must have one scale per row or per 64 columns") for tensors in WRONG),
+        *(
+            (tensors, "int8", "'a' in .* must have exactly one tensor of scales, of the right dtype and shape")
+            for tensors in WRONG
+        ),
         *(
             (tensors, "nf4", "'a' in .* is damaged: (an integer must be from|scales must be 0 or more)")
             for tensors in DAMAGED
