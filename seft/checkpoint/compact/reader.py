@@ -8,6 +8,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ from seft.models.safetensors_header import Tensor, read_header
 
 WINDOW = 8 << 20
 """Bytes that are read at a time, so that a remote container needs few requests."""
+_HEADERS = 8
+"""Headers of safetensors files that are kept in memory. Each has at most 4 MiB."""
 
 
 class _Coded(NamedTuple):
@@ -49,6 +52,7 @@ class Container:
     def __init__(self, source: ByteSource) -> None:
         """Read the index. Raises ContainerError if the file is no container or its index is damaged."""
         self._source, self.name = source, source.name
+        self._kept_header = lru_cache(_HEADERS)(self._header)
         try:
             if source.size < len(HEAD) + FOOTER_BYTES:
                 raise ValueError(f"a compact container must have {len(HEAD) + FOOTER_BYTES} bytes or more")
@@ -72,10 +76,7 @@ class Container:
 
         Raises ContainerError if it is the header of other tensors than those in the index.
         """
-        content = self._whole(file.parts[0]).tobytes()
-        if file.tensors:
-            _require_header(self.name, file, content)
-        return content
+        return self._kept_header(file) if file.tensors else self._whole(file.parts[0]).tobytes()
 
     def contents(self, file: FileEntry, *, threads: int | None = None) -> Iterator[Bytes]:
         """Yield all bytes of a file in their order, a chunk at a time.
@@ -99,9 +100,9 @@ class Container:
     def expand(self, out: Path, *, threads: int | None = None) -> int:
         """Write all files into the new or empty folder `out`, and return the number of their bytes.
 
-        Matrices that are stored as integers become bfloat16. The folder is left empty if an error is raised. Raises
-        ConfigError if the folder cannot be used, OSError if the disk is too small, and ContainerError if a tensor or a
-        file is damaged.
+        Matrices that are stored as integers become bfloat16. Files with such matrices are read in one thread, whatever
+        `threads` is. The folder is left empty if an error is raised. Raises ConfigError if the folder cannot be used,
+        OSError if the disk is too small, and ContainerError if a tensor or a file is damaged.
         """
         with new_folder(out) as unfinished:
             dense = {
@@ -131,6 +132,11 @@ class Container:
         except ValueError as error:
             raise ContainerError(f"{self.name} must not be expanded: {error}. {AGAIN}") from error
 
+    def _header(self, file: FileEntry) -> bytes:
+        content = self._whole(file.parts[0]).tobytes()
+        _require_header(self.name, file, content)
+        return content
+
     def _whole(self, part: Part) -> Bytes:
         content, at, hashes = np.empty(part.size, np.uint8), 0, hashlib.sha256()
         for each in map(self._decode, self._chunks(part)):
@@ -146,15 +152,18 @@ class Container:
         return _Content(content, _sha256(content))
 
     def _chunks(self, part: Part) -> Iterator[_Coded]:
-        """Yield the chunks of a tensor or file. Reads `WINDOW` bytes or one chunk at a time."""
-        window, start, at = memoryview(b""), 0, part.span.begin  # the window begins at `start` of the container
+        """Yield the chunks of a tensor or file. Reads each byte once, `WINDOW` bytes or one chunk at a time."""
+        at = start = part.span.begin
+        window = memoryview(b"")  # it begins at `start` of the container
 
         def peek(count: int) -> memoryview:
             nonlocal window, start
-            if at + count > start + len(window):
+            end = start + len(window)
+            if at + count > end:
                 if at + count > part.span.end:
                     raise ValueError(f"a chunk must have {count} bytes; {part.span.end - at} are left")
-                start, window = at, memoryview(self._source.read(at, max(min(WINDOW, part.span.end - at), count)))
+                more = self._source.read(end, at + max(min(WINDOW, part.span.end - at), count) - end)
+                start, window = at, memoryview(b"".join([window[at - start :], more]))
             return window[at - start : at - start + count]
 
         with self._damage(part.name):

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from seft.checkpoint.compact import chunk, index
+from seft.checkpoint.compact import chunk, index, reader
 from seft.checkpoint.compact.byte_sources import LocalFile
 from seft.checkpoint.compact.planes import Code
 from seft.checkpoint.compact.reader import Container, open_container
@@ -150,6 +150,26 @@ def test_large_tensors_have_several_chunks_and_every_code_of_planes() -> None:
         assert first.mask is not None
         places = np.unpackbits(first.mask, bitorder="little").view(bool)
         assert np.array_equal(sparse[: chunk.VALUES][places], first.kept)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32", "F64"])
+def test_each_byte_of_a_container_is_read_once(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk, "VALUES", SMALL)
+    size = 1000 * BITS[dtype] // 8
+    tensors = {"w": (dtype, [1000], np.random.default_rng(0).integers(0, 256, size, np.uint8).tobytes())}
+    content, ranges, read = packed({"model.safetensors": safetensors(tensors)}), list[tuple[int, int]](), LocalFile.read
+
+    def noted(self: LocalFile, begin: int, size: int) -> bytes:
+        ranges.append((begin, begin + size))
+        return read(self, begin, size)
+
+    monkeypatch.setattr(LocalFile, "read", noted)
+    for window in (100, 1000, 1 << 20):
+        monkeypatch.setattr(reader, "WINDOW", window)
+        ranges.clear()
+        expanded(content)
+        ranges.sort()
+        assert [begin for begin, _ in ranges[1:]] == [end for _, end in ranges[:-1]]
 
 
 def test_the_bytes_depend_on_the_files_alone() -> None:
