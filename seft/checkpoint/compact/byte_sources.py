@@ -26,7 +26,7 @@ _WEB, _S3 = ("http://", "https://"), "s3://"
 _MISSING = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE, HTTPStatus.FORBIDDEN, HTTPStatus.UNAUTHORIZED)
 _SIZE_DIGITS = 18
 _LEAST_SPEED, _PATIENCE = 10_000, 60.0
-"""A request is repeated if it needs more seconds than this, and its bytes come more slowly than this per second."""
+"""A request may take `_PATIENCE` seconds, plus one second for each `_LEAST_SPEED` bytes. After that it is repeated."""
 _TIMEOUT = httpx2.Timeout(30.0, read=60.0)
 
 
@@ -140,8 +140,9 @@ class WebFile:
                         break
                     if time.monotonic() > end:
                         raise ConnectionError(f"the server of {self.name} sends too few bytes per second")
-        except httpx2.InvalidURL as error:
-            raise SourceError(NOT_FOUND, f"{self.name} must be a web address: {error}. Check it.") from error
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, UnicodeError) as error:  # UnicodeError: a host's name
+            message = f"{self.name} must be a web address: {_sentence(error)} Check it."
+            raise SourceError(NOT_FOUND, message) from error
         except httpx2.HTTPError as error:
             raise ConnectionError(f"{self.name} cannot be read: {type(error).__name__}: {error}") from error
         if len(content) != size:
@@ -166,18 +167,21 @@ class S3Object:
     """An object in S3, or in another storage whose address is in AWS_ENDPOINT_URL."""
 
     def __init__(self, bucket: str, key: str, pauses: Sequence[float]) -> None:
-        import boto3
-        from botocore.exceptions import BotoCoreError, ClientError
-
         self.name, self._pauses = f"s3://{bucket}/{key}", pauses
+        try:
+            import boto3
+            from botocore.exceptions import BotoCoreError, ClientError
+        except ImportError as error:
+            message = f"{self.name} needs the package boto3, which is not installed. Run pip install boto3."
+            raise SourceError("package_missing", message) from error
         self._bucket, self._key = bucket, key
         self._errors = (BotoCoreError, ClientError)
         try:
             self._s3 = boto3.client("s3")
             self.size = self._s3.head_object(Bucket=bucket, Key=key)["ContentLength"]
         except (*self._errors, ValueError) as error:  # ValueError: AWS_ENDPOINT_URL is no address
-            message = f"{self.name} must be an object that may be read: {error}. Check its name, the credentials and"
-            message += " AWS_ENDPOINT_URL."
+            message = f"{self.name} must be an object that may be read: {_sentence(error)} Check its name, the"
+            message += " credentials and AWS_ENDPOINT_URL."
             raise SourceError(NOT_FOUND if isinstance(error, ClientError) else UNREACHABLE, message) from error
 
     def read(self, begin: int, size: int) -> bytes:
@@ -203,6 +207,11 @@ def _whole(name: str, content: bytes, size: int) -> bytes:
     return content
 
 
+def _sentence(error: Exception) -> str:
+    """Return the text of an error with one full stop at its end."""
+    return str(error).removesuffix(".") + "."
+
+
 def _tried(request: Callable[[], T], pauses: Sequence[float]) -> T:
     """Return the result of a request. Repeats it after each of the pauses while it raises ConnectionError."""
     for pause in (*pauses, None):
@@ -210,6 +219,6 @@ def _tried(request: Callable[[], T], pauses: Sequence[float]) -> T:
             return request()
         except ConnectionError as error:
             if pause is None:
-                raise SourceError(UNREACHABLE, f"{error}. Try again later.") from error
+                raise SourceError(UNREACHABLE, f"{_sentence(error)} Try again later.") from error
             time.sleep(pause)
     raise AssertionError

@@ -112,8 +112,8 @@ def is_container(reference: str | Path) -> bool:
     if isinstance(reference, str) and is_address(reference):
         return True
     path = Path(reference)
-    if not path.is_file() or path.suffix == COMPACT:
-        return path.is_file()
+    if not _is_file(path) or path.suffix == COMPACT:
+        return _is_file(path)
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
@@ -123,10 +123,18 @@ def _container_of(reference: str | Path) -> str | Path | None:
     if is_container(reference):
         return reference
     folder = Path(reference)
-    if (folder / CONFIG).exists():
+    if _is_file(folder / CONFIG):
         return None
     paths = (folder / str(each.file) for each in OutputFormat if each.is_compact)
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if _is_file(path)), None)
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path is a file. A name that the system does not allow is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def as_torch(container: Container, entry: TensorEntry) -> Tensor:

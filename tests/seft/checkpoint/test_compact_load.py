@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -198,8 +199,9 @@ def test_a_server_that_fails_or_sends_no_ranges_is_named_without_the_query() -> 
             WebFile(url.replace("model", "other"), ())
         with open_source(url) as source, pytest.raises(SourceError, match="it sent another number"):
             source.read(5, 9)
-        with pytest.raises(SourceError, match="must be a web address"):
-            WebFile("http://host:port/", ())
+        for wrong in ("http://host:port/", "http:///model.seft", "https://", "http://a..b/x"):
+            with pytest.raises(SourceError, match=r"must be a web address: .*[^.]\. Check it\.$"):
+                WebFile(wrong, (60.0,))
         for web.size in ("*", "9" * 5000):
             with pytest.raises(SourceError, match="must send the size of the file"):
                 WebFile(url, ())
@@ -234,6 +236,18 @@ def test_an_address_of_s3_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     with pytest.raises(SourceError, match=r"Invalid endpoint: foo. Check .* AWS_ENDPOINT_URL"), open_source("S3://b/k"):
         pass
+
+
+def test_s3_without_its_package_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(SourceError, match=r"s3://b/k needs the package boto3, .* Run pip install boto3\."):
+        seft.load("s3://b/k")
+
+
+def test_a_reference_that_is_too_long_for_a_path_names_no_model() -> None:
+    for load_ in (seft.load, seft.load_tokenizer):
+        with pytest.raises(SourceError, match="File name too long"):
+            load_("x" * 300)
 
 
 def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
