@@ -32,6 +32,7 @@ from seft.errors import SourceError
 from seft.models.loadable import loadable
 from seft.models.model_files import GENERATION_CONFIG
 from seft.models.source import Kind, ModelSource, fetch
+from seft.models.tensors import is_pruned, place_in_blocks
 
 LOAD_ERRORS = (
     OSError,
@@ -130,8 +131,13 @@ def _source_errors(reference: str) -> Iterator[None]:
 
 
 def require_floats(reference: str, name: str, dtype: str, shape: Sequence[int]) -> None:
-    """Raise SourceError if a tensor is a matrix of integers. Transformers would use them as weights without scales."""
-    if name.endswith(".weight") and len(shape) > 1 and not dtype.startswith(("F", "BF")):
+    """Raise SourceError if a tensor is a matrix of integers, or a stack of such matrices in a block.
+
+    Transformers would use them as weights without scales. Tables of integers in a block, such as `tid2eid` of
+    DeepSeek-V4, are no weights.
+    """
+    stack = len(shape) == 3 and place_in_blocks(name) and is_pruned(name, tuple(shape), 0)
+    if (stack or (name.endswith(".weight") and len(shape) > 1)) and not dtype.startswith(("F", "BF")):
         raise SourceError(
             "model_refused",
             f"a matrix of a model must have a floating-point dtype; {name!r} in {reference!r} has {dtype}. Save the"

@@ -27,6 +27,7 @@ from seft.checkpoint.compact.load import as_torch
 from seft.checkpoint.compact.reader import open_container
 from seft.checkpoint.compact.writer import pack
 from seft.errors import ContainerError, SourceError
+from seft.models.load import require_floats
 from seft.models.source import find
 from tests.seft.architectures import ARCHITECTURES
 from tests.tiny import sparse_tiny, tiny_tokenizer
@@ -266,6 +267,26 @@ def test_a_matrix_of_integers_without_scales_is_refused(folder: Path, tmp_path: 
         for model in (other, packed):
             with pytest.raises(SourceError, match=f"must have a floating-point dtype; '{NAME}' in "):
                 seft.load(model)
+
+
+def test_a_stack_of_matrices_of_integers_without_scales_is_refused(tmp_path: Path) -> None:
+    ARCHITECTURES["gpt_oss"].model().save_pretrained(other := tmp_path / "other")
+    tiny_tokenizer().save_pretrained(other)
+    tensors = load_file(path := other / "model.safetensors")
+    stack = "model.layers.1.mlp.experts.gate_up_proj"
+    save_file(tensors | {stack: torch.ones_like(tensors[stack], dtype=torch.int8)}, path, {"format": "pt"})
+    pack(other, packed := tmp_path / "packed.seft")
+    for model in (other, packed):
+        with pytest.raises(SourceError, match=f"must have a floating-point dtype; '{stack}' in "):
+            seft.load(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "shape"),
+    [("h.0.attn.bias", "U8", [1, 1, 8, 8]), ("model.layers.0.mlp.gate.tid2eid", "I64", [400, 2])],
+)
+def test_a_mask_or_a_table_of_integers_is_no_matrix(name: str, dtype: str, shape: list[int]) -> None:
+    require_floats("model", name, dtype, shape)
 
 
 def test_a_config_of_a_far_larger_model_is_refused_before_it_is_created(folder: Path, tmp_path: Path) -> None:
