@@ -25,15 +25,12 @@ def new_file(out: Path) -> Iterator[Path]:
     require_new(out)
     with TemporaryDirectory(prefix=UNFINISHED, dir=out.absolute().parent) as name:
         yield (made := Path(name, out.name))
+        with made.open("rb") as file:
+            os.fsync(file.fileno())  # otherwise a machine that stops may leave the name without the bytes
         try:
-            out.open("xb").close()
+            _give_name(made, out)
         except FileExistsError:
             raise _exists(out) from None
-        try:
-            made.replace(out)
-        except BaseException:
-            out.unlink()
-            raise
 
 
 @contextmanager
@@ -51,12 +48,36 @@ def new_folder(out: Path) -> Iterator[Path]:
             if sum(1 for _ in out.iterdir()) > 1:
                 raise _not_empty(out)
             yield (made := Path(name))
-            for path in list(made.iterdir()):
-                path.rename(out / path.name)
+            if not all(path.name.startswith(UNFINISHED) for path in out.iterdir()):
+                raise _not_empty(out)
+            paths = list(made.iterdir())
+            try:
+                for path in paths:
+                    path.rename(out / path.name)
+            except BaseException:
+                for path in paths:
+                    if not path.exists():
+                        (out / path.name).rename(path)  # it is removed with the others
+                raise
     finally:
         if not existed:
             with suppress(OSError):  # it has files
                 out.rmdir()
+
+
+def _give_name(made: Path, out: Path) -> None:
+    """Give a file the name `out`. Raises FileExistsError if `out` exists."""
+    try:
+        out.hardlink_to(made)
+    except FileExistsError:
+        raise
+    except OSError:  # the file system has no hard links
+        out.open("xb").close()
+        try:
+            made.replace(out)
+        except BaseException:
+            out.unlink()
+            raise
 
 
 @contextmanager

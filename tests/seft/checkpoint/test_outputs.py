@@ -86,7 +86,25 @@ def test_files_with_similar_names_are_not_touched(folder: Path, tmp_path: Path) 
     assert {path.name for path in tmp_path.iterdir()} == {"model", "a.seft", "a.seft.partial"}
 
 
-def test_one_of_two_writers_of_a_file_is_refused_and_the_file_of_the_other_is_intact(tmp_path: Path) -> None:
+def refuse(*_: object) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
+def test_a_file_gets_its_name_and_its_bytes_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "replace", refuse)  # the second step, where a system has no hard links
+    with new_file(tmp_path / "out") as unfinished:
+        unfinished.write_bytes(b"whole")
+    assert content_of(tmp_path) == {"out": b"whole"}
+    assert (tmp_path / "out").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_one_of_two_writers_of_a_file_is_refused_and_the_file_of_the_other_is_intact(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+
     def write(out: Path, text: str, meanwhile: Callable[[], None]) -> None:
         with new_file(out) as unfinished:
             unfinished.write_text(text)
@@ -113,6 +131,34 @@ def test_one_of_two_writers_of_a_folder_is_refused_and_the_folder_of_the_other_i
         with pytest.raises(ConfigError, match="new or an empty folder"), new_folder(out):
             pass
     assert content_of(tmp_path) == {"out/file": b"first"}
+
+
+def test_a_file_that_another_process_writes_to_a_folder_is_not_replaced(tmp_path: Path) -> None:
+    def write(out: Path) -> None:
+        with new_folder(out) as unfinished:
+            (unfinished / "file").write_bytes(b"first")
+            (out / "file").write_bytes(b"second")
+
+    with pytest.raises(ConfigError, match="new or an empty folder"):
+        write(tmp_path / "out")
+    assert content_of(tmp_path) == {"out/file": b"second"}
+
+
+def test_an_interruption_while_the_files_move_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved, rename = list[Path](), Path.rename
+
+    def interrupted(path: Path, target: Path) -> None:
+        rename(path, target)
+        moved.append(path)
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with suppress(KeyboardInterrupt), new_folder(tmp_path / "out") as unfinished:
+        for name in "abc":
+            (unfinished / name).touch()
+    assert moved
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("existed", [False, True])
