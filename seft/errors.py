@@ -20,7 +20,7 @@ class ConfigError(SeftError):
         """Build the message. `lead` is the text directly before the rejected value, as `it gives` in `it gives 12`."""
         shown = "it is not given" if value is None else f"{lead} {value!r}"
         super().__init__(f"{field} {rule}; {shown}. {way_out}")
-        self.field, self.rule, self.value, self.way_out = field, rule, value, way_out
+        self.field, self.rule, self.value, self.way_out, self.lead = field, rule, value, way_out, lead
 
 
 class SourceError(SeftError):

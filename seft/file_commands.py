@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from seft.config import OutputFormat, parse_format
+from seft.config import FORMATS, OutputFormat, parse_format
 from seft.console import describe_model
 from seft.errors import BitsDifferError, ConfigError, ReproduceError
 from seft.report import Reporter
@@ -54,7 +54,13 @@ def export(options: argparse.Namespace, report: Reporter) -> Answer:
     """Write the model in a folder as one file of another format."""
     from seft import verbs
 
-    size = verbs.export(options.folder, options.format, options.out, report=report)
+    try:
+        size = verbs.export(options.folder, options.format, options.out, report=report)
+    except ConfigError as error:
+        if error.field != FORMATS:
+            raise
+        way_out = "Use the format compact, or the folder itself."
+        raise ConfigError("--format", error.rule, error.value, way_out, lead=error.lead) from None
     data = {"out": str(options.out), "format": options.format, "bytes": size}
     values = "other values rounded" if options.format.rounds else "all values kept"
     return data, f"{options.out}  {options.format}  {size:,} bytes, every zero kept, {values}"

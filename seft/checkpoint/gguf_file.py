@@ -3,7 +3,8 @@
 Matrices get the type of the format. Vectors, such as norms, are float32, as llama.cpp requires. A matrix whose columns
 do not fill blocks of 32 stays bfloat16. The file depends only on the folder and the format.
 
-Zeros stay zeros: the types have one scale per block and no minimum, so a zero becomes the number 0 (BF16 stores it).
+Zeros stay zeros: the types have one scale per block and no minimum, so a zero is stored as the integer 0. BF16 has
+no scale and stores zeros as they are.
 """
 
 import io

@@ -67,7 +67,9 @@ def _scores(names: list[str], merges: list[Any]) -> list[float]:
 def _added_ends(tokenizer: Tokenizer, ids: dict[str, int]) -> dict[str, bool]:
     """Return whether the tokenizer adds the tokens `bos` and `eos` to a text, and set the ids of those that it adds."""
     bare, full = (tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
-    start = next(at for at in range(len(full)) if full[at : at + len(bare)] == bare)
+    start = next((at for at in range(len(full)) if bare and full[at : at + len(bare)] == bare), None)
+    if start is None:
+        raise unknown_tokenizer("a tokenizer that has tokens for the text 'a'", str(bare))
     ends = {"bos": full[:start], "eos": full[start + len(bare) :]}
     for name, added in ends.items():
         if len(added) > 1:

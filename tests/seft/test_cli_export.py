@@ -36,6 +36,17 @@ def test_a_folder_is_exported_as_a_file_that_keeps_its_zeros(
     assert {path.name for path in tmp_path.iterdir()} == {"model.gguf", "pruned"}
 
 
+def test_a_model_that_gguf_cannot_express_is_refused_with_a_way_out_of_the_command(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"silu"', '"gelu"'))
+    line = error_line(capsys, "export", folder, "--format", "gguf_q8_0", tmp_path / "out")
+    assert "--format may contain GGUF only for a model with the activation silu; this one has 'hidden_act gelu'" in line
+    assert line.rstrip().endswith("Use the format compact, or the folder itself.")
+
+
 @pytest.mark.parametrize("format_", ["compact", "compact_int8", "gguf_bf16"])
 def test_a_folder_with_a_damaged_file_is_not_exported(
     capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path, format_: str

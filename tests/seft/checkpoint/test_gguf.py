@@ -359,6 +359,12 @@ def byte_level(*steps: pre_tokenizers.PreTokenizer) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def without_letters() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE({"<pad>": 0}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "found"),
     [
@@ -368,6 +374,7 @@ def byte_level(*steps: pre_tokenizers.PreTokenizer) -> PreTrainedTokenizerFast:
             lambda: PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0}, "<pad>"))),
             "WordLevel",
         ),
+        (lambda: PreTrainedTokenizerFast(tokenizer_object=without_letters()), r"\[\]"),
     ],
 )
 def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(
