@@ -5,6 +5,8 @@ matrix is freed before the next one is compressed.
 """
 
 import logging
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +27,7 @@ from seft.runtime.compressed import (
     dense_struct,
     multiply,
     multiply_struct,
+    require_exact,
 )
 from seft.runtime.huge_pages import HugePages
 
@@ -98,8 +101,8 @@ def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_ze
     `bfloat16` compresses every layer with at least the share `least_zeros` of zeros, and changes no weight. `int8`
     compresses every layer, and also the head. Matrices of stacked experts, and layers that compute more than a product
     and a bias, stay as they are. Raises AccelerateError if `values` is unknown, if the model is accelerated already or
-    on another device, if Triton cannot compile for CUDA, if its weights are no bfloat16 values, not finite or of
-    another dtype than bfloat16 and float32.
+    on another device, if Triton cannot compile for CUDA, if a weight is not finite or has another dtype than bfloat16
+    or float32, or if a weight in a matrix that `bfloat16` compresses would be rounded. Then no layer was replaced.
     """
     if values not in set(Values):
         raise AccelerateError(f"values must be {' or '.join(Values)}; it is {values!r}.")
@@ -110,20 +113,21 @@ def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_ze
     values = Values(values)
     _require_usable_weights(model)
     whole: Any = model
-    left, memory = 0, HugePages()
-    for name, target in target_linears(model).items():
-        if target.number is not None or not _is_product(target.module):
-            left += 1
-        elif layer := _faster(target.weight, target.bias, values, least_zeros, memory):
+    targets, memory = target_linears(model), HugePages()
+    plain = {name: each for name, each in targets.items() if each.number is None and _is_product(each.module)}
+    heads = [each for each in (whole.get_output_embeddings(),) if isinstance(each, nn.Linear)]
+    plain_heads = [head for head in heads if _is_product(head)]
+    if values is Values.BFLOAT16:
+        weights = chain((each.weight for each in plain.values()), (head.weight for head in plain_heads))
+        _require_exact(weights, least_zeros)
+    for name, target in plain.items():
+        if layer := _faster(target.weight, target.bias, values, least_zeros, memory):
             _replace(model, name, layer)
             target.module._parameters.clear()
-    head = whole.get_output_embeddings()
-    if isinstance(head, nn.Linear):
-        if not _is_product(head):
-            left += 1
-        elif layer := _faster(head.weight, head.bias, values, least_zeros, memory):
+    for head in plain_heads:
+        if layer := _faster(head.weight, head.bias, values, least_zeros, memory):
             whole.set_output_embeddings(layer)
-    if left:
+    if left := len(targets) - len(plain) + len(heads) - len(plain_heads):
         log.warning("%d matrices of experts or of layers with their own forward function stay dense", left)
     trim_memory()  # otherwise the heap keeps the memory of the dense weights
     return model.eval().requires_grad_(requires_grad=False)
@@ -156,6 +160,17 @@ def _require_usable(name: str, weight: Tensor) -> None:
         )
 
 
+def _share_of_zeros(weight: Float[Tensor, "rows cols"]) -> float:
+    return 1 - count_nonzeros(weight) / weight.numel()
+
+
+def _require_exact(weights: Iterable[Float[Tensor, "rows cols"]], least_zeros: float) -> None:
+    """Raise AccelerateError if one of the matrices would be compressed and bfloat16 would round it."""
+    for weight in weights:
+        if weight.dtype != torch.bfloat16 and _share_of_zeros(weight) >= least_zeros:
+            require_exact(weight)
+
+
 def _faster(
     weight: Float[Tensor, "rows cols"],
     bias: nn.Parameter | None,
@@ -164,8 +179,7 @@ def _faster(
     memory: HugePages,
 ) -> nn.Module | None:
     """Return a faster layer for a weight, or None if there is none."""
-    zeros = 1 - count_nonzeros(weight) / weight.numel()
-    if values is Values.INT8 or zeros >= least_zeros:
+    if values is Values.INT8 or _share_of_zeros(weight) >= least_zeros:
         own = None if bias is None else bias.cpu()
         host = memory if weight.device.type == "cpu" else None
         return SparseLinear(compress(weight.cpu(), own, values, host).to(weight.device), weight.dtype)

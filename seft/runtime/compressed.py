@@ -23,7 +23,7 @@ PANEL, BLOCK = 8, 64
 MAX_INT8_COLS = 32768
 """Most columns that the kernels multiply with int8 values, so that no partial sum of integers overflows."""
 READ_AHEAD = 64
-"""Bytes after the last value that a kernel may read."""
+"""Values after the last one that a kernel may read."""
 EXPANDED_FROM = 24
 """Rows of x from which expanding the matrix and multiplying with torch is faster. See docs/runtime.md."""
 SLICE_BYTES = 4 << 20
@@ -86,12 +86,8 @@ def compress(
     stored: Tensor
     match values:
         case Values.BFLOAT16:
+            require_exact(weight)
             stored = weight.to(torch.bfloat16)
-            if not torch.equal(stored.to(weight.dtype), weight):
-                raise AccelerateError(
-                    f"weights must be bfloat16 values; some of this {weight.dtype} matrix are not. Load the model"
-                    " again with dtype=torch.bfloat16 (--dtype bfloat16), or use values='int8' (--values int8)."
-                )
         case Values.INT8:
             stored, scales = quantise(weight)
     panelled = _panels(nonzero)
@@ -107,6 +103,16 @@ def compress(
     bias = None if bias is None else bias.detach().float().contiguous()
     struct = _struct(rows, cols, masks=masks, values=packed, starts=starts, scales=scales, bias=bias)
     return Compressed(rows, cols, masks, packed, starts, scales, bias, struct)
+
+
+def require_exact(weight: Float[Tensor, "rows cols"]) -> None:
+    """Raise AccelerateError if bfloat16 does not hold the values of a matrix exactly."""
+    for rows in torch.split(weight, 256):  # a few rows at a time, to save memory
+        if not torch.equal(rows.to(torch.bfloat16).to(rows.dtype), rows):
+            raise AccelerateError(
+                f"weights must be bfloat16 values; some of this {weight.dtype} matrix are not. Load the model again"
+                " with dtype=torch.bfloat16 (--dtype bfloat16), or use values='int8' (--values int8)."
+            )
 
 
 def dense_struct(weight: Float[Tensor, "rows cols"], bias: Float[Tensor, "rows"] | None) -> kernels.Matrix:

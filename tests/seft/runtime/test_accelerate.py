@@ -105,11 +105,24 @@ def test_an_accelerated_model_is_not_accelerated_again() -> None:
         seft.accelerate(model, "int8")
 
 
-def test_a_model_of_float32_values_is_refused() -> None:
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj", "model.layers.3.mlp.down_proj", "lm_head"])
+def test_a_model_of_float32_values_is_refused_and_nothing_is_replaced(name: str) -> None:
     model = pruned()
-    target_linears(model)["model.layers.0.mlp.up_proj"].weight[0, 0] = 1.0001
+    weight = model.get_submodule(name).weight.data
+    weight[: len(weight) // 2] = 0
+    weight[0, 0] = 1.0001
     with pytest.raises(AccelerateError, match="must be bfloat16 values"):
         seft.accelerate(model)
+    assert not any(isinstance(module, SparseLinear) for module in model.modules())
+    assert isinstance(seft.accelerate(model, "int8").get_submodule(name), SparseLinear)
+
+
+def test_a_matrix_of_float32_values_with_few_zeros_stays_dense() -> None:
+    model, name = pruned(0.1), "model.layers.0.mlp.up_proj"
+    layer = model.get_submodule(name)
+    layer.weight.data[0, 0] = 1.0001
+    assert seft.accelerate(model).get_submodule(name) is layer
+    assert layer.weight[0, 0] == torch.tensor(1.0001)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
