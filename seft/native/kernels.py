@@ -99,6 +99,11 @@ def library() -> Any:
     # torch loads its OpenMP library for the whole process. Products share its threads.
     if parallel := getattr(ctypes.CDLL(None), "GOMP_parallel", None):
         loaded.seft_use_parallel(ctypes.cast(parallel, address))
+    else:
+        log.warning(
+            "the kernels of seft.native run correctly, but in one thread: the function GOMP_parallel of torch's OpenMP"
+            " library is not visible in this process. Install another build of torch, such as the one of PyPI."
+        )
     return loaded
 
 
