@@ -81,7 +81,7 @@ class EvaluateError(SeftError):
 
 
 class AccelerateError(SeftError):
-    """A model, an input or a level of instructions does not fit the CPU runtime."""
+    """A model or an input does not fit the runtime."""
 
     code = "accelerate_failed"
 

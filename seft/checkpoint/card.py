@@ -53,11 +53,11 @@ _SPEED = """The zeros are stored as ordinary zeros, so any software that loads t
 Transformers, vLLM, SGLang and llama.cpp compute with every zero: they run it at the speed and in the memory of the
 dense model.
 
-Only the runtime of seft skips the zeros, and only on a CPU. The gain depends on the model and the processor. For a
-model with 1.1 billion weights and 60 % zeros, on one thread of a CPU with AVX-512, one token (bfloat16) took 54 ms with
-the runtime of seft, 111 ms with a dense kernel, and 79 ms with llama.cpp. For a model with 135 million
-weights, llama.cpp was faster. The document `docs/runtime.md` of seft has these measurements. This model was not
-measured."""
+Only the runtime of seft skips the zeros. On CUDA it saves memory, and its speed is not known. On a CPU the gain depends
+on the model and the processor. For a model with 1.1 billion weights and 60 % zeros, on one thread of a CPU with
+AVX-512, one token (bfloat16) took 54 ms with the runtime of seft, 111 ms with a dense kernel, and 79 ms with llama.cpp.
+For a model with 135 million weights, llama.cpp was faster. The document `docs/runtime.md` of seft has these
+measurements. This model was not measured."""
 
 _GGUF = """`{file}` has the same zeros{values}. llama.cpp runs it, at the speed of a dense
 model of this type:

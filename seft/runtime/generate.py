@@ -149,9 +149,10 @@ class TextModel:
 
 
 def _short_length(config: Any) -> int | None:
-    """Return the largest length with the positions of short texts, or None if all lengths have the same positions.
+    """Return the number of tokens up to which the model uses the positions for short texts.
 
-    The rope type `longrope` has frequencies for short sequences and others for long ones.
+    Returns None if all lengths have the same positions. The rope type `longrope` has frequencies for short sequences
+    and others for long ones.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     return rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None

@@ -41,7 +41,7 @@ class Server(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
 
     def handle_error(self, *_: object) -> None:
-        """Log an error. If a caller leaves before its answer, that is none. The address is never logged."""
+        """Log an error. A caller that leaves before its answer is not an error. The address is never logged."""
         if not isinstance(sys.exception(), OSError):
             log.exception("a request failed")
 
