@@ -12,6 +12,7 @@ from api.schemas.imports import IMPORT_ID, ImportPage, ImportPart, ImportRequest
 from core import ids
 from core.access import audit
 from core.access.audit import Caller
+from core.access.keys import Scope
 from core.datasets import imports, sources
 from core.datasets.datasets import clean_name
 from core.errors import Code, Flaw, ProblemError
@@ -73,19 +74,26 @@ def list_import_parts(
     after: Annotated[int, Query(ge=0, le=PARTS, description="Number of a part. The page starts after it.")] = 0,
     limit: Limit = 20,
 ) -> PartPage:
-    """List the parts of an import. Parts that the storage has not received yet have a link to PUT them to."""
+    """List the parts of an import. Parts that the storage has not received yet have a link to PUT them to.
+
+    A key of scope `read` gets no links.
+    """
     with services.sessions.begin() as session:
         row = imports.get(session, caller.tenant, import_id)
     if row.upload is None or row.bytes is None:
         return PartPage(data=[], has_more=False)
-    sent = row.state != ImportState.RECEIVING
-    stored = {} if sent else services.storage.parts_after(imports.key(row.id), row.upload, after, limit)
+    key, sent = imports.key(row.id), row.state != ImportState.RECEIVING
+    stored = {} if sent else services.storage.parts_after(key, row.upload, after, limit)
+    # If a process dies after it has joined the parts, the object exists and the upload does not.
+    sent = sent or (not stored and services.storage.modified(key) is not None)
+    writes = caller.scope.allows(Scope.WRITE)
     count = imports.part_count(row.bytes)
     data = []
     for number in range(after + 1, min(after + limit, count) + 1):
         length = imports.part_length(row.bytes, number)
         received = sent or (number in stored and stored[number].bytes == length)
-        url = None if received else services.storage.part_link(imports.key(row.id), row.upload, number, length)
+        link = writes and not received
+        url = services.storage.part_link(key, row.upload, number, length) if link else None
         data.append(ImportPart(number=number, bytes=length, received=received, url=url))
     return PartPage(data=data, has_more=after + limit < count)
 
@@ -128,7 +136,8 @@ def delete_import(services: CurrentServices, caller: Auth, import_id: ImportId) 
 def _resume(services: Services, caller: Caller, body: ImportRequest) -> ImportView | None:
     """Return the unfinished import with the same name, size and `resume_key`, or None.
 
-    The percentage of invalid lines that are skipped is that of the newest request.
+    The percentage of invalid lines that are skipped is that of the newest request. An import that is checked already
+    keeps its percentage, so it is returned only if the request has the same one.
     """
     if body.resume_key is None or body.bytes is None:
         return None
@@ -137,7 +146,10 @@ def _resume(services: Services, caller: Caller, body: ImportRequest) -> ImportVi
         row = imports.find_unfinished(session, caller.tenant, name, body.bytes, body.resume_key)
         if row is None:
             return None
-        if row.skip_percentage != body.invalid_sample_skip_percentage:
+        same = row.skip_percentage == body.invalid_sample_skip_percentage
+        if not same and row.state == ImportState.CHECKING:
+            return None
+        if not same:
             row.skip_percentage = body.invalid_sample_skip_percentage
             audit.record(session, caller, "create_import", row.id)
         return ImportView.of(row)
@@ -168,13 +180,23 @@ def _begin(services: Services, caller: Caller, body: ImportRequest) -> ImportVie
         resume_key=body.resume_key,
         skip_percentage=body.invalid_sample_skip_percentage,
     )
+    if body.source is not None:
+        imports.start_check(row)
+        return _add(services, caller, row)
+    upload = services.storage.begin_upload(imports.key(row.id))
+    row.state, row.upload = ImportState.RECEIVING, upload
+    try:
+        return _add(services, caller, row)
+    except Exception:
+        services.storage.abort_upload(imports.key(row.id), upload)
+        raise
+
+
+def _add(services: Services, caller: Caller, row: Import) -> ImportView:
+    """Add the row of a new import. Raises LIMIT_REACHED as `_begin` does."""
     with services.sessions.begin() as session:
-        fairness.require_storage_quota(session, caller.tenant, settings.tenant_bytes, more=body.bytes or 1)
+        fairness.require_storage_quota(session, caller.tenant, services.settings.tenant_bytes, more=row.bytes or 1)
         imports.require_import_quota(session, caller.tenant)
-        if body.source is None:
-            row.state, row.upload = ImportState.RECEIVING, services.storage.begin_upload(imports.key(row.id))
-        else:
-            imports.start_check(row)
         session.add(row)
         session.flush()
         session.refresh(row)

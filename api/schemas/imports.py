@@ -52,6 +52,8 @@ class ImportRequest(Spec):
                 "Give exactly one: `bytes`, the size of the file that you will send in parts, or `source`."
                 f" The request has {'neither' if self.bytes is None else 'both'}."
             )
+        if self.source is not None and self.resume_key is not None:
+            raise ValueError("Leave out `resume_key`: only a file that you send in parts can be resumed.")
         return self
 
 
@@ -120,7 +122,10 @@ class ImportPart(BaseModel):
     number: int
     bytes: int
     received: bool
-    url: str | None = Field(description="Presigned link to PUT these bytes to. `null` if the part was received.")
+    url: str | None = Field(
+        description="Presigned link to PUT these bytes to. `null` if the part was received, or if your key has the"
+        " scope `read`."
+    )
 
 
 class PartPage(BaseModel):

@@ -33,6 +33,7 @@ The bucket rule `core.infra.storage.ABORT_INCOMPLETE_UPLOADS` uses the same time
 """
 RETENTION = timedelta(days=30)
 """Time for which finished imports are kept."""
+UNFINISHED = (ImportState.RECEIVING, ImportState.CHECKING)
 
 
 def key(import_id: str) -> str:
@@ -56,7 +57,7 @@ def require_import_quota(session: Session, tenant: str) -> None:
     Until the transaction ends, no other transaction can start an import for the tenant.
     """
     lock(session, f"imports\n{tenant}")
-    active = (Import.tenant == tenant, Import.state.in_((ImportState.RECEIVING, ImportState.CHECKING)))
+    active = (Import.tenant == tenant, Import.state.in_(UNFINISHED))
     if (session.scalar(select(func.count()).where(*active)) or 0) >= MAX_ACTIVE:
         detail = (
             f"A tenant may have at most {MAX_ACTIVE} unfinished imports, and you have that many."
@@ -66,12 +67,12 @@ def require_import_quota(session: Session, tenant: str) -> None:
 
 
 def find_unfinished(session: Session, tenant: str, name: str, size: int, resume_key: str) -> Import | None:
-    """Return the tenant's newest upload with this name, size and `resume_key` that waits for parts, or None.
+    """Return the tenant's newest upload with this name, size and `resume_key` that is not done or failed, or None.
 
-    Its row is locked, so that nobody completes it before the transaction ends.
+    Its row is locked, so that its state stays the same until the transaction ends.
     """
     same = (Import.name == name, Import.bytes == size, Import.resume_key == resume_key)
-    query = select(Import).where(Import.tenant == tenant, Import.state == ImportState.RECEIVING, *same)
+    query = select(Import).where(Import.tenant == tenant, Import.state.in_(UNFINISHED), *same)
     return session.scalars(query.order_by(Import.id.desc()).limit(1).with_for_update()).first()
 
 
@@ -161,7 +162,7 @@ def _mine(claimed: Import) -> tuple[ColumnElement[bool], ...]:
 def is_unfinished(session: Session, import_id: str) -> bool:
     """Return whether the import exists and is neither done nor failed."""
     state = session.scalar(select(Import.state).where(Import.id == import_id))
-    return state in {ImportState.RECEIVING, ImportState.CHECKING}
+    return state in UNFINISHED
 
 
 def complete(row: Import, dataset: Dataset) -> None:

@@ -1,16 +1,14 @@
-"""Imports: files sent in parts to the object storage, and sources that the service fetches."""
+"""Imports of files that are sent in parts to the object storage."""
 
 import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import httpx2
 import pytest
 from fastapi import FastAPI
-from pydantic import ValidationError
 from sqlalchemy import func, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
@@ -18,14 +16,14 @@ from starlette.testclient import TestClient
 
 from api.app import make_app
 from api.importer import Importer, TenantsInWork
+from core.access.keys import Scope
 from core.datasets import imports
 from core.errors import Code, ProblemError
 from core.infra import storage
-from core.settings import Settings
+from core.infra.storage import Storage
 from core.tables import Import
 from local.servers import Servers
 from tests.api.conftest import Json, NewClient, let_leases_end, problem
-from tests.hub import COMMIT, Repo, hub
 
 RIGHT = b'{"text": "a"}\n{"text": "b"}\n'
 Sessions = sessionmaker[Session]
@@ -133,6 +131,56 @@ def test_a_resumed_upload_skips_the_percentage_of_the_newest_request(app: FastAP
         assert all(part["received"] for part in parts(client, upload))
         client.post(f"/imports/{upload['id']}/complete")
         assert settled(app, client, upload)["status"] == status
+
+
+def test_an_upload_that_is_checked_is_resumed_unless_the_percentage_differs(app: FastAPI, client: TestClient) -> None:
+    upload = begin(client, len(RIGHT), resume_key="k")
+    send(client, upload, RIGHT, 1)
+    client.post(f"/imports/{upload['id']}/complete")
+    assert begin(client, len(RIGHT), resume_key="k") == {**upload, "status": "checking"}
+    assert [(part["received"], part["url"]) for part in parts(client, upload)] == [(True, None)]
+    assert client.post(f"/imports/{upload['id']}/complete").status_code == 202
+    assert begin(client, len(RIGHT), resume_key="k", invalid_sample_skip_percentage=1)["id"] != upload["id"]
+    assert settled(app, client, upload)["status"] == "done"
+
+
+def test_an_upload_whose_parts_were_joined_just_before_a_crash_can_be_completed(
+    app: FastAPI, client: TestClient, sessions: Sessions
+) -> None:
+    upload, storage = begin(client, len(RIGHT), resume_key="k"), app.state.services.storage
+    send(client, upload, RIGHT, 1)
+    with sessions.begin() as session:
+        key, upload_id = imports.key(upload["id"]), session.get_one(Import, upload["id"]).upload
+    storage.finish_upload(key, upload_id, storage.parts(key, upload_id))
+    assert begin(client, len(RIGHT), resume_key="k") == upload
+    assert [(part["received"], part["url"]) for part in parts(client, upload)] == [(True, None)]
+    assert client.post(f"/imports/{upload['id']}/complete").status_code == 202
+    assert settled(app, client, upload)["status"] == "done"
+
+
+def test_a_key_that_may_only_read_gets_no_links(client: TestClient, new_client: NewClient) -> None:
+    upload = begin(client, len(RIGHT))
+    (part,) = parts(new_client("ours", Scope.READ), upload)
+    assert (part["received"], part["url"]) == (False, None)
+    assert parts(new_client("ours", Scope.WRITE), upload)[0]["url"]
+
+
+def test_no_transaction_is_open_while_the_storage_begins_an_upload(
+    app: FastAPI, client: TestClient, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, begin_upload, connections = app.state.services, Storage.begin_upload, list[int]()
+
+    def counting(storage: Storage, key: str) -> str:
+        connections.append(services.engine.pool.checkedout())
+        return begin_upload(storage, key)
+
+    monkeypatch.setattr(Storage, "begin_upload", counting)
+    monkeypatch.setattr(imports, "MAX_ACTIVE", 1)
+    upload = begin(client, 9)
+    problem(client.post("/imports", json={"bytes": 9}), 409, "limit_reached")
+    assert connections == [0, 0]
+    found = servers.storage.client().list_multipart_uploads(Bucket=services.settings.s3_bucket).get("Uploads", [])
+    assert [each["Key"] for each in found] == [imports.key(upload["id"])], "the refused upload was aborted"
 
 
 def test_an_import_of_a_dead_importer_is_claimed_again(app: FastAPI, client: TestClient, sessions: Sessions) -> None:
@@ -304,6 +352,7 @@ def test_an_invalid_request_is_rejected(app: FastAPI, client: TestClient) -> Non
         ({"bytes": 9, "source": "s3://a-bucket/x.jsonl"}, "body"),
         ({"bytes": most + 1}, "bytes"),
         ({"bytes": 1 << 63, "resume_key": "k"}, "bytes"),
+        ({"source": "hf://datasets/owner/name", "resume_key": "k"}, "body"),
         ({"source": "s3://another/x.jsonl"}, "source"),
         ({"source": f"s3://{app.state.services.settings.s3_bucket}/datasets/x.jsonl"}, "source"),
         ({"source": "file:///etc/passwd"}, "source"),
@@ -317,78 +366,3 @@ def test_an_invalid_request_is_rejected(app: FastAPI, client: TestClient) -> Non
     for body, param in bodies:
         assert problem(client.post("/imports", json=body), 422, "invalid_request")["param"] == param
     assert client.get("/imports").json()["data"] == []
-
-
-@pytest.fixture
-def opened(app: FastAPI, servers: Servers, new_client: NewClient) -> Iterator[tuple[FastAPI, TestClient, Any]]:
-    """A service that may read a prefix of another bucket, its client, and a client of that bucket."""
-    s3 = servers.storage.client()
-    s3.create_bucket(Bucket="test-inbox")
-    buckets = {"dataset_buckets": ["test-inbox/open/"]}
-    service = make_app(app.state.services.settings.model_copy(update=buckets))
-    with TestClient(service, headers={"Authorization": new_client("ours").headers["Authorization"]}) as client:
-        yield service, client, s3
-    for item in s3.list_objects_v2(Bucket="test-inbox").get("Contents", []):
-        s3.delete_object(Bucket="test-inbox", Key=item["Key"])
-    s3.delete_bucket(Bucket="test-inbox")
-
-
-def test_an_object_of_an_opened_place_becomes_a_dataset(opened: tuple[FastAPI, TestClient, Any]) -> None:
-    app, client, s3 = opened
-    s3.put_object(Bucket="test-inbox", Key="open/texts.jsonl.gz", Body=gzip.compress(RIGHT))
-    s3.put_object(Bucket="test-inbox", Key="shut/texts.jsonl", Body=RIGHT)
-    for key in ("shut/texts.jsonl", "opened.jsonl"):
-        report = problem(client.post("/imports", json={"source": f"s3://test-inbox/{key}"}), 422, "invalid_request")
-        assert "test-inbox/open/" in report["errors"][0]["way_out"]
-    for key in ("../shut/texts.jsonl", "./texts.jsonl", "a/../../shut/texts.jsonl", "a//b", "a\\..\\b", "..", "a/"):
-        report = problem(
-            client.post("/imports", json={"source": f"s3://test-inbox/open/{key}"}), 422, "invalid_request"
-        )
-        assert "must have no backslash, and no part" in report["detail"]
-    row = client.post("/imports", json={"source": "s3://test-inbox/open/texts.jsonl.gz"}).json()
-    assert (row["status"], row["parts"], parts(client, row)) == ("checking", None, [])
-    dataset = client.get(f"/datasets/{settled(app, client, row)['dataset_id']}").json()
-    assert (dataset["name"], dataset["bytes"]) == ("texts.jsonl.gz", len(RIGHT))
-    row = client.post("/imports", json={"source": "s3://test-inbox/open/none.jsonl"}).json()
-    assert settled(app, client, row)["error"]["code"] == "not_found"
-
-
-def test_the_own_bucket_cannot_be_opened(settings: Settings) -> None:
-    with pytest.raises(ValidationError, match="must not contain SEFT_S3_BUCKET"):
-        Settings.model_validate(settings.model_dump() | {"dataset_buckets": [f"{settings.s3_bucket}/inbox"]})
-
-
-def test_a_file_of_a_hub_dataset_becomes_a_dataset(
-    app: FastAPI, client: TestClient, sessions: Sessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, files in {"one": ["data.jsonl", "README.md"], "two": ["a.jsonl", "b.jsonl"]}.items():
-        (folder := tmp_path / name).mkdir()
-        for file in files:
-            (folder / file).write_bytes(RIGHT)
-    repos = {f"owner/{name}": Repo(tmp_path / name) for name in ("one", "two")}
-    refusals = {
-        "owner/two": ("invalid_request", "2 data files: a.jsonl, b.jsonl"),
-        "owner/two/c.jsonl": ("invalid_request", "c.jsonl"),
-        "owner/none": ("not_found", "owner/none"),
-        "owner/one@nowhere": ("not_found", "owner/one"),
-    }
-    with hub(repos) as endpoint:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-        template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        for source, name in {
-            "owner/one": "one",
-            f"owner/one@{COMMIT}/data.jsonl": "data.jsonl",
-            "owner/two/b.jsonl": "b.jsonl",
-        }.items():
-            row = client.post("/imports", json={"source": f"hf://datasets/{source}"}).json()
-            result = settled(app, client, row)
-            assert result["error"] is None
-            assert client.get(f"/datasets/{result['dataset_id']}").json()["name"] == name
-        for source, (code, value) in refusals.items():
-            row = client.post("/imports", json={"source": f"hf://datasets/{source}"}).json()
-            error = settled(app, client, row)["error"]
-            assert (error["code"], error["errors"][0]["value"]) == (code, value)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    row = client.post("/imports", json={"source": "hf://datasets/owner/one"}).json()
-    assert settled(app, client, row)["status"] == "checking", "an unreachable hub is tried again later"
