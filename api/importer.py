@@ -16,7 +16,7 @@ from api.deps import Services
 from core.datasets import datasets, imports, sources
 from core.datasets.datasets import Content
 from core.errors import Code, ProblemError
-from core.infra.storage import STORAGE_ERRORS, is_outage, status_of
+from core.infra.storage import STORAGE_ERRORS, is_outage
 from core.poller import Poller, renewed
 from core.states import ImportState
 from core.tables import Import
@@ -80,9 +80,7 @@ class Importer(Poller):
                     imports.complete(held, dataset)
                     done = True
         except STORAGE_ERRORS as error:
-            status = status_of(error)
-            # A bucket of the tenant may reject a request for good.
-            if not is_outage(error) or (row.source is not None and status is not None and status < 500):
+            if not is_outage(error):
                 raise
             log.warning("import.storage_unavailable", id=row.id, error=str(error))
             with services.sessions.begin() as session:

@@ -1,9 +1,11 @@
 """Remote sources of datasets: an object in an S3 bucket that the operator allows, or a dataset on the model hub.
 
 The formats are `s3://bucket/key` and `hf://datasets/owner/name[@revision][/path/to/file]`. The path is required if
-the hub dataset has several data files. A fetched file is checked like an uploaded one.
+the hub dataset has several data files. A revision has no slash, except `refs/convert/…` and `refs/pr/…`. A fetched file
+is checked like an uploaded one.
 """
 
+import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from botocore.exceptions import ClientError
 from httpx2 import HTTPError
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
@@ -24,13 +27,15 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from core.access.hub_tokens import HOW_TO_SET
 from core.errors import Code, Flaw, ProblemError
 from core.infra import temporary
-from core.infra.storage import Storage
-from seft.models.hub_files import HUB_SECONDS, describe_failure
+from core.infra.storage import Storage, is_outage, status_of
+from seft.errors import SourceError
+from seft.models.hub_files import HUB_SECONDS, describe, describe_failure
 
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)")
-_HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?", re.ASCII)
+_HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)/[\w.-]+|[\w.-]+))?(?:/(.+))?", re.ASCII)
 _DATA_FILE = re.compile(r".+\.(jsonl|json|parquet)(\.gz|\.zst)?")
 DENIED = (401, 403, 404)
 
@@ -80,13 +85,12 @@ def open_source(storage: Storage, source: str, max_bytes: int, token: Callable[[
     larger than `max_bytes`.
     """
     if match := _S3.fullmatch(source):
-        with _open_object(storage, *match.groups()) as file:
+        bucket, key = match.groups()
+        with _open_object(storage, source, bucket, key, max_bytes) as file:
             yield file
         return
-    match = _HUB.fullmatch(source)
-    assert match
     with temporary.folder() as folder:
-        download = partial(_download, match[1], match[2], match[3], max_bytes, folder)
+        download = partial(_download, source, max_bytes, folder)
         try:
             path = download(token=None)
         except ProblemError as problem:
@@ -97,52 +101,74 @@ def open_source(storage: Storage, source: str, max_bytes: int, token: Callable[[
             yield file
 
 
-def _open_object(storage: Storage, bucket: str, key: str) -> BinaryIO:
+def _open_object(storage: Storage, source: str, bucket: str, key: str, max_bytes: int) -> BinaryIO:
     try:
-        return storage.open(key, bucket)
+        file = storage.open(key, bucket)
+        _require_size(file.seek(0, io.SEEK_END), max_bytes)
+        file.seek(0)
+        file.read(1)  # an archived object, for example, answers HEAD and refuses GET
+        file.seek(0)
     except ClientError as error:
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] not in DENIED:
+        if is_outage(error) and status_of(error) not in DENIED:
             raise
-        message = f"s3://{bucket}/{key} does not exist, or the service may not read it."
-        raise _missing(f"s3://{bucket}/{key}", message) from error
+        raise _missing(source, f"{source} does not exist, or the service may not read it.") from error
+    return file
 
 
-def _download(
-    name: str, revision: str | None, path: str | None, max_bytes: int, folder: Path, *, token: str | None
-) -> Path:
+def _download(source: str, max_bytes: int, folder: Path, *, token: str | None) -> Path:
     """Download a file of a hub dataset and return its path.
 
     `token` is the tenant's token. If it is None, the process's own token is used.
     """
-    try:
-        api = hub.HfApi(token=token)
-        info = api.dataset_info(name, revision=revision, timeout=HUB_SECONDS, files_metadata=True)
-        sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
-        chosen = _choose_file(name, path, list(sizes))
-        if sizes[chosen] > max_bytes:
-            way_out = "Split the file, or ask the operator to raise SEFT_MAX_DATASET_BYTES."
-            raise _invalid(f"must have at most {max_bytes} bytes", f"{sizes[chosen]} bytes", way_out)
+    match = _HUB.fullmatch(source)
+    assert match
+    name, revision, path = match.groups()
+    with _hub_errors(source, name, revision):
+        if path is None:
+            path, size, commit = _only_data_file(source, name, revision, token)
+        else:
+            url = hub.hf_hub_url(name, path, repo_type="dataset", revision=revision)
+            found = hub.get_hf_file_metadata(url, token=token, timeout=HUB_SECONDS)
+            size, commit = found.size or 0, found.commit_hash
+        _require_size(size, max_bytes)
         return Path(
-            api.hf_hub_download(
-                name, chosen, repo_type="dataset", revision=info.sha, local_dir=folder, etag_timeout=HUB_SECONDS
+            hub.hf_hub_download(
+                name,
+                path,
+                repo_type="dataset",
+                revision=commit,
+                local_dir=folder,
+                etag_timeout=HUB_SECONDS,
+                token=token,
             )
         )
+
+
+@contextmanager
+def _hub_errors(source: str, name: str, revision: str | None) -> Iterator[None]:
+    """Convert errors of the hub's client to ProblemError."""
+    try:
+        yield
     except OfflineModeIsEnabled as error:
-        raise _missing(
-            name, f"The service cannot download {name} from the hub, because HF_HUB_OFFLINE is set."
-        ) from error
+        message = f"The service cannot download {name} from the hub, because HF_HUB_OFFLINE is set."
+        raise _missing(source, message) from error
     except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError, but it means that the hub is down
         raise _unreachable(name, error) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, HFValidationError) as error:
-        message = (
-            f"The hub has no dataset {name}. If it is private or gated, set your tenant's hub token with PUT"
-            " /hub-token."
-        )
-        raise _missing(name, message) from error
+    except EntryNotFoundError as error:
+        way_out = "Check the name of the file. If the dataset has only one data file, you can leave it out."
+        raise _invalid("must name a file of the dataset", source, way_out) from error
+    except RevisionNotFoundError as error:
+        raise _missing(source, f"The dataset {name} has no revision {revision!r}.", "Check the revision.") from error
+    except GatedRepoError as error:
+        way_out = f"Accept its terms on the hub, and set a hub token of that account with {HOW_TO_SET}."
+        raise _missing(source, f"The dataset {name} is gated.", way_out) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        way_out = f"Check the name. For a private dataset, set your tenant's hub token with {HOW_TO_SET}."
+        raise _missing(source, f"The hub has no public dataset {name}.", way_out) from error
     except (HTTPError, OSError) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in DENIED:
-            message = f"The hub denied access to {name}. Check that your tenant's hub token may read it."
-            raise _missing(name, message) from error
+            way_out = "Check that your tenant's hub token may read it."
+            raise _missing(source, f"The hub denied access to {name}.", way_out) from error
         raise _unreachable(name, error) from error
 
 
@@ -151,19 +177,31 @@ def _unreachable(name: str, error: Exception) -> ProblemError:
     return ProblemError(Code.HUB_UNREACHABLE, message)
 
 
-def _choose_file(name: str, path: str | None, names: Sequence[str]) -> str:
-    """Return the name of the file to download: `path`, or the only data file of the dataset if `path` is None.
+def _only_data_file(source: str, name: str, revision: str | None, token: str | None) -> tuple[str, int, str | None]:
+    """Return name and size of the only data file of a hub dataset, and the commit of the revision.
 
-    Raises INVALID_REQUEST if there is no such file, or if `path` is None and there is not exactly one data file.
+    Raises INVALID_REQUEST if there is not exactly one, or if the list of files cannot be read.
     """
-    data = sorted(each for each in names if _DATA_FILE.fullmatch(each))
-    if path is None and len(data) == 1:
-        return data[0]
-    if path in names and path is not None:
-        return path
-    value = f"{len(data)} data files: {', '.join(data[:10])}" if path is None else path
-    way_out = f"Name one file, such as hf://datasets/{name}/{data[0] if data else 'train.jsonl'}"
-    raise _invalid("must name exactly one data file", value, way_out)
+    try:
+        info = describe(name, hub.DatasetInfo, revision=revision, token=token)
+    except SourceError as error:
+        rule = "must name a file, because the hub's list of the files of this dataset is too long or malformed"
+        raise _invalid(rule, source, f"Name the file: {source}/FILE") from error
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
+    data = sorted(filter(_DATA_FILE.fullmatch, sizes))
+    if not data:
+        way_out = "Choose a dataset with a file in JSONL or Parquet."
+        raise _invalid("must have a data file", f"{source}, which has none", way_out)
+    if len(data) > 1:
+        value = f"{len(data)} data files: {', '.join(data[:10])}"
+        raise _invalid("must name exactly one data file", value, f"Name one file, such as {source}/{data[0]}")
+    return data[0], sizes[data[0]], info.sha
+
+
+def _require_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        way_out = "Split the file, or ask the operator to raise SEFT_MAX_DATASET_BYTES."
+        raise _invalid(f"must have at most {max_bytes} bytes", f"{size} bytes", way_out)
 
 
 def _allows(allowed: str, bucket: str, key: str) -> bool:
@@ -177,7 +215,6 @@ def _invalid(rule: str, value: str, way_out: str) -> ProblemError:
     return ProblemError(Code.INVALID_REQUEST, f"The `source` {rule}; it is {value}.", (flaw,))
 
 
-def _missing(source: str, detail: str) -> ProblemError:
-    rule, way_out = "must exist and be readable by the service", "Check the name and the access rights."
-    flaw = Flaw("source", rule, source, way_out)
-    return ProblemError(Code.NOT_FOUND, detail, (flaw,))
+def _missing(source: str, detail: str, way_out: str = "Check the name and the access rights.") -> ProblemError:
+    flaw = Flaw("source", "must exist and be readable by the service", source, way_out)
+    return ProblemError(Code.NOT_FOUND, f"{detail} {way_out}", (flaw,))

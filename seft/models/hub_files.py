@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http import HTTPStatus
+from typing import TypeVar
 from urllib.parse import quote
 
 import huggingface_hub as hub
@@ -37,7 +38,10 @@ _ERROR_BYTES = 1 << 16
 _REDIRECTS = 5
 DENIED_STATUSES = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 """HTTP statuses of the hub if the caller has no access to a model, or if the hub does not know the token."""
+_KINDS = {hub.ModelInfo: "model", hub.DatasetInfo: "dataset"}
 _HOW_TO_SET = "with HF_TOKEN on your own machine or PUT /hub-token (`seft hub-token set`) on the service"
+
+Info = TypeVar("Info", hub.ModelInfo, hub.DatasetInfo)
 
 
 class AccessDeniedError(SourceError):
@@ -56,23 +60,24 @@ def read_part(reference: str, name: str, start: int, size: int, *, revision: str
     return response.content
 
 
-def describe(reference: str, *, revision: str | None, token: str | None) -> hub.ModelInfo:
-    """Return the hub's description of a model, with the names and sizes of its files.
+def describe(reference: str, info: type[Info], *, revision: str | None, token: str | None) -> Info:
+    """Return the hub's description of a model or a dataset, with the names and sizes of its files.
 
     Raises the errors of the hub's client, and SourceError if the description is malformed or has more than
     `MAX_LISTING_BYTES` bytes.
     """
     validate_repo_id(reference)
     at = "" if revision is None else f"/revision/{quote(revision, safe='')}"
-    url = f"{constants.ENDPOINT}/api/models/{reference}{at}?blobs=True"
+    kind = _KINDS[info]
+    url = f"{constants.ENDPOINT}/api/{kind}s/{reference}{at}?blobs=True"
     content = _get(url, MAX_LISTING_BYTES + 1, token).content
     if len(content) > MAX_LISTING_BYTES:
-        rule = f"the hub's description of a model may have at most {MAX_LISTING_BYTES} bytes"
-        raise SourceError(REFUSED, f"{rule}; that of {reference!r} has more. Choose a model with fewer files.")
+        rule = f"the hub's description of a {kind} may have at most {MAX_LISTING_BYTES} bytes"
+        raise SourceError(REFUSED, f"{rule}; that of {reference!r} has more. Choose a {kind} with fewer files.")
     try:
-        return hub.ModelInfo(**parse_json(content))  # type: ignore[no-untyped-call]
+        return info(**parse_json(content))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        message = f"the hub's description of {reference!r} is malformed: {error!r}. Choose a different model."
+        message = f"the hub's description of {reference!r} is malformed: {error!r}. Choose a different {kind}."
         raise SourceError(REFUSED, message) from error
 
 

@@ -279,7 +279,7 @@ def find_on_hub(reference: str, revision: str | None, *, token: Callable[[], str
 def _query_hub(reference: str, revision: str | None, token: str | None) -> ModelSource:
     """Return the hub's model, read with `token`, or with the token of this process if it is None."""
     with hub_errors(reference, revision):
-        info = describe(reference, revision=revision, token=token)
+        info = describe(reference, hub.ModelInfo, revision=revision, token=token)
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
 
         def read(name: str) -> bytes:

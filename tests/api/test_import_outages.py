@@ -6,7 +6,7 @@ from typing import BinaryIO
 import pytest
 from botocore.exceptions import ClientError
 from fastapi import FastAPI
-from sqlalchemy import extract, func, select, update
+from sqlalchemy import extract, func, select
 from starlette.testclient import TestClient
 
 from api.importer import Importer
@@ -51,23 +51,6 @@ def test_an_import_survives_a_storage_that_rejects_the_credentials(
         assert Importer(away).poll()
         let_leases_end(sessions)
     assert settled(app, client, upload)["status"] == "done"
-
-
-def test_a_source_that_rejects_every_request_is_named_after_the_last_try(
-    app: FastAPI, client: TestClient, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def reject(*_: object) -> None:
-        raise ClientError({"ResponseMetadata": {"HTTPStatusCode": 403}}, "GetObject")  # type: ignore[typeddict-item]
-
-    monkeypatch.setattr(Importer, "_file", reject)
-    upload = ready(client, RIGHT)
-    with sessions.begin() as session:
-        session.execute(update(Import).values(source="s3://bucket/key", upload=None))
-    for _ in range(imports.TRIES):
-        with pytest.raises(ClientError):
-            Importer(app.state.services).poll()
-        let_leases_end(sessions)
-    assert settled(app, client, upload)["status"] == "failed"
 
 
 def test_an_unreachable_source_is_named_after_the_last_try(
