@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import cast
 
-from seft.client.calls import Calls, answer
+from seft.client.calls import Calls
 from seft.client.responses import AuditEntry, Delivery, HubToken, Key, Webhook
-from seft.client.retries import tried
-from seft.client.steps import Flow, Request, Row, Send, Steps, flow, operation
+from seft.client.steps import Flow, Request, Row, Steps, flow, operation
 
 
 class Administration(Calls):
@@ -15,9 +14,8 @@ class Administration(Calls):
     @operation
     def create_key(self, name: str, scope: str = "write") -> Steps[Key]:
         """Create an API key of scope `read`, `write` or `admin`. Only this response has its `secret`."""
-        # Not retried: if only the reply was lost, a retry would create a second key.
         request = Request("POST", "/keys", json={"name": name, "scope": scope})
-        return cast("Key", answer((yield from tried(Send(request), ()))))
+        return cast("Key", (yield from self._call_once(request)))
 
     @flow
     def api_keys(self) -> Flow[Key]:
@@ -52,9 +50,8 @@ class Administration(Calls):
     @operation
     def create_webhook(self, url: str, events: Sequence[str] = ()) -> Steps[Webhook]:
         """Create a webhook for these event types, or for all. Only this response contains its signing `secret`."""
-        # Not retried, like the creation of a key.
         request = Request("POST", "/webhooks", json={"url": url, "events": list(events)})
-        return cast("Webhook", answer((yield from tried(Send(request), ()))))
+        return cast("Webhook", (yield from self._call_once(request)))
 
     @flow
     def webhooks(self) -> Flow[Webhook]:
@@ -70,7 +67,7 @@ class Administration(Calls):
     def rotate_webhook_secret(self, webhook_id: str) -> Steps[Webhook]:
         """Create a new `secret`. For one day messages carry signatures of the old and the new secret."""
         request = Request("POST", f"/webhooks/{webhook_id}/rotate")
-        return cast("Webhook", answer((yield from tried(Send(request), ()))))
+        return cast("Webhook", (yield from self._call_once(request)))
 
     @operation
     def disable_webhook(self, webhook_id: str) -> Steps[Webhook]:
@@ -85,9 +82,8 @@ class Administration(Calls):
     @operation
     def test_webhook(self, webhook_id: str) -> Steps[Delivery]:
         """Send a test message to a webhook. Its result appears in `webhook_deliveries`."""
-        # Not retried: if only the reply was lost, a retry would send a second message.
         request = Request("POST", f"/webhooks/{webhook_id}/test")
-        return cast("Delivery", answer((yield from tried(Send(request), ()))))
+        return cast("Delivery", (yield from self._call_once(request)))
 
     @flow
     def webhook_deliveries(self, webhook_id: str) -> Flow[Delivery]:

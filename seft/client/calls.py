@@ -21,6 +21,10 @@ class Calls:
     def _call(self, request: Request) -> Steps[Json]:
         return answer((yield from self._tried(request)))
 
+    def _call_once(self, request: Request) -> Steps[Json]:
+        """Send a request without retries. If only the reply was lost, a retry would create or send something twice."""
+        return answer((yield from tried(Send(request), ())))
+
     def _get(self, path: str, query: Mapping[str, Any] | None = None) -> Steps[Json]:
         return (yield from self._call(Request("GET", path, query=query or {})))
 

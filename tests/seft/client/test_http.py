@@ -218,6 +218,30 @@ def test_an_upload_reports_its_progress(script: Script, client: Client, tmp_path
     assert progress[-1] == (200_000, 200_000)
 
 
+def test_a_file_that_is_too_large_for_one_request_is_sent_in_parts(
+    script: Script, client: Client, tmp_path: Path
+) -> None:
+    (data := tmp_path / "data.jsonl").write_bytes(b"x" * 9)
+    script.will_answer({"code": "too_large", "detail": "It is too large."}, status=413)
+    script.will_answer({"id": "imp_1", "parts": 1, "part_bytes": 16}, status=201)
+    script.will_answer({"data": [{"number": 1, "bytes": 9, "received": True, "url": None}], "has_more": False})
+    script.will_answer({"id": "imp_1"}, status=202)
+    script.will_answer({"error": None, "dataset_id": "file_1"})
+    script.will_answer({"id": "file_1"})
+    assert client.upload_dataset(data)["id"] == "file_1"
+    assert [path.partition("?")[0] for _, path, _, _ in script.requests] == [
+        "/datasets",
+        "/imports",
+        "/imports/imp_1/parts",
+        "/imports/imp_1/complete",
+        "/imports/imp_1",
+        "/datasets/file_1",
+    ]
+    script.will_answer({"code": "invalid_dataset", "detail": "It has no record."}, status=422)
+    with pytest.raises(ApiProblem, match="invalid_dataset"):
+        client.upload_dataset(data)
+
+
 async def types(blocking: Client, asynchronous: AsyncClient) -> None:
     """Only checked by mypy, never run. Both clients have the right types, although they share one definition."""
     assert_type(blocking.job("job_1"), Job)
@@ -244,6 +268,24 @@ def test_creating_a_key_is_never_retried(script: Script, client: Client) -> None
     script.will_answer({"id": "key_1", "secret": "seft_x"}, status=201)
     assert client.create_key("nightly", "read")["secret"] == "seft_x"
     assert [json.loads(body) for _, _, _, body in script.requests] == [{"name": "nightly", "scope": "read"}] * 2
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.create_webhook("https://example.com"),
+        lambda client: client.rotate_webhook_secret("hook_1"),
+        lambda client: client.test_webhook("hook_1"),
+        lambda client: client.import_dataset("s3://inbox/texts.jsonl"),
+    ],
+)
+def test_a_call_that_must_not_arrive_twice_is_never_retried(
+    script: Script, client: Client, call: Callable[[Client], object]
+) -> None:
+    script.answers.append(None)
+    with pytest.raises(ClientError):
+        call(client)
+    assert len(script.requests) == 1
 
 
 def test_models_estimates_and_previews_are_requested(script: Script, client: Client) -> None:
