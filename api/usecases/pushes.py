@@ -8,7 +8,11 @@ from core.jobs import jobs, pushes
 
 
 def push(services: Services, caller: Caller, job_id: str, target: PushRequest) -> PushView:
-    """Request a push. A worker does it. Raises the errors of `core.jobs.pushes.request` and `require_writable`."""
+    """Request a push. A worker does it.
+
+    Raises the errors of `request` and `require_branch` in `core.jobs.pushes`, and of `require_writable`.
+    """
+    pushes.require_branch(target.revision, "revision")
     with services.sessions.begin() as session:
         job = jobs.get(session, caller.tenant, job_id)
         session.expunge(job)

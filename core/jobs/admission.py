@@ -13,7 +13,7 @@ from core.access import audit
 from core.access.audit import Caller
 from core.errors import Code, Flaw, ProblemError
 from core.estimate.estimates import estimate
-from core.jobs import fairness, jobs
+from core.jobs import fairness, jobs, pushes
 from core.models.resolver import ModelResolver
 from core.settings import Settings
 from core.specs import JobSpec, path_in_request
@@ -53,6 +53,7 @@ def admit(
         if existing := jobs.find_by_idempotency_key(session, caller.tenant, idempotency_key, body):
             return existing, False
     if spec.output.push.repository is not None:
+        pushes.require_branch(spec.output.push.revision, "output.push.revision")
         resolver.require_writable(caller.tenant, spec.output.push.repository, "output.push.repository")
     source = resolver.find(caller.tenant, spec.model, spec.revision)
     dimensions = resolver.dimensions(caller.tenant, source)

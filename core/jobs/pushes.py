@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from core import fair_queueing, ids
-from core.errors import Code, ProblemError
+from core.errors import Code, Flaw, ProblemError
 from core.fair_queueing import Queue
 from core.infra.database import Lock, lock
 from core.jobs.transitions import record_event
@@ -48,6 +48,23 @@ class ClaimedPush:
     prefix: str
     files: list[Json] | None
     """The files of the checkpoint, whose keys begin with `prefix`. None if the checkpoint was deleted."""
+
+
+def require_branch(revision: str, param: str) -> None:
+    """Raise INVALID_REQUEST for the parameter `param` if Git refuses a branch of this name.
+
+    This is no rule of `PushSpec`, because stored requests must stay readable.
+    """
+    parts = revision.split("/")
+    wrong = any(not part or part.startswith(".") or part.endswith(".lock") for part in parts)
+    if wrong or ".." in revision or revision.endswith("."):
+        rule = "must be a name that Git accepts for a branch"
+        way_out = (
+            "Use a name without `..`, without a dot at its end, and whose parts between slashes are not empty, do not"
+            " begin with a dot and do not end with `.lock`."
+        )
+        flaw = Flaw(param, rule, repr(revision), way_out)
+        raise ProblemError(Code.INVALID_REQUEST, f"{param} {rule}; it is {revision!r}. {way_out}", (flaw,))
 
 
 def add_requested(session: Session, tenant: str, job_id: str, checkpoint_id: str, target: PushSpec) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from core.jobs import pushes
+from core.specs import JobSpec
 from core.tables import Push
 from tests.api.conftest import Json, NewClient, problem
 from tests.api.dashboard.conftest import ROOT, NewBrowser, new_browser, secret, visible
@@ -101,6 +102,25 @@ def test_a_push_that_must_fail_is_refused_with_the_way_out(
         assert (report["param"], rule in report["errors"][0]["rule"]) == ("output.push.repository", True), report
         report = problem(client.post(f"/jobs/{result}/push", json=target), 422, "invalid_request")
         assert (report["param"], rule in report["errors"][0]["rule"]) == ("repository", True), report
+
+
+@pytest.mark.parametrize("revision", ["a..b", "a/", "a.", "a//b", "a/.b", "x.lock", "x.lock/b"])
+def test_a_branch_that_git_refuses_is_refused_but_a_stored_one_stays_readable(
+    client: TestClient, body: Json, result: str, revision: str
+) -> None:
+    give(client, WRITER)
+    target = {**TARGET, "revision": revision}
+    pushing = body | {"output": {"push": target}}
+    for path, request, param in (
+        ("/jobs", pushing, "output.push.revision"),
+        (f"/jobs/{result}/clone", {"output": {"push": target}}, "output.push.revision"),
+        (f"/jobs/{result}/push", target, "revision"),
+    ):
+        (flaw,) = problem(client.post(path, json=request), 422, "invalid_request")["errors"]
+        assert (flaw["param"], flaw["value"]) == (param, repr(revision))
+    assert JobSpec.model_validate(pushing).output.push.revision == revision
+    allowed = {**TARGET, "revision": "release/v1.0-locked"}
+    assert client.post(f"/jobs/{result}/push", json=allowed).status_code == 202
 
 
 def test_a_job_is_taken_while_the_hub_is_down_and_refused_if_it_must_not_be_used(
