@@ -290,6 +290,7 @@ def test_every_secret_is_required_and_make_secrets_writes_it(tmp_path: Path) -> 
 def test_our_long_running_services_read_the_settings_that_an_operator_adds() -> None:
     for name in {*OURS} - RUN_ONCE:
         assert SERVICES[name]["env_file"] == [{"path": "${SEFT_SETTINGS:-settings.env}", "required": False}]
+        assert ("SEFT_API_PORT" if name == "api" else "SEFT_SCRATCH") in SERVICES[name]["environment"], "it is fixed"
 
 
 def test_every_setting_that_the_file_passes_on_exists() -> None:
