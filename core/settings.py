@@ -66,6 +66,8 @@ def _list(value: object, separator: str = ",") -> object:
 DatabaseUrl = Annotated[PostgresDsn, AfterValidator(_one_host)]
 Json, List = BeforeValidator(_json), BeforeValidator(_list)
 Folders = BeforeValidator(lambda value: _list(value, "[,:]"))
+Bucket = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$")]
+"""`bucket` or `bucket/prefix`."""
 HTTP = r"^https?://\S+$"
 
 
@@ -154,7 +156,7 @@ class Settings(DatabaseSettings):
     max_dataset_bytes: int = Field(
         default=1 << 34, ge=1, description="Maximum size of a dataset after decompression, in bytes."
     )
-    dataset_buckets: Annotated[list[str], List] = Field(
+    dataset_buckets: Annotated[list[Bucket], List] = Field(
         default=[],
         examples=["inbox,shared/texts"],
         description="Buckets from which every tenant can import datasets: `bucket` or `bucket/prefix`, separated by"
@@ -163,8 +165,8 @@ class Settings(DatabaseSettings):
     rate_limit: float = Field(
         default=200,
         ge=0,
-        description="Requests per second that each API key may send on average, and up to 10 times this number at once;"
-        " 0 means no limit, also for requests with unknown keys.",
+        description="Average number of requests per second of one API key. A burst may have ten times as many. 0 turns"
+        " off this limit, and also the limit for unknown keys.",
     )
     key_waits: int = Field(
         default=100,

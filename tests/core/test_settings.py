@@ -74,6 +74,11 @@ def errors() -> list[str]:
         ("S3_ENDPOINT", "storage:9000", "*; it is 'storage:9000'. Example: SEFT_S3_ENDPOINT=http://127.0.0.1:8333"),
         ("MODEL_ROOTS", "[/models", "*_ROOTS: must be JSON (*); it is '[[]/models'. Example: *=/models:/more/models"),
         ("WEBHOOK_NETWORKS", "::/0,10.0.0.1/8", "SEFT_WEBHOOK_NETWORKS (entry 1): *; it is '10.0.0.1/8'. Example: *"),
+        (
+            "DATASET_BUCKETS",
+            "a-b,s3://inbox",
+            "*_BUCKETS (entry 1): *; it is 's3://inbox'. Example: *=inbox,shared/texts",
+        ),
         ("TENANT_WEIGHTS", "acme", "SEFT_TENANT_WEIGHTS: must be JSON (*); it is 'acme'. Example: *={\"acme\": 2}"),
         ("TENANT_WEIGHTS", '{"a": 0}', "SEFT_TENANT_WEIGHTS (entry 'a'): *0.01; it is 0. Example: *"),
         ("LEASE_SECONDS", "1", "SEFT_LEASE_SECONDS (1.0) must be at least three times SEFT_HEARTBEAT_SECONDS (3.0)*"),
