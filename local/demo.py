@@ -60,7 +60,7 @@ def demonstrate(url: str, api_key: str) -> None:
         console.print(f"\nDownloaded {len(files)} files; every SHA-256 is correct.")
         stats = CheckpointStats.read(checkpoint)
         console.print(table(job, stats, checkpoint / COMPACT))
-        console.print(f"Text that the checkpoint generates with transformers:\n  {generate(checkpoint)}")
+        console.print(f"Text that the checkpoint generates with transformers:\n  {generate(checkpoint)}", markup=False)
         console.print("\n`seft generate` on this CPU, one run of each model after the other:")
         for name, model in (("dense", gguf_path()), ("sparse, from the compact file", checkpoint / COMPACT)):
             console.print(f"  {name}: {speed(model)}")
