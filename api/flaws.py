@@ -89,14 +89,14 @@ def _body_flaw(root: type[BaseModel], path: Sequence[str | int], entry: dict[str
     model, field, names, rest = _walk(root, path)
     if entry["type"] == "extra_forbidden":
         unknown = str(rest[0])
-        value = "(not repeated)" if SECRET.search(unknown) else _value(entry)
+        value = "(not shown)" if SECRET.search(unknown) else _value(entry)
         way_out = _did_you_mean(root, names, unknown, model)
         return Flaw(_dotted([*names, unknown]), "There is no such field", value, way_out)
     advice = _body_advice(model) if field is None else _advice(field, _example(root, names, field))
     if field is not None and (get_origin(field.annotation) is dict or (rest and isinstance(rest[0], int))):
         names = [*names, *rest[:1]]
     way_out = _meant(entry) + _as_fraction(field, entry["input"]) + entry.get("ctx", {}).get("way_out", advice)
-    value = "(not repeated)" if field is not None and field.annotation is SecretStr else _value(entry)
+    value = "(not shown)" if field is not None and field.annotation is SecretStr else _value(entry)
     return Flaw(_dotted(names) or "body", rule, value, way_out)
 
 

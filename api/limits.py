@@ -78,8 +78,11 @@ def require_media_type(request: Request, expected: str) -> None:
         raise ProblemError(Code.UNSUPPORTED_MEDIA_TYPE, detail, (flaw,))
 
 
-def limited(scope: Scope, receive: Receive, most: int) -> Receive:
-    """Return a `receive` function that raises LimitError if the body exceeds `most` bytes or arrives too slowly."""
+def limited(scope: Scope, receive: Receive, most: int, *, upload: bool = False) -> Receive:
+    """Return a `receive` function that raises LimitError if the body exceeds `most` bytes or arrives too slowly.
+
+    `upload` says whether the body is a dataset, which can also be sent in parts.
+    """
     length, received, ended = Headers(scope=scope).get("content-length", ""), 0, False
     began = time.monotonic()
 
@@ -88,16 +91,16 @@ def limited(scope: Scope, receive: Receive, most: int) -> Receive:
         if ended:
             return await receive()
         if length.isdecimal() and int(length) > most:
-            raise _too_large(most)
+            raise _too_large(most, upload=upload)
         try:
             with anyio.fail_after(began + PATIENCE_SECONDS + received / SLOWEST - time.monotonic()):
                 message = await receive()
         except TimeoutError as error:
-            raise _too_slow(received) from error
+            raise _too_slow(received, upload=upload) from error
         received += len(message.get("body", b""))
         ended = not message.get("more_body", False)
         if received > most:
-            raise _too_large(most)
+            raise _too_large(most, upload=upload)
         return message
 
     return receive_limited
@@ -117,21 +120,18 @@ def _require_shallow(body: bytes) -> None:
             raise json.JSONDecodeError(f"it has more than {JSON_DEPTH} nested levels", "", 0)
 
 
-def _too_large(most: int) -> LimitError:
-    way_out = "Send less. Send a large dataset with POST /imports, or ask the operator to raise SEFT_MAX_UPLOAD_BYTES."
+def _too_large(most: int, *, upload: bool) -> LimitError:
+    other = "Send a large dataset with POST /imports, or ask the operator to raise SEFT_MAX_UPLOAD_BYTES."
+    way_out = f"Send less. {other}" if upload else "Send less."
     flaw = Flaw("body", f"must have at most {most} bytes for this operation", "larger", way_out)
     message = f"The body must have at most {most} bytes for this operation. This body is larger."
     return LimitError(ProblemError(Code.TOO_LARGE, message, (flaw,)))
 
 
-def _too_slow(received: int) -> LimitError:
+def _too_slow(received: int, *, upload: bool) -> LimitError:
     rule = (
         f"must arrive at {SLOWEST:g} or more bytes per second on average, after the first {PATIENCE_SECONDS:g} seconds"
     )
-    flaw = Flaw(
-        "body",
-        rule,
-        f"{received} bytes so far",
-        "Use a faster connection, or send the file in parts with POST /imports.",
-    )
+    way_out = f"Use a faster connection{', or send the file in parts with POST /imports' if upload else ''}."
+    flaw = Flaw("body", rule, f"{received} bytes so far", way_out)
     return LimitError(ProblemError(Code.TOO_SLOW, "The body arrived too slowly or is incomplete.", (flaw,)))

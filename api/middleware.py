@@ -70,7 +70,7 @@ class RequestMiddleware:
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         upload = scope["method"] == "POST" and scope["path"] in UPLOADS
-        return limited(scope, receive, self.upload_bytes if upload else BODY_BYTES)
+        return limited(scope, receive, self.upload_bytes if upload else BODY_BYTES, upload=upload)
 
 
 def _as_get(scope: Scope) -> Scope:

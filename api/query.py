@@ -42,11 +42,11 @@ def _is_list(annotation: Any) -> bool:
 
 
 def _repeated(name: str, values: list[str]) -> Flaw:
-    received = "(not repeated)" if SECRET.search(name) else shown(values[-1])
+    received = "(not shown)" if SECRET.search(name) else shown(values[-1])
     return Flaw(name, f"must be given once; it is given {len(values)} times", received, f"Send {name} once.")
 
 
 def _flaw(name: str, value: str, known: list[str]) -> Flaw:
-    received = "(not repeated)" if SECRET.search(name) else shown(value)
+    received = "(not shown)" if SECRET.search(name) else shown(value)
     names = f"Known parameters: {', '.join(known)}." if known else "This operation has no query parameters."
     return Flaw(shown(name)[1:-1], "There is no such query parameter", received, f"{guess(name, known)}{names}")

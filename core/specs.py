@@ -18,6 +18,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from core import ids
 from core.request_fields import EXAMPLE_DATASET, Boolean, Integer, Number, Revision, Spec, StorableText
 from core.spec_parts import (
+    DERIVED,
     CalibrationSpec,
     EvaluateSpec,
     OutputSpec,
@@ -361,7 +362,8 @@ def _located(error: ConfigError) -> ValidationError:
     """Return an error of the library as an error of the field of the request that it names."""
     parts: dict[str, type[Spec]] = {"prune": PruneSpec, "repair": RepairSpec}
     found = ((part, error.field) for part, spec in parts.items() if error.field in spec.model_fields)
-    kind = _contradiction(error.rule, error.way_out)
+    way_out = f"{error.way_out} Or send null, to derive it again." if error.field in DERIVED else error.way_out
+    kind = _contradiction(error.rule, way_out)
     details = InitErrorDetails(type=kind, loc=next(found, tuple(error.field.split("."))), input=error.value)
     return ValidationError.from_exception_data("JobSpec", [details])
 

@@ -96,12 +96,12 @@ class DeliveryResult:
 
 
 def create(session: Session, tenant: str, url: str, events: Sequence[str]) -> Webhook:
-    """Create a webhook. Raises CONFLICT if the tenant already has `MAX_WEBHOOKS` webhooks."""
+    """Create a webhook. Raises LIMIT_REACHED if the tenant already has `MAX_WEBHOOKS` webhooks."""
     # Without the lock, two concurrent requests could both create the last one.
     lock(session, f"webhooks\n{tenant}")
     if (session.scalar(select(func.count()).where(Webhook.tenant == tenant)) or 0) >= MAX_WEBHOOKS:
         raise ProblemError(
-            Code.CONFLICT, f"You can have at most {MAX_WEBHOOKS} webhooks and have that many. Delete one first."
+            Code.LIMIT_REACHED, f"You can have at most {MAX_WEBHOOKS} webhooks and have that many. Delete one first."
         )
     row = Webhook(id=ids.new("hook"), tenant=tenant, url=url, events=list(events), secret=_new_secret())
     session.add(row)

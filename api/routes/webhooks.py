@@ -31,7 +31,7 @@ router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=JsonRoute)
     "",
     operation_id="create_webhook",
     status_code=HTTPStatus.CREATED,
-    responses=responses(*BODY, Code.CONFLICT),
+    responses=responses(*BODY, Code.LIMIT_REACHED),
 )
 def create_webhook(services: CurrentServices, caller: Auth, body: WebhookRequest, response: Response) -> WebhookSecret:
     """Create a webhook: a URL that receives the events of your jobs. Only this response contains its secret."""

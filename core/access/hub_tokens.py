@@ -24,8 +24,11 @@ HOW_TO_SET = "PUT /hub-token (`seft hub-token set`)"
 def account(token: str) -> Json:
     """Return what the hub says about a token: the `name` of the account that owns it, its `orgs` and its rights.
 
-    Raises INVALID_REQUEST if the hub rejects the token, and HUB_UNREACHABLE if the hub does not answer.
+    Raises INVALID_REQUEST if the hub rejects the token, HUB_UNREACHABLE if the hub does not answer, and CONFLICT if the
+    service does not use the hub.
     """
+    if constants.is_offline_mode():
+        raise ProblemError(Code.CONFLICT, "The service does not use the hub (HF_HUB_OFFLINE).")
     address, headers = f"{constants.ENDPOINT}/api/whoami-v2", {"Authorization": f"Bearer {token}"}
     try:
         answer = hub.get_session().get(address, headers=headers, timeout=HUB_SECONDS)  # `HfApi.whoami` has no timeout
@@ -35,7 +38,7 @@ def account(token: str) -> Json:
     except (HTTPError, OSError, ValueError, LookupError, TypeError) as error:
         message = f"The hub did not return the owner of this token: {type(error).__name__}. Try again later."
         raise ProblemError(Code.HUB_UNREACHABLE, message) from error
-    flaw = Flaw("token", "must be valid on the hub", "(not repeated)", "Create a token with read access on the hub.")
+    flaw = Flaw("token", "must be valid on the hub", "(not shown)", "Create a token with read access on the hub.")
     raise ProblemError(
         Code.INVALID_REQUEST, "The hub rejected this token. Create a token with read access on the hub.", (flaw,)
     )

@@ -190,7 +190,7 @@ class ModelResolver:
 
         Raises the errors of `account`, and HUB_BUSY if too many requests already wait for the hub.
         """
-        with self._hub_call(tenant, "token", "(not repeated)"):
+        with self._hub_call(tenant, "token", "(not shown)"):
             name: str = account(token)["name"]
         return name
 

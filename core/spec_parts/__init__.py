@@ -5,10 +5,11 @@ from typing import Any
 from core.spec_parts.evaluate import EvaluateSpec
 from core.spec_parts.output import OutputSpec, PushSpec, Repository
 from core.spec_parts.prune import CalibrationSpec, PruneSpec
-from core.spec_parts.repair import RepairMethod, RepairSpec
+from core.spec_parts.repair import DERIVED, RepairMethod, RepairSpec
 
 __all__ = [
     "CPU_SETTINGS",
+    "DERIVED",
     "CalibrationSpec",
     "EvaluateSpec",
     "OutputSpec",

@@ -134,7 +134,7 @@ class _Bounded(io.RawIOBase):
             raise FileError("must be complete and readable", value, "Create the file again.") from error
         self._size += len(chunk)
         if self._size > self._max_bytes:
-            rule = f"must have at most {self._max_bytes:g} bytes after decompression"
+            rule = f"must have at most {self._max_bytes:,} bytes after decompression"
             raise FileError(rule, "larger", "Split it, or ask the operator to raise SEFT_MAX_DATASET_BYTES.")
         if self._size > max(UNCHECKED_BYTES, MAX_RATIO * self._position()):
             rule = f"must decompress to at most {MAX_RATIO} times its size"

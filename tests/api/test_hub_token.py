@@ -102,7 +102,7 @@ def test_a_token_that_cannot_be_one_is_refused_and_not_repeated(client: TestClie
     for token in ("hf_nobody", "hf_with a space", "hf_of\nlines", "x" * 513, "", 40417):
         answer = client.put("/hub-token", json={"token": token})
         report = problem(answer, 422, "invalid_request")
-        assert (report["param"], report["errors"][0]["value"]) == ("token", "(not repeated)")
+        assert (report["param"], report["errors"][0]["value"]) == ("token", "(not shown)")
         assert not token or str(token) not in answer.text
         problem(client.get("/hub-token"), 404, "not_found")
 
@@ -123,6 +123,14 @@ def test_without_the_encryption_key_a_token_is_an_error_and_open_models_need_non
         report = problem(there.get("/models/acme/private"), 422, "invalid_request")
         assert "PUT /hub-token" in report["errors"][0]["way_out"]
         assert there.get("/models/acme/open").status_code == 200
+
+
+def test_a_service_that_does_not_use_the_hub_takes_no_token(
+    client: TestClient, shut: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    report = problem(client.put("/hub-token", json={"token": OURS}), 409, "conflict")
+    assert report["detail"] == "The service does not use the hub (HF_HUB_OFFLINE)."
 
 
 def test_an_unreachable_hub_accepts_no_token(client: TestClient, shut: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ def test_a_body_without_bounds_is_cut_off(client: TestClient) -> None:
     for content in (large, iter([large[:-1], b" "])):
         report = problem(client.post("/jobs", content=content, headers=AS_JSON), 413, "too_large")
         assert (report["param"], str(BODY_BYTES) in report["detail"]) == ("body", True)
+        assert report["errors"][0]["way_out"] == "Send less.", "a job cannot be sent as a file"
 
 
 def test_a_larger_upload_is_taken_after_the_operator_raised_the_setting_that_the_error_names(
@@ -112,6 +113,7 @@ def test_a_body_that_comes_too_slowly_is_given_up(impatient: Client) -> None:
         status, _, report = response.partition(b"\r\n\r\n")
         assert status.startswith(b"HTTP/1.1 408 ")
         assert (json.loads(report)["code"], json.loads(report)["param"]) == ("too_slow", "body")
+        assert json.loads(report)["errors"][0]["way_out"] == "Use a faster connection."
 
 
 @pytest.mark.parametrize(("length", "status", "code"), [(10, 408, "too_slow"), (BODY_BYTES + 1, 413, "too_large")])

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from api.errors import TABLE
 from api.query import MAX_FLAWS
+from core import webhooks
 from core.errors import Code
 from tests.api.conftest import Json, NewClient, problem, serving
 from tests.api.documents import METHODS
@@ -76,7 +77,13 @@ FIELDS: list[tuple[Json, str, str, str, str]] = [
         "Leave compare out",
     ),
     ({"repair": {"learning_rate": "x"}}, "repair.learning_rate", "number", "'x'", 'The default is "auto".'),
-    ({"repair": {"batch_tokens": 1000}}, "repair.batch_tokens", "multiple of sequence_tokens", "1000", "Try 1024."),
+    (
+        {"repair": {"batch_tokens": 1000}},
+        "repair.batch_tokens",
+        "multiple of sequence_tokens",
+        "1000",
+        "Try 1024. Or send null",
+    ),
     (GRADUAL, "repair.density", "must be all with the schedule gradual", "0.005", "Use the method seft with density"),
     (GRADUAL | {"repair": {"method": "none"}}, "repair.method", "must be seft", "'none'", "or the schedule one_shot."),
     ({"repair": {"swap_tokens": 5, "density": 0.1}}, "repair.swap_tokens", "must be 0", "5", "or use density all"),
@@ -143,6 +150,13 @@ def test_a_wrong_webhook_gets_an_example_and_the_known_events(client: TestClient
     assert (unknown["param"], misspelt["param"]) == ("events.0", "events.1")
     assert unknown["rule"].startswith("Input should be 'job.created', 'job.claimed',")
     assert misspelt["way_out"].startswith("Did you mean 'job.succeeded'? ")
+
+
+def test_the_number_of_webhooks_is_limited(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "MAX_WEBHOOKS", 1)
+    body = {"url": "https://example.com"}
+    assert client.post("/webhooks", json=body).status_code == 201
+    problem(client.post("/webhooks", json=body), 409, "limit_reached")
 
 
 def test_a_value_that_may_be_a_secret_is_not_repeated(client: TestClient, body: Json) -> None:
@@ -225,7 +239,7 @@ def test_every_operation_refuses_unknown_query_parameters(app: FastAPI, client: 
             report = problem(answer, 422, "invalid_request")
             assert [(flaw["param"], flaw["value"]) for flaw in report["errors"]] == [
                 ("unknown", "'2'"),
-                ("api_key", "(not repeated)"),
+                ("api_key", "(not shown)"),
             ]
             names = f"Known parameters: {', '.join(known)}." if known else "This operation has no query parameters."
             assert all(flaw["way_out"].endswith(names) for flaw in report["errors"]), (method, path)

@@ -169,7 +169,7 @@ def test_a_decompression_bomb_is_rejected(compress: Compress, monkeypatch: pytes
     assert len(bomb) * reader.MAX_RATIO < 8_000_000
     with pytest.raises(FileError, match="must decompress to at most 200 times its size"):
         check(bomb)
-    with pytest.raises(FileError, match="must have at most 100000 bytes"):
+    with pytest.raises(FileError, match="must have at most 100,000 bytes"):
         check(bomb, max_bytes=100_000)
 
 
