@@ -88,6 +88,6 @@ def _embedded(address: Address) -> Iterator[Address]:
         candidates.append(IPv4Address(int(address) & 0xFFFFFFFF))
     embedded = [each for each in candidates if each is not None]
     yield from embedded
-    # A mapped or translated address reaches only the embedded one.
+    # A mapped or translated address leads to the embedded address only.
     if address.ipv4_mapped is None and address not in NAT64:
         yield address

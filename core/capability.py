@@ -2,7 +2,7 @@
 
 The needs of a job become known while it runs, and are stored in its row. `disk`: free bytes that it needs, set after
 it ran out of disk space. `memory`: bytes that it needs on the device, set after it ran out of memory. `device`: the
-kind of device that saved its state, because another kind would not give the same bits.
+kind of device that saved its state, because on another kind the result would differ in some bits.
 """
 
 from dataclasses import dataclass
@@ -35,9 +35,9 @@ class Capability:
 
 
 def can_run(worker: Capability | type[Worker]) -> ColumnElement[bool]:
-    """Return the SQL condition that a worker can run the job of the query.
+    """Return an SQL condition that is true if the worker can run the job in the row of the query.
 
-    `worker` is the capability of a worker, or the table `Worker` to use the row of the query.
+    `worker` is the capability of a worker. If it is the table `Worker`, the worker is in the row of the query too.
     """
     return and_(
         Job.spec_version <= worker.spec_version,

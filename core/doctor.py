@@ -35,7 +35,7 @@ MIN_FREE_DISK = 10 * GIB
 MAX_CLOCK_DIFFERENCE = 30
 """Maximum difference of two clocks, in seconds."""
 ALIKE = 0.9
-"""Similarity from 0 to 1 from which on a name is taken for a misspelt one."""
+"""Minimum similarity (0 to 1) to the name of a setting for which an unknown name counts as misspelt."""
 OBJECTS = "doctor"
 """Folder of the bucket for the objects of the checks. They are deleted after each check."""
 LARGE_OBJECT = bytes(9 << 20)
@@ -46,7 +46,7 @@ class State(StrEnum):
     """Result of a check."""
 
     OK = "ok"
-    NOTE = "note"  # may be intended
+    NOTE = "note"  # the finding may be intended
     WRONG = "WRONG"
 
 
@@ -61,7 +61,7 @@ class Finding:
 
 
 class CheckFailed(Exception):  # noqa: N818 (not an error of the program)
-    """A check failed, and has more specific advice than the one in `CHECKS`."""
+    """A check failed, and its advice is more specific than the default advice in `CHECKS`."""
 
     def __init__(self, found: str, fix: str, state: State = State.WRONG) -> None:
         super().__init__(found)

@@ -45,8 +45,8 @@ class Flaw:
 class ProblemError(Exception):
     """A request is rejected. Contains the reason for the sender of the request.
 
-    If `retry_after` is set, the sender may retry after that many seconds. The texts can be sent and stored, also if
-    they quote a file or a name that has characters which UTF-8 cannot encode.
+    If `retry_after` is set, the sender may retry after that many seconds. All texts can be sent and
+    stored: characters of a quoted file or name for which this is impossible are replaced.
     """
 
     def __init__(

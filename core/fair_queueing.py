@@ -2,7 +2,7 @@
 
 The order is that of start-time fair queueing (Goyal, Vin and Cheng, 1996), with one unit of cost per job, import or
 push. Each time a tenant is served, its next turn moves back by 1 / weight. A tenant gets no extra turns for the time in
-which it had no jobs: its next turn is at least the start of the turn that was served last.
+which it had no jobs: its next turn does not start before the turn that was served last.
 """
 
 from collections.abc import Collection, Mapping
@@ -36,7 +36,7 @@ def order(
 ) -> list[tuple[str, float]]:
     """Return the tenants in the order in which they are served, each with the start of its turn.
 
-    The tenant with the fewest items in work comes first, and among equal ones the tenant whose turn it is.
+    The tenant with the fewest items in work comes first. Among tenants with equally many, the earliest turn is first.
     """
     turns = starts(session, queue, waiting)
     return sorted(turns.items(), key=lambda turn: (in_work.get(turn[0], 0), turn[1], turn[0]))

@@ -43,6 +43,6 @@ def broken_rule(entry: Mapping[str, Any]) -> str:
     """Return the rule that a value breaks, from an entry of a ValidationError of pydantic."""
     text: str = entry["msg"]
     if entry["type"] in {"too_long", "too_short"} and isinstance(entry["input"], str):
-        # The length of a text that has a further check. Pydantic calls its characters items.
+        # If a text has a further check, pydantic reports its length in items instead of characters.
         text = re.sub(r"^Value(.*) items?\b", r"String\1 characters", text)
     return text.removeprefix("Value error, ").replace(" after validation", "").removesuffix(", not more")

@@ -47,7 +47,7 @@ def _one_host(url: PostgresDsn) -> PostgresDsn:
 
 
 def _json(value: object) -> object:
-    """Return a value that a variable has as text."""
+    """Return the value of a variable, whose text is JSON."""
     if not isinstance(value, str):
         return value
     try:
@@ -57,7 +57,7 @@ def _json(value: object) -> object:
 
 
 def _list(value: object, separator: str = ",") -> object:
-    """Return the entries of a list that a variable has as text: as a JSON list, or between separators."""
+    """Return the list in a variable. Its text is a JSON list, or has separators between the entries."""
     if not isinstance(value, str) or value.lstrip().startswith("["):
         return _json(value)
     return [entry.strip() for entry in re.split(separator, value) if entry.strip()]
@@ -342,7 +342,7 @@ def _flaw(kind: type[DatabaseSettings], entry: dict[str, Any]) -> str:
 
 
 def _shown(field: str, value: object) -> str:
-    """Return a value for an error, without what may be a secret. `field` is the definition of the setting."""
+    """Return a value to show in an error, without possible secrets. `field` is the definition of the setting."""
     if "Secret" in field:
         return "not shown, because it is a secret"
     if "Dsn" not in field:

@@ -1,8 +1,8 @@
 """The request of a job. The API and the column `spec` of the job's row use the same model.
 
-Only `model`, `dataset` and `sparsity` are required. Unknown fields are rejected. The allowed words are the enums of the
-library. The allowed ranges are the same as in `seft.config`; a test checks that they agree. Rules about several fields
-are those of the library: a valid request can be converted to the library's settings.
+Only `model`, `dataset` and `sparsity` are required. Unknown fields are rejected. The allowed words are the values of
+the library's enums. The allowed ranges are the same as in `seft.config`; a test checks this. Rules about several fields
+come from the library, so a valid request can be converted to the library's settings.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ MAX_SECONDS = 366 * 24 * 3600
 SHARDABLE = (RepairMethod.NONE, RepairMethod.SEFT, RepairMethod.FIXED_MASK, RepairMethod.MASKED_FULL)
 """Methods that can train a model that is split over devices."""
 MIN_TOKENS = 2
-"""Smallest number of tokens of a sequence. The first is not predicted."""
+"""Smallest number of tokens of a sequence. The first token is not predicted."""
 
 
 def _describe_job(schema: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ def _implied_sparsity(pattern: object) -> float:
 
 
 class Dtype(StrEnum):
-    """Data type of the weights while a job runs. The claim of a job replaces `auto` by one of the others."""
+    """Data type of the weights while a job runs. When a worker claims the job, another value replaces `auto`."""
 
     AUTO = "auto"
     FLOAT32 = "float32"
@@ -100,9 +100,8 @@ class JobSpec(Spec):
     )
     allocation: Allocation = Field(
         default=Allocation.AUTO,
-        description="`uniform`: all pruned layers are equally sparse. Otherwise layers differ, with the same total."
-        " `auto`: `curvature` for `admm` and `alps` if rows may differ in zeros and `sharded` is false,"
-        " else `uniform`.",
+        description="`uniform`: all pruned layers are equally sparse. Others: layers differ, with the same total."
+        " `auto`: `curvature` for `admm` and `alps` if rows may differ in zeros and not `sharded`, else `uniform`.",
     )
     prune: PruneSpec = Field(default_factory=PruneSpec, description="How the model is pruned.")
     repair: RepairSpec = Field(
@@ -126,8 +125,8 @@ class JobSpec(Spec):
     )
     sharded: Boolean = Field(
         default=False,
-        description="Split the weights of the model over the devices of the job, so that it need not fit one of them."
-        " A part of the model is brought together while it computes, so a step sends much more data.",
+        description="Split the weights of the model over the devices of the job, so that it does not have to fit on"
+        " one. Each part is gathered while it computes, so a step sends much more data.",
     )
     auto_start: Boolean = Field(default=True, description="If `false`, the job waits for `POST /jobs/{job_id}/start`.")
     priority: Integer = Field(default=0, ge=-100, le=100, description="Orders your tenant's jobs, highest first.")
@@ -187,7 +186,7 @@ class JobSpec(Spec):
         return self
 
     def _require_shardable(self) -> None:
-        """Raise ConfigError if the model is to be split over devices and the job cannot be done so."""
+        """Raise ConfigError if `sharded` is true and the job cannot run with a model that is split over devices."""
         if not self.sharded:
             return
         if self.devices == 1:
@@ -208,7 +207,7 @@ class JobSpec(Spec):
                 raise ConfigError(field, "must be 0 if sharded is true", value, way_out)
 
     def _require_retained_dataset(self) -> None:
-        """Raise ConfigError if no dataset is to be retained and there is one, or the other way round."""
+        """Raise ConfigError if `retain_dataset` contradicts `retain`, or if it is the training dataset."""
         retains, dataset = self.repair.retain is Retain.DATASET, self.repair.retain_dataset
         if retains and dataset is None:
             way_out = "Use the id of a dataset, or set retain to written or none."
@@ -222,7 +221,7 @@ class JobSpec(Spec):
             raise ConfigError("retain_dataset", "must be another dataset than the one in dataset", dataset, way_out)
 
     def _require_evaluation_dataset(self) -> None:
-        """Raise ConfigError if there are two texts to evaluate on, or if it is a text that is trained on."""
+        """Raise ConfigError if `evaluate.dataset` contradicts `evaluate.held_out`, or is a dataset to train on."""
         dataset, held_out = self.evaluate.dataset, self.evaluate.held_out
         if dataset is None:
             return
@@ -230,7 +229,7 @@ class JobSpec(Spec):
             way_out = "Leave out one of the two."
             raise ConfigError("evaluate.held_out", "must be left out if evaluate.dataset is given", held_out, way_out)
         if dataset in (self.dataset, self.repair.retain_dataset):
-            rule = "must be another dataset than those in dataset and repair.retain_dataset, which are trained on"
+            rule = "must not be the dataset in dataset or repair.retain_dataset, because the job trains on those"
             way_out = "Use another dataset, or leave it out to hold out a part of dataset."
             raise ConfigError("evaluate.dataset", rule, dataset, way_out)
 
@@ -247,7 +246,7 @@ class JobSpec(Spec):
     def resolved_dtype(self) -> Dtype:
         """Data type of the weights while the job runs. Raises ValueError if it is `auto`."""
         if self.dtype is Dtype.AUTO:
-            raise ValueError("the dtype must be that of a device; it is auto. Call resolve_dtype.")
+            raise ValueError("the dtype must be float32 or bfloat16; it is auto. Call resolve_dtype.")
         return self.dtype
 
     @property
@@ -280,7 +279,7 @@ class JobSpec(Spec):
         return config.RepairConfig(**values)
 
     def within(self, context: int | None) -> Self:
-        """Return the request with the lengths of sequences that were left out, at most as long as a model's context.
+        """Return the request with sequences at most as long as a model's context, where their length was left out.
 
         If the length of a training sequence changes, the size of a batch and the number of steps are chosen again,
         unless they were given.
@@ -306,7 +305,7 @@ class JobSpec(Spec):
         return config is not None and config.trains_all
 
     def zeros(self, parameters: int, targets: int) -> int:
-        """Return about how many of the `parameters` weights of a model will be zero, of which `targets` are pruned.
+        """Return about how many of a model's `parameters` weights will be zero. `targets` of them are in pruned layers.
 
         With the sparsity 0, the zeros of the model are not known, and the result is 0.
         """
@@ -354,12 +353,12 @@ class JobSpec(Spec):
 
 
 def _contradiction(rule: str, way_out: str) -> PydanticCustomError:
-    """Return an error of a validator with its own advice, in place of the field's."""
+    """Return an error for a validator to raise. Its advice replaces the general advice of the field."""
     return PydanticCustomError("contradiction", "{rule}", {"rule": rule, "way_out": way_out})
 
 
 def _located(error: ConfigError) -> ValidationError:
-    """Return an error of the library as an error of the field of the request that it names."""
+    """Convert an error of the library to an error of the request at the field that it names."""
     parts: dict[str, type[Spec]] = {"prune": PruneSpec, "repair": RepairSpec}
     found = ((part, error.field) for part, spec in parts.items() if error.field in spec.model_fields)
     way_out = f"{error.way_out} Or send null, to derive it again." if error.field in DERIVED else error.way_out
@@ -369,7 +368,7 @@ def _located(error: ConfigError) -> ValidationError:
 
 
 def path_in_request(part: str, field: str) -> str:
-    """Return the dotted path, in a request, of a setting of the library for one of the parts of the request."""
+    """Return the dotted path in a request of the library's setting `field`, which belongs to a part of the request."""
     places: tuple[tuple[str, type[Spec]], ...] = (
         ("prune", PruneSpec),
         ("prune.calibration", CalibrationSpec),

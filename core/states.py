@@ -76,20 +76,20 @@ class Transition(StrEnum):
 
     CREATED = "created"
     CLAIMED = "claimed"  # a worker started an attempt
-    RELEASED = "released"  # the worker gave it back (shutdown, pause); does not count as a failure
+    RELEASED = "released"  # the worker returned the job to the queue (shutdown, pause); does not count as a failure
     LOST = "lost"  # the lease expired; counts as a failure
     RETRIED = "retried"  # the attempt failed and the job is retried; counts as a failure
     PAUSING = "pausing"  # a pause of a running job is pending; its worker saves the state and releases it
     UNPAUSED = "unpaused"  # the pending pause was cancelled
-    PAUSED = "paused"  # no worker takes it; the reason says why
+    PAUSED = "paused"  # no worker claims the job; the reason says why
     STARTED = "started"  # a job with `auto_start: false` was started
     RESUMED = "resumed"
-    STOPPING = "stopping"  # it ends training early and publishes the result
+    STOPPING = "stopping"  # the job ends training early and publishes the result
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
-    PUSHED = "pushed"  # its result was pushed to a repository; the status stays the same
-    PUSH_FAILED = "push_failed"  # its result could not be pushed to a repository; the status stays the same
+    PUSHED = "pushed"  # the result was pushed to a repository; the status stays the same
+    PUSH_FAILED = "push_failed"  # the result could not be pushed to a repository; the status stays the same
     DELETED = "deleted"  # the ended job was deleted, with its events; only webhooks receive this one
 
 
@@ -119,6 +119,6 @@ TRANSITIONS: dict[Transition, tuple[frozenset[Status], Status | None]] = {
 }
 """Transition -> (statuses in which it is allowed, status afterwards).
 
-The status afterwards is None if it does not change. CREATED and DELETED are not here: the job has no status before the
-one, and none after the other. `core.jobs.pushes` writes the events PUSHED and PUSH_FAILED.
+The status afterwards is None if it does not change. CREATED and DELETED are not here: a job has no
+status before it is created and after it is deleted. `core.jobs.pushes` writes the events PUSHED and PUSH_FAILED.
 """

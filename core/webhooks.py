@@ -39,7 +39,7 @@ from core.tables import Job, Json, Webhook, WebhookDelivery
 MAX_WEBHOOKS = 100
 """Maximum number of webhooks per tenant."""
 MAX_PENDING = 1000
-"""Maximum number of due messages per webhook. Further ones are not sent; their deliveries have failed at once."""
+"""Maximum number of due messages per webhook. Further messages are not sent: their deliveries fail at once."""
 TEST = "webhook.test"
 """Type of a test message."""
 RETRY_DELAYS = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000)

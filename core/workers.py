@@ -57,7 +57,7 @@ def record_flops(session: Session, name: str, flops: Flops) -> None:
 
 
 def find_flops(session: Session) -> dict[str, Flops]:
-    """Return what workers have measured, by the names of their devices."""
+    """Return the operations per second that workers have measured, by the name of the device."""
     speeds = func.max(Worker.flops), func.max(Worker.flops_bfloat16)
     rows = session.execute(select(Worker.device_name, *speeds).group_by(Worker.device_name)).all()
     return {
@@ -73,7 +73,7 @@ def record_notification(session: Session, name: str) -> None:
 
 
 def list_with_jobs(session: Session, sweep_seconds: float) -> Sequence[tuple[Worker, bool, Job | None]]:
-    """Return all workers, ordered by name, each with whether it is alive, and with the job that it runs or None."""
+    """Return all workers, ordered by name, as (worker, whether it is alive, the job that it runs or None)."""
     running = (Job.worker == Worker.name) & (Job.status == Status.RUNNING)
     query = select(Worker, is_alive(sweep_seconds), Job).outerjoin(Job, running).order_by(Worker.name)
     return [(worker, alive, job) for worker, alive, job in session.execute(query).all()]
@@ -85,7 +85,7 @@ def is_busy(session: Session, name: str) -> bool:
 
 
 def is_alive(sweep_seconds: float) -> ColumnElement[bool]:
-    """Return the SQL condition that the worker of the query has sent a heartbeat recently."""
+    """Return an SQL condition that is true if the worker in the row of the query has sent a heartbeat recently."""
     return Worker.seen_at > func.now() - timedelta(seconds=MAX_MISSED_SWEEPS * sweep_seconds)
 
 
@@ -108,7 +108,7 @@ def _capable_query(sweep_seconds: float) -> Select[int, int]:
 
 
 def has_larger(session: Session, capability: Capability, sweep_seconds: float, devices: int = 1) -> bool:
-    """Return whether a live worker has so many devices of the same kind, with more memory than this one."""
+    """Return whether a live worker has at least `devices` devices of the same kind with more memory than this one."""
     larger = (Worker.device == capability.device, Worker.memory > capability.memory, Worker.devices >= devices)
     return bool(session.scalar(select(exists().where(is_alive(sweep_seconds), *larger))))
 
@@ -133,6 +133,6 @@ def list_on_host(session: Session, host: str) -> list[str]:
 
 
 def unhealthy(session: Session, names: Sequence[str], settings: Settings) -> list[str]:
-    """Return the names of those workers whose sweep does not run, or that receive no notifications."""
+    """Return the unhealthy workers of `names`: no sweep runs, or they receive no notifications although jobs wait."""
     rows = session.execute(select(Worker.name, is_alive(settings.sweep_seconds)).where(Worker.name.in_(names))).all()
     return [name for name, alive in rows if not alive or is_not_consuming(session, name)]

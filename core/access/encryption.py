@@ -1,7 +1,7 @@
 """Encrypt the secrets of tenants. The database stores only encrypted text. The encryption keys are settings.
 
-An encrypted text is bound to its tenant: it is decrypted only for the tenant for which it was encrypted. So nobody who
-can write to the database can use the token of another tenant by copying it.
+An encrypted text is bound to its tenant: it is decrypted only for the tenant for which it was encrypted. So a
+person who can write to the database cannot use the token of another tenant by copying it.
 """
 
 import base64
@@ -19,7 +19,7 @@ NONCE_BYTES = 12
 
 
 class Encryption:
-    """Encrypts text with the key in the setting `secret_key`, and decrypts also with those in `old_secret_keys`."""
+    """Encrypts text with the setting `secret_key`. Decrypts it with `secret_key` and the keys in `old_secret_keys`."""
 
     def __init__(self, settings: Settings) -> None:
         self._newest = settings.secret_key
@@ -89,7 +89,7 @@ def _decrypt_v1(secret: SecretStr, encrypted: str) -> bytes:
 
 
 def _aes_key(secret: SecretStr) -> bytes:
-    """Derive the key with HKDF, so that it is not the key of version 1."""
+    """Derive the key with HKDF, so that it differs from the key of version 1."""
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 

@@ -1,7 +1,7 @@
 """Tenants' access tokens for the model hub, for private and gated models and datasets. A tenant has at most one.
 
-A token is stored encrypted and never shown. It is decrypted only to push a result, and to read what the hub does not
-show to everybody.
+A token is stored encrypted and never shown. It is decrypted only to push a result, and to read models and datasets
+that are not public.
 """
 
 import huggingface_hub as hub
@@ -92,9 +92,9 @@ def find_encrypted(session: Session, tenant: str) -> str | None:
 
 
 def encrypt_again(session: Session, encryption: Encryption) -> tuple[int, list[str]]:
-    """Encrypt all tokens with the newest key. Return how many, and the tenants whose token no key could decrypt.
+    """Encrypt all tokens with the newest key. Idempotent.
 
-    A token that no key decrypts stays as it is. Idempotent.
+    Returns the number of encrypted tokens, and the tenants whose token no key can decrypt. Their tokens do not change.
     """
     done, unreadable = 0, []
     for row in session.scalars(select(HubToken).order_by(HubToken.tenant).with_for_update()):

@@ -20,9 +20,10 @@ IDLE = timedelta(days=1)
 """Time without a request after which a session expires."""
 ROTATION = timedelta(minutes=15)
 GRACE = timedelta(minutes=1)
-"""Time for which the previous token stays valid after it was replaced. Requests of the same moment still use it.
+"""Minimum time for which the previous token stays valid after it was replaced. Concurrent requests still send it.
 
-After that time it stays valid until the new one is used. A browser that leaves a page may never receive the new one.
+After this time, the previous token becomes invalid as soon as the new token is used. If the previous token is used
+instead, the session gets another new token, because a browser that leaves a page may never receive the response.
 """
 
 
@@ -80,9 +81,9 @@ def end(session: Session, token: str) -> None:
 
 
 def _rotate(session: Session, row: SignIn, token: str) -> str:
-    """Replace the token of a session by a new one and return that. `token` becomes the previous token.
+    """Replace the token of a session and return the new one. `token` becomes the previous token.
 
-    If another request has just replaced it, return `token`, which stays valid for `GRACE`.
+    If another request has just replaced the token, return `token`, which stays valid for at least `GRACE`.
     """
     fresh = secrets.token_urlsafe(32)
     change = (

@@ -1,6 +1,6 @@
 """Sign published checkpoints with the operator's key, in the format of minisign (jedisct1.github.io/minisign).
 
-The signature is of `manifest.json`, which has the SHA-256 of every other file of a checkpoint.
+The signature covers `manifest.json`, which has the SHA-256 of every other file of a checkpoint.
 """
 
 from pydantic import SecretStr
@@ -9,7 +9,7 @@ SIGNATURE = "manifest.json.minisig"
 
 
 def sign(key: SecretStr, manifest: bytes) -> bytes:
-    """Return the content of the file `manifest.json.minisig`. It is the same each time (RFC 8032, Ed25519)."""
+    """Return the content of the file `manifest.json.minisig`. The signature is deterministic (Ed25519, RFC 8032)."""
     from minisign import SecretKey
 
     secret = SecretKey.from_base64(key.get_secret_value())

@@ -29,7 +29,7 @@ FORMATS = re.compile(r"(\.(jsonl|ndjson|json|parquet))?(\.(gz|zst))?$", re.IGNOR
 """Endings of the names of files that can be uploaded."""
 NOT_DELETED = Dataset.deleted_at.is_(None)
 STORAGE_SECONDS = 600
-"""Seconds that a transaction may wait for the storage. One request to it ends earlier, with all its retries."""
+"""Seconds that a transaction may wait for the storage. A single request, with all its retries, ends earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def upload(storage: Storage, file: BinaryIO, max_bytes: int, content: Content) -
 
 
 def reuse_equal(session: Session, tenant: str, name: str, content: Content) -> Dataset | None:
-    """Return the tenant's dataset with this name and content, or None. Its last upload is now.
+    """Return the tenant's dataset with this name and content, or None. Sets its time of upload to now.
 
     Until the transaction ends, no other transaction can look up the same name and content.
     """
@@ -171,10 +171,10 @@ def delete_object(session: Session, storage: Storage, key: str, before: datetime
 
 
 def _lock_object(session: Session, key: str) -> None:
-    """Lock an object until the transaction ends. Others can then not delete it or add a row for it.
+    """Lock an object until the transaction ends. Other transactions can then not delete it or add a row for it.
 
-    The transaction may wait for the storage for `STORAGE_SECONDS`. Otherwise the database would end it and release the
-    lock while the storage may still delete the object.
+    Also sets how long the transaction may wait for the storage: `STORAGE_SECONDS`. With a shorter time, the database
+    could end the transaction and release the lock while the storage still deletes the object.
     """
     session.execute(select(func.set_config("idle_in_transaction_session_timeout", f"{STORAGE_SECONDS}s", True)))
     lock(session, key)
@@ -187,7 +187,7 @@ def clean_name(name: str) -> str:
 
 
 def file_name(name: str) -> str:
-    """Return the name for the stored file of a dataset with this name. The file is plain JSONL, whatever was sent."""
+    """Return the name under which the file of a dataset is downloaded. The file is plain JSONL in any case."""
     return FORMATS.sub("", name) + ".jsonl"
 
 

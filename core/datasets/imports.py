@@ -102,9 +102,9 @@ def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tup
 def claim(session: Session, *, busy: Collection[str] = ()) -> Import | None:
     """Claim the next due import: count a try and start a lease. Returns None if no import is due.
 
-    The tenant with the fewest imports in work is served, and among equal ones the tenant whose turn it is. Imports of
-    the tenants in `busy` are not claimed. An import without tries left is marked as failed and returned. Other claims
-    wait until this transaction ends.
+    The tenant with the fewest imports in work is served. Among tenants with equally many, the earliest turn is first.
+    Imports of the tenants in `busy` are not claimed. An import without tries left is marked as failed and returned.
+    Other claims wait until this transaction ends.
     """
     due = (Import.due_at < func.now(), Import.tenant.not_in(busy))
     if session.scalar(select(Import.id).where(*due).limit(1)) is None:
@@ -134,7 +134,7 @@ def tries_left(row: Import) -> int:
 
 
 def postpone(row: Import) -> None:
-    """End a try because the object storage was not available. The pause until the next one doubles each time."""
+    """End a try because the object storage was not available. The pause until the next try doubles each time."""
     row.due_at = func.now() + min(LEASE * 2 ** min(row.outages, 10), LONGEST_PAUSE)
     row.outages += 1
 

@@ -68,7 +68,7 @@ def _first_lines(storage: Storage, dataset: Dataset) -> list[bytes]:
 async def _run_tokenizer(tokenizer: Path, lines: list[bytes], show: int) -> Json:
     """Run `seft.data.preview` in a separate process and return its result.
 
-    The environment of that process contains no secrets, and the process is confined. It ends with this one.
+    The environment of that process contains no secrets, and the process is confined. It ends when this process ends.
     """
     request = json.dumps({"path": str(tokenizer), "lines": [line.decode() for line in lines], "show": show})
     package_root = str(Path(seft.__file__).parents[1])

@@ -1,9 +1,9 @@
 """The process that reads a dataset with a tokenizer: `python -m core.datasets.tokenizer_process TOKENIZER PARENT`.
 
-This program confines itself, because tokenizers and chat templates come from other people, and executes
-`seft.data.preview`: without a network, and with no files but those of the tokenizer and the programs. TOKENIZER is the
-tokenizer's folder, or a GGUF file in a folder of its own; the files of the folder may be links. The process may write
-to this folder.
+Tokenizers and chat templates come from other people. So this program first confines itself, then it executes
+`seft.data.preview`. The confined process has no network. It can read only the files of the tokenizer and of the
+programs. TOKENIZER is the tokenizer's folder, or a GGUF file in a folder of its own. The files of the folder may be
+links, and the process may write to the folder.
 """
 
 import os

@@ -42,8 +42,8 @@ class DatasetStore:
         """
         if existing := datasets.reuse_equal(session, tenant, name, content):
             return existing, False
-        # First, because it waits for the storage, and the limit locks the tenant.
+        # Before the quota is checked: this call waits for the storage, and the check locks the tenant.
         datasets.require_stored(session, self._storage, content)
-        # Checked again: another upload may have used up the quota since `store`.
+        # The quota is checked again, because another upload may have used it up since `store`.
         self._check_limit(session, tenant, sha256=content.sha256, import_id=import_id, more=content.bytes)
         return datasets.add(session, tenant, name, content), True

@@ -11,14 +11,11 @@ FLOAT = 4
 WHOLE_LOGITS = 1 << 24
 """Maximum number of logits that are in memory at the same time, as in `seft.loss`."""
 GATED = 1.5
-"""Ratio above which a block has a gate.
-
-It is the number of values that the up projections produce, divided by the number that the down projections read.
-"""
+"""A block has a gate if its up projections produce over this times as many values as its down projections read."""
 
 
 def weights_bytes(model: Dimensions, spec: JobSpec) -> int:
-    """Return the bytes of the weights on each device. If they are split, one block is whole, and copied meanwhile."""
+    """Return the bytes of the weights on each device. If they are split, they include one whole block twice."""
     whole = spec.value_bytes * model.parameters
     if not spec.sharded:
         return whole
@@ -28,7 +25,7 @@ def weights_bytes(model: Dimensions, spec: JobSpec) -> int:
 
 
 def _kept(matrix: Matrix, model: Dimensions, devices: int) -> float:
-    """Return the largest fraction of equal matrices that one of several devices keeps: of experts, whole ones."""
+    """Return the largest fraction of a group of equal matrices that a device keeps. Stacked experts are kept whole."""
     experts = model.stacked and matrix.count > 1
     return math.ceil(matrix.count / devices) / matrix.count if experts else 1 / devices
 
@@ -59,7 +56,7 @@ def saved_bytes(model: Dimensions, tokens: int, spec: JobSpec) -> int:
 
 
 def recomputed_bytes(model: Dimensions, tokens: int, spec: JobSpec) -> int:
-    """Return the bytes of `saved_bytes` if the inputs of the blocks are saved, and the activations of one block."""
+    """Return the same as `saved_bytes` if only the inputs of the blocks and the activations of one block are saved."""
     largest = max(_saved_by_block(model, block) for block in model.blocks)
     return round(spec.value_bytes * tokens * (model.hidden * len(model.blocks) + largest))
 

@@ -11,20 +11,21 @@ from seft.config import Allocation, PruneMethod, Refinement
 from seft.models.dimensions import Dimensions
 
 OTHERS, MOST_OTHERS = 0.42, 1.7
-"""Time of norms, softmax, optimizer and so on, as a fraction of the time of the products: in float32, and at most.
+"""Time of norms, softmax, optimizer and so on, as a fraction of the time of the matrix products.
 
-Measured on a CPU. These gain little from bfloat16, so the fraction grows with the speed of its products. The largest
-fraction is that of products in bfloat16 that are 4.2 times as fast. Other devices were not measured.
+`OTHERS` is the fraction in float32. In bfloat16 these operations gain little, so the fraction grows with the speed of
+the products, up to `MOST_OTHERS`. It was measured on a CPU on which products in bfloat16 are 4.2 times as fast as in
+float32. Other devices were not measured.
 """
 FORWARD, BACKWARD = 2, 4
 """Operations per weight and token of a forward pass, and of the backward pass after it."""
 WRITTEN, WRITTEN_ALONE = 2, 33
-"""Writing a token in n windows at the same time takes as long as WRITTEN + WRITTEN_ALONE / n forward passes of a token.
+"""If n windows are written at the same time, a token takes as long as WRITTEN + WRITTEN_ALONE / n forward passes of it.
 
-All weights are read for n tokens. Measured with SmolLM2-135M on a CPU: 18.5 with 2 windows, 6.1 with 8.
+All weights are read once for n tokens. Measured with SmolLM2-135M on a CPU: 18.5 with 2 windows, 6.1 with 8.
 """
 PRODUCTS = {PruneMethod.SPARSEGPT: 5, PruneMethod.ALPS: 30, PruneMethod.ADMM: 24}
-"""Products of a weight matrix with its Hessian that a method computes. Methods that are not here compute none."""
+"""Number of products of a weight matrix with its Hessian, by method. The other methods compute none."""
 FIXED_SECONDS = {Phase.LOADING: 8.0, Phase.EXPORTING: 8.0, Phase.UPLOADING: 1.0}
 """Seconds that a phase takes for the smallest model. Processes start, and libraries are imported."""
 WEIGHTS_PER_SECOND = 5e7
@@ -32,9 +33,9 @@ WEIGHTS_PER_SECOND = 5e7
 
 
 def estimate_seconds(spec: JobSpec, model: Dimensions, flops: Flops) -> dict[Phase, float]:
-    """Return the seconds of each phase that the job has, on a device that multiplies with `flops` operations/s.
+    """Return the seconds of each phase of the job. `flops` is the speed at which the device multiplies matrices.
 
-    If `flops` has no entry for the data type of the job, the seconds of phases that compute are missing. Raises
+    If `flops` has no entry for the data type of the job, the phases that compute are missing in the result. Raises
     ValueError if the data type is `auto`.
     """
     seconds = {phase: fixed + model.parameters / WEIGHTS_PER_SECOND for phase, fixed in FIXED_SECONDS.items()}
@@ -63,7 +64,7 @@ def count_operations(spec: JobSpec, model: Dimensions) -> dict[Phase, float]:
     if repair.method is not RepairMethod.NONE:
         trained = _forward(model, repair.steps * repair.batch_tokens, repair.sequence_tokens)
         distills = bool(repair.distill_weight or repair.hidden_weight)
-        # Of one device. Processes on a CPU share its cores, so for them this is too low.
+        # The operations of one device. On a CPU this is too low, because all processes share its cores.
         operations[Phase.TRAINING] = trained * (1 + BACKWARD / FORWARD + distills) / spec.devices
         operations[Phase.TRAINING] += evaluations_in_training(spec) * evaluation
         if repair.method is RepairMethod.LORA_REPRUNE:
@@ -105,9 +106,9 @@ def pruning_operations(spec: JobSpec, model: Dimensions) -> dict[str, float]:
     prune = spec.prune
     config, length = spec.prune_config(), prune.calibration.tokens
     tokens = calibration_tokens(spec)
-    # Each walk through the blocks runs them twice, and the last one once. Owl walks through them before pruning too.
+    # A pass through the model runs each block twice, and the last block once. `owl` needs such a pass before pruning.
     passes = (2 if spec.allocation is Allocation.OWL else 1) * (2 - 1 / len(model.blocks))
-    # Blocks run forward twice, and backward once to the inputs. That the head runs only once is ignored.
+    # Each block runs forward twice, and backward to its inputs once. The head runs forward only once: ignored.
     gradients = 3 * _forward(model, config.curvature_windows * length, length)
     operations = {"passes": passes * _run_blocks(model, tokens, length) + gradients}
     products = PRODUCTS.get(prune.method, 0)

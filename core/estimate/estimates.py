@@ -29,7 +29,7 @@ def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Setti
     query = select(Worker).where(workers.is_alive(settings.sweep_seconds)).order_by(Worker.name)
     formats, head = spec.output.formats, model.hidden * model.vocabulary
     zeros = spec.zeros(model.parameters, model.targets)
-    # The list belongs to no worker, so `auto` counts as the larger type.
+    # These values are for no particular worker, so `auto` counts as float32, the larger type.
     memory = memory_by_phase(model, spec.resolve_dtype(bfloat16=False))
     living = [_on_worker(worker, model, spec, speeds) for worker in session.scalars(query)]
     return {

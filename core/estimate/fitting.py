@@ -15,14 +15,11 @@ from seft.errors import ConfigError
 from seft.models.dimensions import Dimensions
 
 USABLE_FRACTION = 0.9
-"""Fraction of the device memory that a job can use. The other memory is for estimation errors and other processes."""
+"""Fraction of the device memory that a job can use. The rest is kept for estimation errors and other processes."""
 CONTEXT_BYTES = 600_000_000
 """Bytes of device memory that CUDA reserves per process."""
 MIN_TOKENS, MIN_SAMPLES = 128, 16
-"""Smallest number of tokens per sequence, and of calibration sequences, that is suggested.
-
-Results would else be poor.
-"""
+"""Smallest suggested number of tokens per sequence, and of calibration sequences. Smaller numbers give poor results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +78,7 @@ def _needed(need: Footprint, worker: Capability | Worker) -> int:
 
 
 def _sharded(spec: JobSpec) -> JobSpec | None:
-    """Return the job with its model split over its devices, or None if it is or cannot be."""
+    """Return the job with its model split over its devices. Returns None if it is split already or cannot be split."""
     try:
         return None if spec.sharded else JobSpec.model_validate({**spec.model_dump(mode="json"), "sharded": True})
     except ValidationError:
@@ -116,7 +113,7 @@ def _shrink_training(spec: JobSpec) -> JobSpec | None:
         return _with(spec, "repair", activation_checkpointing=True)
     windows = repair.batch_tokens // repair.sequence_tokens
     if spec.trains_all and windows > spec.devices:
-        # The gradients of several micro-batches are added up. A step of one micro-batch stores none.
+        # The sum of the gradients of several micro-batches needs memory. A step of one micro-batch has no such sum.
         windows = repair.micro_batch if windows > repair.micro_batch else _half(windows, spec.devices)
         return _with(spec, "repair", batch_tokens=windows * repair.sequence_tokens, micro_batch=windows)
     if repair.micro_batch > spec.devices:
@@ -127,7 +124,7 @@ def _shrink_training(spec: JobSpec) -> JobSpec | None:
 
 
 def _half(windows: int, devices: int) -> int:
-    """Return about half of a number of windows of which each device gets the same number."""
+    """Return about half of a number of windows, such that each device gets the same number of windows."""
     return max(1, windows // devices // 2) * devices
 
 

@@ -19,15 +19,15 @@ HALF = 2
 PROCESS_BYTES = 410_000_000
 """Bytes of a process that has loaded torch, transformers, a tokenizer and the text of the dataset.
 
-40 MB of it are for its copy, which waits to verify the checkpoint and shares most of its memory. With a torch built for
-CUDA, the process needs 130 MB more. That is ignored, because such machines rarely train on the CPU.
+They include 40 MB for a copy of the process, which waits to verify the checkpoint and shares most of its memory. With a
+torch built for CUDA, the process needs 130 MB more. That is ignored, because such machines rarely train on the CPU.
 """
 GGUF_BYTES = 100_000_000
 """Bytes of the modules and buffers that read and write GGUF files."""
 COMPACT_BYTES = 80_000_000
 """Bytes of the buffers of the threads that write and verify a compact file."""
 INTEGER = 4
-"""Bytes per weight of the largest tensor while its integers are made again and compared: four copies of them."""
+"""Bytes per weight of the largest tensor while its integers are computed again and compared: four copies."""
 FRAGMENTATION = 0.45
 """Bytes lost to heap fragmentation (glibc) per byte of activations that are saved for the backward pass. Measured."""
 PREDICTED = 64 * (FLOAT + FLOAT)
@@ -44,7 +44,7 @@ class Footprint:
     host_transfer: int = 0
     """Bytes on the host for copies to or from the device. Not needed if the device is the CPU."""
     cpu_only: int = 0
-    """Bytes that are needed only if the device is the CPU: lost to heap fragmentation, or copies for the host."""
+    """Bytes to add if the device is the CPU: heap fragmentation and copies. Negative if the phase needs less there."""
     processes: int = 1
     """Number of processes that each need these bytes, on a device of their own if it is not the CPU."""
 
@@ -62,7 +62,7 @@ class Footprint:
 def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
     """Return the peak memory of each phase that the job has, in the order of the phases."""
     weights, written, whole = weights_bytes(model, spec), HALF * model.parameters, spec.value_bytes * model.parameters
-    beside = 2 * whole if spec.sharded else 0  # before a model is split, and after it was put together again
+    beside = 2 * whole if spec.sharded else 0  # the whole model, before it is split and after it is gathered
     phases = {
         Phase.LOADING: Footprint(weights, beside, host_transfer=whole),
         Phase.EVALUATING: Footprint(weights + forward_bytes(model, spec.evaluate.tokens, spec)),
@@ -75,7 +75,8 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
         phases[Phase.RECONSTRUCTING] = _reconstructing(model, spec)
     if spec.repair.method is not RepairMethod.NONE:
         phases[Phase.TRAINING] = _training(model, spec)
-    # A copy of the process loads the written checkpoint on the host, and one weight twice. GGUF's loader has all twice.
+    # A copy of the process loads the written checkpoint on the host, the largest matrix twice. For GGUF, it loads all
+    # weights twice.
     loading = FLOAT * (model.parameters + model.largest)
     if any(each.is_gguf for each in spec.output.formats):
         loading += FLOAT * model.parameters + GGUF_BYTES
@@ -92,7 +93,7 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
 
 
 def _converted(model: Dimensions, spec: JobSpec) -> int:
-    """Return the bytes of the largest block or matrix in float32, if a device has the model in another data type."""
+    """Return the bytes of the largest block or matrix in float32. Returns 0 if the model is float32 or sharded."""
     largest = max(model.largest, *(sum(each.total for each in block) for block in model.blocks))
     return 0 if spec.value_bytes == FLOAT or spec.sharded else FLOAT * largest
 
@@ -100,8 +101,8 @@ def _converted(model: Dimensions, spec: JobSpec) -> int:
 def _writing(model: Dimensions, spec: JobSpec) -> int:
     """Return the bytes that the dense model needs to write text and to record its predictions.
 
-    These are the keys and values of the windows that it writes at a time. They are copied for each new token. If a
-    dataset is retained, the model only reads one window at a time.
+    These are the keys and values of the windows that it writes at the same time, with a copy of the keys and values of
+    one block, and the logits or a forward pass. If a dataset is retained, the model only reads one window at a time.
     """
     length, together = spec.repair.sequence_tokens, spec.written_at_once
     if not together:
@@ -130,7 +131,7 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     parts = training_parts(model, spec)
     host = round(parts.best_state / spec.devices) if spec.repair.evaluate_interval else 0
     host += retained_bytes(spec)
-    beside = max(0, parts.copied - max(parts.saved + parts.work, parts.chosen))  # it is not made during a step
+    beside = max(0, parts.copied - max(parts.saved + parts.work, parts.chosen))  # the copy is not made during a step
     alone = round(FRAGMENTATION * parts.saved) + beside
     return Footprint(parts.device, host, round(parts.copied / spec.devices), alone, spec.devices)
 

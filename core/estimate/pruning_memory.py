@@ -6,7 +6,7 @@ from seft.config import PruneMethod, Refinement
 from seft.models.dimensions import Dimensions, Matrix
 
 SOLVERS = {PruneMethod.SPARSEGPT: (16, 16), PruneMethod.ALPS: (24, 60), PruneMethod.ADMM: (16, 56)}
-"""Bytes while a matrix is pruned, per entry of its Hessian and per weight."""
+"""Bytes while a matrix is pruned: per entry of its Hessian, and per weight."""
 SELECTION, REFINED = 21, 32
 """Bytes per weight of a matrix while its zeros are selected, and while DSnoT moves them."""
 
@@ -14,8 +14,10 @@ SELECTION, REFINED = 21, 32
 def pruning_bytes(model: Dimensions, spec: JobSpec) -> int:
     """Return the bytes that pruning needs in addition to the weights.
 
-    These are the hidden states of all calibration sequences. They are in memory twice while a block computes the next
-    ones, or once together with the statistics of a block. Before, curvatures need a backward pass over one sequence.
+    These are the hidden states of all calibration sequences. While a block computes its outputs,
+    they are in memory twice. At other times, they are in memory once, together with the statistics of a block. Before
+    pruning, the allocation `curvature` needs a backward pass over one sequence. If the method reads no text, only the
+    bytes to select the zeros of a matrix are needed.
     """
     if not spec.prune_config().text_users:
         return max(selection_bytes(matrix) for matrix in matrices(model))
@@ -41,7 +43,7 @@ def state_bytes(model: Dimensions, spec: JobSpec) -> int:
 def _statistics(block: tuple[Matrix, ...], spec: JobSpec) -> int:
     """Return the bytes of the statistics of a block's layers, and of the work on the layer that is being pruned.
 
-    The copies include the sort of the scores in an N:M pattern and on a GPU.
+    The bytes per weight include sorting the scores, as with an N:M pattern and on a GPU.
     """
     refined = REFINED if spec.prune.refine is Refinement.DSNOT else 0
     factors, copies = SOLVERS.get(spec.prune.method, (0, SELECTION))

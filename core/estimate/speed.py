@@ -1,4 +1,4 @@
-"""How fast a kind of device runs the phases of a job. Recent jobs on such devices tell it, or else a calibration.
+"""How fast a kind of device runs the phases of a job, known from recent jobs on such devices or from a calibration.
 
 The unit of work is one weight times one token. This module does not use the database.
 """
@@ -19,7 +19,7 @@ from seft.models.dimensions import Dimensions
 LONGEST_SECONDS = 1e9
 """Longest remaining time of a job that is reported, about 32 years. Postgres cannot store times that are too late."""
 SIMILAR = 4
-"""Largest ratio between the numbers of weights of two models whose times per weight are compared.
+"""The times per weight of two models are compared if their numbers of weights differ by at most this factor.
 
 In a job of a much smaller model, the start of processes takes most of the time.
 """
@@ -30,7 +30,7 @@ DENSE_BYTES = 2
 
 
 class Source(StrEnum):
-    """What an estimate of the time is based on. It is `calibration` if any phase of the job is."""
+    """What an estimate of the time is based on. It is `calibration` if that gives the time of any phase."""
 
     EARLIER_JOBS = "earlier_jobs"
     CALIBRATION = "calibration"
@@ -64,7 +64,8 @@ class Speed(BaseModel):
     def estimate(self, spec: JobSpec, model: Dimensions) -> tuple[dict[Phase, float], Source | None]:
         """Return the seconds of each phase of the job that can be estimated, and what they are based on.
 
-        For each task, recent jobs of models of similar size count. If there are none, the calibration counts.
+        The time of a task comes from recent jobs with models of similar size. If there are none, it comes from the
+        calibration.
         """
         calibrated = calibration.estimate_seconds(spec, model, self.flops)
         seconds: dict[Phase, float] = {}
@@ -100,7 +101,7 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
     prune, repair, evaluate = spec.prune, spec.repair, spec.evaluate
     allocation = spec.prune_config().resolved_allocation
     # Each format is written and verified. The dense model is always written, because the others are made from it.
-    # The others are stored while they are written, so they are not uploaded later.
+    # The other formats are uploaded while they are written, and not in the phase `uploading`.
     written = len({OutputFormat.DENSE, *spec.output.formats})
     uploads = "" if OutputFormat.DENSE in spec.output.formats else "no weights"
     work: dict[Task, float] = {
@@ -113,7 +114,7 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
     work[Task(Phase.EVALUATING, dtype)] = float(parameters * len(spec.scored) * judged)
     text = calibration.calibration_tokens(spec)
     if spec.prunes:
-        # Solving takes the same time with any number of tokens, so only jobs with the same number are compared.
+        # A part of the time, solving, does not depend on the number of tokens: compare only jobs with the same number.
         method = f"{prune.method} {prune.refine} {allocation} {text}{dtype}"
         work[Task(Phase.PRUNING, method)] = float(targets)
     if repair.retains:

@@ -33,7 +33,7 @@ class _Measured(BaseModel):
 def load(session: Session) -> dict[str, Speed]:
     """Return the speed of each kind of device, by its name.
 
-    Only recent jobs count that succeeded in one attempt and were not stopped by a request.
+    Counts only recent jobs that succeeded in one attempt and were not stopped by a request.
     """
     paces: dict[str, list[Pace]] = {}
     for job, events in _recent_jobs(session):
@@ -64,7 +64,7 @@ def _measure(job: Job, events: Sequence[JobEvent]) -> Iterator[Pace]:
     try:
         spec = read_stored(job.spec).resolve_dtype(bfloat16=job.dtype == Dtype.BFLOAT16)
         measured = _Measured.model_validate(job.measured)
-    except ValidationError:  # another version of the software has written it, or a broken training process
+    except ValidationError:  # written by another version of the software, or by a faulty training process
         return
     parameters = measured.model.weights
     work = {

@@ -18,19 +18,19 @@ from seft.config import Allocation, Variant
 from seft.models.dimensions import Dimensions
 
 ACTIVE, IN_DTYPE, CANDIDATE, LISTED = 14, 3, 16, 4
-"""Bytes per trained weight (index, value, age, gradient), and how many more numbers it has in the data type of the job
-(base, two moments). Then bytes per candidate, and candidates per trained weight.
+"""Memory per trained weight: `ACTIVE` bytes (index, value, age, gradient) and `IN_DTYPE` numbers in the data type of
+the job (base, two moments). Before a topology update there are also `LISTED` candidates of `CANDIDATE` bytes each.
 
 A candidate is a weight that a topology update can select.
 """
 VECTOR = 16
 """Bytes per trained value of a low-rank method: the value, its two moments and its gradient."""
 WITH_INITIAL = VECTOR + FLOAT
-"""Bytes per trained value of a norm or bias: as `VECTOR`, and its initial value."""
+"""Bytes per trained value of a norm or bias: `VECTOR` bytes, and its initial value."""
 VECTORS, MEANS = 4, 4
-"""With the density `all`: vectors over rows and columns of a matrix for the optimizer, and for a rising sparsity."""
+"""Numbers per row and per column of a matrix with the density `all`: for the optimizer, and for a rising sparsity."""
 CHUNK, COPIES = 1 << 24, 4
-"""Largest number of weights that the optimizer changes at a time without a kernel, and its float32 copies of them."""
+"""Without a kernel, the optimizer changes at most `CHUNK` weights at a time and has `COPIES` float32 copies of them."""
 INDEXED = 21
 """Bytes per nonzero of a matrix while its gradients are added up: two indices, the gradient and the mask."""
 
@@ -48,7 +48,7 @@ class TrainingParts:
     work: int
     """The rest of a step: the logits, the activations of one block, and the copies that change its weights."""
     chosen: int
-    """What the choice of the weights that become zero needs, between two steps."""
+    """The choice of the weights that become zero, between two steps."""
     copied: int
     """The copy of all nonzeros that is saved between two steps, on the host."""
     best_state: int
@@ -87,10 +87,10 @@ def training_parts(model: Dimensions, spec: JobSpec) -> TrainingParts:
 
 
 def _all_nonzeros(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
-    """Return what `_method` returns, for the density `all`. The weights are changed in place.
+    """Return the same values as `_method`, for the density `all`. The weights are changed in place.
 
-    The gradients of several micro-batches are added up: those of the nonzeros, or, if the sparsity rises, first those
-    of all weights.
+    The gradients of the nonzeros are added up over several micro-batches. If the sparsity rises, all weights are
+    nonzeros at first.
     """
     sides = sum(matrix.count * (matrix.rows + matrix.cols) for matrix in matrices(model))
     vectors = FLOAT * sides * (VECTORS + (MEANS if spec.prune.gradual else 0))
@@ -99,9 +99,9 @@ def _all_nonzeros(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
 
 
 def _step_of_nonzeros(model: Dimensions, spec: JobSpec) -> int:
-    """Return the bytes with which the backward pass of the largest matrix changes its nonzeros.
+    """Return the bytes that the backward pass of the largest matrix needs to change its nonzeros.
 
-    These are its gradient, and either the copies of an optimizer step, or those of adding the gradient to a sum.
+    These are its gradient, and the copies for an optimizer step or for adding the gradient to a sum.
     """
     largest = max(matrix.weights for matrix in matrices(model))
     if _sums_gradients(model, spec):
@@ -110,10 +110,10 @@ def _step_of_nonzeros(model: Dimensions, spec: JobSpec) -> int:
 
 
 def _choice_of_zeros(model: Dimensions, spec: JobSpec) -> int:
-    """Return the bytes for a rising sparsity before the first step, or between two steps.
+    """Return the bytes that a rising sparsity needs outside of steps.
 
-    These are the choice of the weights that become zero, or the calibration text with which `owl` distributes the
-    zeros.
+    Before the first step, `owl` reads the calibration text to distribute the zeros. Between two steps, the weights that
+    become zero are chosen.
     """
     calibrated = 2 * state_bytes(model, spec) + block_bytes(model, spec.prune.calibration.tokens, spec)
     reads_text = spec.allocation is Allocation.OWL
@@ -127,9 +127,9 @@ def has_several_micro_batches(spec: JobSpec) -> bool:
 
 
 def _sums_gradients(model: Dimensions, spec: JobSpec) -> bool:
-    """Return whether the gradients of all linears are added up until the end of a step of all nonzeros.
+    """Return whether a step of all nonzeros adds up the gradients of all linears until its end.
 
-    With experts on several devices this is done with one micro-batch too, see `seft.repair.all_nonzeros`.
+    It does so with several micro-batches, and with experts on several devices, see `seft.repair.all_nonzeros`.
     """
     experts = any(matrix.use < 1 for matrix in matrices(model))
     return has_several_micro_batches(spec) or (spec.devices > 1 and experts)

@@ -48,7 +48,7 @@ class SkippedModel:
 class CataloguePage:
     """A part of the list of models, and the models that are left out of this part.
 
-    The next part follows the model `next`. It is None if no more models follow.
+    `next` is the last model of this part, after which the next part begins. It is None if no more models follow.
     """
 
     entries: Sequence[CatalogueEntry]
@@ -76,7 +76,7 @@ class Catalogue:
         living, entries, skipped = self._living_workers(), list[CatalogueEntry](), list[SkippedModel]()
         last = ""
         for reference in self._names(tenant, after, limit + 1):
-            # No request can continue after a name that is not valid text.
+            # A page cannot end with a name that is not valid text, because no request could name it as `after`.
             if max(len(entries), len(skipped)) >= limit and last == printable(last):
                 return CataloguePage(entries, skipped, next=last)
             last = reference

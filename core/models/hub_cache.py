@@ -1,8 +1,8 @@
-"""Keep the cache of hub models on this machine below its limit, and delete the models that were not used for longest.
+"""Keep the cache of hub models on this machine below its limit: delete the least recently used models.
 
-A process that uses a model holds a shared lock on the model's lock file. The kernel releases it when the process ends,
-however it ends. Only a model without such a lock is deleted. A model that no process of this service has ever used has
-no lock file, and is never deleted: the cache may also belong to a user of the machine.
+A process that uses a model holds a shared lock on the model's lock file. The kernel releases the lock when the process
+ends, even if it is killed. Only a model without such a lock is deleted. A model that no process of this service has
+ever used has no lock file and is never deleted: the cache may also belong to a user of the machine.
 """
 
 import errno
@@ -27,7 +27,7 @@ SPARE_BYTES = 1 << 30
 
 
 class CacheFullError(OSError):
-    """The disk of the cache has too little space for a model, even without the models that no job uses."""
+    """The disk of the cache has too little space for a model, even after all unused models were deleted."""
 
     def __init__(self, problem: str) -> None:
         way_out = "Free space on the disk of the hub cache: a job that waits for it is tried again within an hour."
@@ -43,8 +43,9 @@ def folder_of(source: ModelSource) -> Path:
 def using(source: ModelSource, limit: int, *, weights: bool = True) -> Iterator[int | None]:
     """Make space for the files of a hub model that are not cached yet, and protect the model during the `with` block.
 
-    Yields the descriptor of the lock. A program that inherits it also protects the model. Does nothing, and yields
-    None, for a model whose files are somewhere else.
+    Yields the descriptor of the lock. A program that inherits it also protects the model. If the files of the model are
+    outside the hub cache, does nothing and yields None.
+
     `limit` is the maximum size of the cache in bytes; 0 means no limit. Raises SourceError if the model is larger than
     the limit, and CacheFullError if the disk has too little space.
     """
@@ -56,7 +57,7 @@ def using(source: ModelSource, limit: int, *, weights: bool = True) -> Iterator[
         if source.bytes(weights=weights) <= limit or not limit:
             _delete_other_commits(source, folder, lock, limit, weights=weights)
         fcntl.flock(lock, fcntl.LOCK_SH)
-        with suppress(PermissionError):  # the lock file of another user keeps its time
+        with suppress(PermissionError):  # a lock file of another user may not be changed
             os.utime(lock)
         _make_space(source, folder, limit, weights=weights)
         yield lock
@@ -77,7 +78,7 @@ def _make_space(source: ModelSource, folder: Path, limit: int, *, weights: bool)
             if missing + SPARE_BYTES > free:
                 need = f"The download of {source.reference} needs {missing} bytes, and {SPARE_BYTES} must stay free;"
                 raise CacheFullError(f"{need} only {free} are free.")
-            return  # every other model is in use, so the cache exceeds its limit until one is not
+            return  # every other model is in use: the cache exceeds its limit until one is free
         _delete_unused(oldest)
 
 
@@ -106,7 +107,7 @@ def _least_recently_used(own: Path) -> Iterator[Path]:
 
 
 def _delete_other_commits(source: ModelSource, folder: Path, lock: int, limit: int, *, weights: bool) -> None:
-    """If space is needed, delete all commits of a model but that of `source`, unless a process uses the model."""
+    """If space is needed and no process uses the model, delete all its commits except the commit of `source`."""
     if not folder.is_dir() or not (missing := _missing(source, weights=weights)):
         return
     if not _fits(missing, folder.parent, limit):
@@ -115,7 +116,7 @@ def _delete_other_commits(source: ModelSource, folder: Path, lock: int, limit: i
             cache = hub.scan_cache_dir(folder.parent)
             own = frozenset(repo for repo in cache.repos if repo.repo_path == folder.resolve())
             others = {commit.commit_hash for repo in own for commit in repo.revisions} - {source.revision}
-            # Another model may have equal commits, so the deletion gets this model alone.
+            # Another model may have commits with the same hash, so only this model is given to the deletion.
             replace(cache, repos=own).delete_revisions(*sorted(others)).execute()
 
 
@@ -132,7 +133,7 @@ def _lock_file(folder: Path) -> Iterator[int]:
     path = locks / folder.name
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except PermissionError:  # another user of the machine made the file; a lock needs only the right to read it
+    except PermissionError:  # another user of the machine owns the file; to lock it, the right to read it is enough
         lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield lock

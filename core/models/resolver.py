@@ -57,20 +57,19 @@ CACHE_SIZE = 256
 They are cached by the version of the model's files (`_version`).
 """
 SETTLED_SECONDS = 60
-"""Age of files from which on their dimensions are cached.
+"""Minimum age of a model's files for its dimensions to be cached.
 
 Younger files may have changed after the model was found and before their version was read.
 """
 Version = str | tuple[tuple[str, int, int, int], ...]
 MIN_PREFIX = 4
-"""Shortest beginning of a model's name, in characters, for which the rest is suggested."""
+"""Minimum length of a text, in characters, for which a model whose name begins with the text is suggested."""
 RETRY_SECONDS = 60
-"""Seconds after which a request may be sent again that found no space on the disk."""
+"""Seconds after which a client may repeat a request that failed because of the disk of the service."""
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""Errors of code that reads a file that is not what it seems. The log has them, because they can also be our mistake.
-"""
+"""Errors of code that reads a malformed file. They are logged, because they can also come from a bug of the service."""
 VANISHED = (FileNotFoundError, NotADirectoryError, PermissionError)
-"""Errors of a model whose files were deleted while they were read, or that this process must not read."""
+"""Errors if the files of a model were deleted while they were read, or if this process has no right to read them."""
 PRIVATE = f"For a private or gated model, set your tenant's hub token with {HOW_TO_SET}."
 LISTED = "that GET /models (`seft models`) lists"
 WAYS_OUT = {
@@ -100,7 +99,7 @@ class ModelResolver:
         Raises ProblemError for the parameter `model` or `revision` if the model does not exist or cannot be used.
         Raises HUB_BUSY immediately if too many requests already wait for the hub.
         """
-        # The list of models is made with `cached`. To list all names for each model of the list would be slow.
+        # With `cached`, no similar name is suggested. The list of models uses it, and listing all names is slow.
         with _source_errors(reference, tuple if cached else self.shared_names):
             if reference != printable(reference):
                 message = f"the name of a model must be valid text without NUL; {reference!r} is not. Rename it."
@@ -127,7 +126,7 @@ class ModelResolver:
     def dimensions(self, tenant: str, source: ModelSource) -> Dimensions:
         """Return the dimensions of a model. Raises the errors of `find`.
 
-        They are cached: the headers of a model of many experts take a tenth of a second.
+        They are cached, because reading the headers of a model with many experts takes a tenth of a second.
         """
         with _source_errors(source.reference):
             version = _version(source)
@@ -197,8 +196,8 @@ class ModelResolver:
     def require_writable(self, tenant: str, repository: str, param: str) -> None:
         """Raise INVALID_REQUEST for the parameter `param` if a push to the repository must fail.
 
-        That is so if the hub must not be used, if the tenant has no token, if the hub rejects the token, or if the
-        token may not write. A hub that does not answer is no reason, because the push is tried for days.
+        A push must fail if the hub must not be used, if the tenant has no token, if the hub rejects the token, or if it
+        may not write. If the hub does not answer, nothing is raised, because the push is tried for days.
         """
         if flaw := self._push_flaw(tenant, repository, param):
             rule, way_out = flaw
@@ -254,10 +253,10 @@ class ModelResolver:
 
 
 def _version(source: ModelSource) -> Version | None:
-    """Return what changes if the files of a model change. None if they changed less than `SETTLED_SECONDS` ago.
+    """Return a value that changes if the files of a model change. None if they changed less than `SETTLED_SECONDS` ago.
 
-    It is the commit of a hub model, or the hash of a job's result. Otherwise, it is the name, the size, the time of the
-    last change and the number (inode) of each file.
+    For a hub model it is the commit, and for a result of a job the hash of the manifest. For a local model it is the
+    name, the size, the time of the last change and the number (inode) of each file.
     """
     if source.revision is not None:
         return source.revision
@@ -307,7 +306,8 @@ def _source_errors(reference: str, names: Callable[[], Iterable[str]] = tuple) -
 def _did_you_mean(reference: str, names: Iterable[str]) -> str:
     """Return a question that names the most similar model, or an empty text. Owners and folders are not compared.
 
-    A name that continues the reference is preferred, such as the one of a GGUF file without its quantisation.
+    A name that begins with the reference is preferred. For example, the name of a GGUF file ends with its quantisation,
+    which the reference may lack.
     """
     known = {_last_part(name): name for name in sorted(names) if name == printable(name) != reference}
     unknown = _last_part(reference)

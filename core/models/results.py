@@ -51,7 +51,7 @@ def find(session: Session, tenant: str, job_id: str, *, keep: bool = False) -> C
 
 
 def page(session: Session, tenant: str, *, after: str | None, limit: int) -> Sequence[str]:
-    """Return the ids of up to `limit` of the tenant's jobs with a dense checkpoint, newest first, from `after` on."""
+    """Return the ids of up to `limit` jobs of the tenant with a dense checkpoint, older than `after`, newest first."""
     query = select(Job.id).join(Checkpoint, Job.id == Checkpoint.job_id).where(Job.tenant == tenant, _IS_DENSE)
     if after is not None:
         query = query.where(Job.id < after)
@@ -59,7 +59,7 @@ def page(session: Session, tenant: str, *, after: str | None, limit: int) -> Seq
 
 
 def files(checkpoint: Checkpoint) -> list[Json]:
-    """Return the files of a checkpoint without those of other formats, each with the key of its object."""
+    """Return the files of a checkpoint, except files of formats other than `dense`. Each has the key of its object."""
     return [
         {**file, "key": checkpoint.prefix + file["name"]}
         for file in checkpoint.files
@@ -95,7 +95,7 @@ def _has_chat_template(storage: Storage, checkpoint: Checkpoint) -> bool:
     names = {file["name"] for file in files(checkpoint)}
     if CHAT_TEMPLATE in names or TOKENIZER_CONFIG not in names:
         return CHAT_TEMPLATE in names
-    # Several templates are stored in this file.
+    # A model with several chat templates has them in this file.
     tokenizer = json.loads(storage.read(checkpoint.prefix + TOKENIZER_CONFIG, MAX_FILE_BYTES))
     return bool(tokenizer.get("chat_template"))
 

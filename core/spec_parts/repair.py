@@ -44,8 +44,7 @@ class RepairSpec(Spec):
     density: Annotated[Number, Field(ge=1e-6, le=1.0)] | Literal["auto", "all"] = Field(
         default="auto",
         description="Number of trained values, as a fraction of the weights in the pruned layers. `all` trains all"
-        " nonzeros in place, with `seft` only. `auto` is `all` with `seft`, except the variant `published`, and"
-        " otherwise 0.005.",
+        " nonzeros in place, with `seft` only. `auto` is `all` with `seft` in the variant `improved`, else 0.005.",
     )
     steps: Integer = Field(
         ge=1,
@@ -98,7 +97,7 @@ class RepairSpec(Spec):
         default=2,
         ge=1,
         le=4096,
-        description="Number of sequences on all devices of the job at a time, a multiple of `devices`. Changes memory"
+        description="Number of sequences that all devices process at a time, a multiple of `devices`. Changes memory"
         " and speed. It also changes the result, by rounding and by which weights an event of `seft` chooses.",
     )
     activation_checkpointing: Boolean = Field(

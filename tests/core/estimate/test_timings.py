@@ -261,7 +261,7 @@ def test_by_calibration_each_data_type_has_its_own_speed(spec: JobSpec) -> None:
 def test_the_data_type_auto_has_no_work_and_no_memory_of_its_own(spec: JobSpec) -> None:
     auto = spec.model_copy(update={"dtype": Dtype.AUTO})
     for compute in (lambda: count_work(auto, 1, 1), lambda: memory_by_phase(MODEL, auto)):
-        with pytest.raises(ValueError, match="must be that of a device; it is auto"):
+        with pytest.raises(ValueError, match="must be float32 or bfloat16; it is auto"):
             compute()
 
 
