@@ -47,7 +47,7 @@ class WorkQueue:
     """
 
     def __init__(self, what: str, *, running: int, waiting: int, per_tenant: int) -> None:
-        """Serve `running` requests at a time, let `waiting` wait, and let `per_tenant` of a tenant run or wait."""
+        """Serve `running` requests at a time and let `waiting` wait. Of these, a tenant may have `per_tenant`."""
         self._what, self._most, self._per_tenant = what, running + waiting, per_tenant
         self._tenant_running = max(1, running - 1)
         self._running = CapacityLimiter(running)

@@ -51,7 +51,7 @@ async def while_connected(request: Request, work: Callable[[], Awaitable[Result]
     """Return the result of `work()`. If the client leaves first, cancel the work and raise ClientDisconnect.
 
     Also cancels the work if the request has a body that exceeds a limit, and raises that LimitError. A thread cannot be
-    cancelled. If the work runs one, it is waited for.
+    cancelled: if the work runs in a thread, this function waits until the thread ends.
     """
     results: list[Result] = []
     errors: list[Exception] = []

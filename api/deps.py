@@ -126,7 +126,7 @@ async def sent_key(
     """Return the API key that the request has sent. It is not verified yet.
 
     Raises UNAUTHENTICATED if there is none, and RATE_LIMITED if the network has sent too many unknown keys. It is
-    async, so that other requests do not wait for a thread behind those that are refused.
+    async, so a refused request takes no thread for which other requests would have to wait.
     """
     if credentials is None:
         raise ProblemError(
@@ -163,8 +163,8 @@ def scraping(request: Request, services: CurrentServices, secret: SentKey) -> Ca
 def _verified(request: Request, services: Services, secret: str) -> ApiKey:
     """Return the row of an API key.
 
-    Raises UNAUTHENTICATED if the key is unknown or revoked, and RATE_LIMITED as `sent_key` does: many requests can pass
-    its check before the first of them is verified.
+    Raises UNAUTHENTICATED if the key is unknown or revoked, and RATE_LIMITED as `sent_key` does. The limit
+    is checked again, because many requests can pass the check of `sent_key` before the first of them is verified.
     """
     services.unknown_callers.require_below_limit(network_of(request), secret)
     with services.sessions.begin() as session:
@@ -197,7 +197,7 @@ Auth = Annotated[Caller, Depends(authenticated)]
 
 
 async def network_wait(request: Request, services: CurrentServices) -> AsyncIterator[None]:
-    """Count the request as an open wait of its network until the response is sent, if it is one.
+    """If the request can wait, count it as an open wait of its network until the response is sent.
 
     Raises RATE_LIMITED if the network has too many. This is checked before the key, so a refusal costs no thread.
     """
@@ -206,7 +206,7 @@ async def network_wait(request: Request, services: CurrentServices) -> AsyncIter
 
 
 async def key_wait(request: Request, services: CurrentServices, secret: SentKey) -> AsyncIterator[None]:
-    """Count the request as an open wait of its key until the response is sent, if it is one.
+    """If the request can wait, count it as an open wait of its key until the response is sent.
 
     Raises RATE_LIMITED if the key has too many. This is checked before the key is verified, as in `network_wait`.
     """

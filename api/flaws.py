@@ -33,7 +33,7 @@ JSON_TYPES = {
     "model": "an object",
     "model_attributes": "an object",
 }
-"""What a value of the wrong type should be, in words of JSON, by the name in the type of pydantic's error."""
+"""The expected type in words of JSON, by the type of pydantic's error without `_type`."""
 
 
 def flaws_of(request: Request, error: RequestValidationError) -> list[Flaw]:
@@ -139,7 +139,7 @@ def _value(entry: dict[str, Any]) -> str:
 
 
 def _either(one: Flaw, other: Flaw) -> Flaw:
-    # Both have the advice of the field. The longer one may also name a word that was meant.
+    # Both texts contain the advice of the field. The longer text may also name the word that was probably meant.
     way_out = max(one.way_out, other.way_out, key=len)
     return Flaw(one.param, f"{one.rule}, or {other.rule[:1].lower()}{other.rule[1:]}", one.value, way_out)
 
@@ -151,7 +151,7 @@ def _dotted(names: Iterable[str | int]) -> str:
 def _did_you_mean(root: type[BaseModel], names: Sequence[str | int], unknown: str, model: type[BaseModel]) -> str:
     """Return advice for an unknown field of `model`, which is at `names` in `root`.
 
-    A field of the same name elsewhere in the request was meant. One inside the same part is more likely.
+    It suggests fields of the same name in the request. If the same part has such fields, it suggests only these.
     """
     known = list(model.model_fields)
     same = [path for path in _paths(root) if path.rpartition(".")[2] == unknown]
@@ -161,7 +161,7 @@ def _did_you_mean(root: type[BaseModel], names: Sequence[str | int], unknown: st
 
 
 def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted paths of all fields of a model, with those of the models in it."""
+    """Yield the dotted paths of all fields of a model and of the models inside it."""
     for name, field in model.model_fields.items():
         yield prefix + name
         if inner := _model_of(field):

@@ -96,13 +96,13 @@ class Importer(Poller):
                     imports.fail(held, problem)
         if content and not done:
             self._delete_content(row, content)
-        if held:  # else another importer needs the object
+        if held:  # otherwise another importer needs the object
             self._delete_object(row)
 
     def _delete_content(self, row: Import, content: Content) -> None:
-        """Delete the records of an import that became no dataset, unless another import or dataset needs them.
+        """Delete the records of an import that became no dataset. Another importer or a dataset may still need them.
 
-        Without a dataset they do not count against the tenant's storage quota.
+        They must be deleted, because without a dataset they do not count against the tenant's storage quota.
         """
         with self.services.sessions.begin() as session:
             if not imports.is_unfinished(session, row.id):

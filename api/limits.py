@@ -34,7 +34,7 @@ NO_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[^\[\]{}"]+', re.DOTALL)
 class LimitError(HTTPException):
     """A body exceeds a limit.
 
-    Carries the ProblemError to report, since FastAPI would turn that itself into status 400.
+    Contains the ProblemError to report, because FastAPI would turn a raised ProblemError into status 400.
     """
 
     def __init__(self, problem: ProblemError) -> None:

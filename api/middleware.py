@@ -24,7 +24,7 @@ class RequestMiddleware:
 
     The limit of a dataset upload is `upload_bytes`. The limit of every other body is `BODY_BYTES`. A HEAD request is
     processed as GET, and the server sends its response without the content (RFC 9110, section 9.3.2). It opens no
-    event stream, whose end the next request on the connection would have to wait for.
+    event stream, because the next request on the connection would have to wait for the end of the stream.
     """
 
     def __init__(self, app: ASGIApp, upload_bytes: int) -> None:
@@ -74,7 +74,7 @@ class RequestMiddleware:
 
 
 def _as_get(scope: Scope) -> Scope:
-    """Return the scope of the GET request to process for a HEAD request, and the scope itself for every other one."""
+    """Return the scope of a GET request in place of the scope of a HEAD request. Other scopes do not change."""
     if scope["method"] != "HEAD":
         return scope
     headers = [(name, value) for name, value in scope["headers"] if name != b"accept"]

@@ -14,7 +14,7 @@ from core.errors import Code, ProblemError
 FAILURES = 100
 """Number of requests with unknown keys that a network may send at once."""
 SECONDS_PER_FAILURE = 0.2
-"""Seconds after which a network may send one more."""
+"""Seconds after which a network that sent so many may send one more request with an unknown key."""
 REMEMBERED = 10_000
 """Maximum number of valid keys, and of networks, that are remembered."""
 

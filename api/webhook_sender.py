@@ -39,13 +39,13 @@ CALL_SECONDS = 15.0
 CALLS = 64
 """Number of deliveries that one process sends at the same time."""
 TENANT_CALLS = 8
-"""Number of these that may belong to one tenant. At most one belongs to one webhook."""
+"""Maximum number of deliveries of one tenant among these `CALLS`. A webhook has at most one of them."""
 RESERVED_CALLS = CALLS // 4
-"""Number of these that are kept for the first delivery of a tenant."""
+"""Number of the `CALLS` that are reserved for tenants without a running delivery."""
 SHOWN_BYTES = 1024
 """Bytes of a response body that are stored in the log of the delivery."""
 ADDRESS_REFUSED = "The host cannot be resolved, or an address of it is neither public nor in SEFT_WEBHOOK_NETWORKS."
-"""One text for all reasons. Else a tenant could learn the names and addresses of the operator's network."""
+"""One text for all reasons, because different texts would show the names and addresses of the operator's network."""
 
 log = structlog.get_logger(__name__)
 
@@ -154,7 +154,7 @@ async def _post(delivery: PendingDelivery, allowed: Sequence[Network], resolver:
     # The URL contains the address that was checked. TLS verifies the certificate against the host name.
     target = httpx2.URL(scheme=url.scheme, host=address, port=url.port, raw_path=path.encode())
     headers = {"Host": url.netloc, **_headers(delivery)}
-    # It counts for the connection and for TLS. Without it, a cancelled TLS handshake would leave its socket open.
+    # The timeout covers the connection and TLS. Without it, a cancelled TLS handshake would leave its socket open.
     timeout = httpx2.Timeout(None, connect=step_seconds)
     async with (
         httpx2.AsyncClient(verify=_tls(), trust_env=False, timeout=timeout) as client,

@@ -40,7 +40,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 FRAMEWORK_CODES = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}
-"""Error code per HTTP status, for errors of the framework. For any other status the request body was unreadable."""
+"""Error code per HTTP status, for errors of the framework. Any other status means that the body was unreadable."""
 ASSET_CACHE = "public, max-age=31536000, immutable"
 
 

@@ -223,7 +223,8 @@ def _text(value: object) -> str:
 def _pair(name: str, value: str) -> str:
     """Return a pair as a line `name=value`, or as a JSON object if reading this line would give another pair.
 
-    It does if the name contains a `=`, or if the name or the value contains a line break, or begins or ends with space.
+    This happens if the name contains a `=`, or if the name or the value contains a line break, or begins or ends with
+    space.
     """
     line = f"{name}={value}"
     same = line.splitlines() == [line.strip()] and _read_pairs(line) == {name: value}
@@ -231,7 +232,7 @@ def _pair(name: str, value: str) -> str:
 
 
 def _read_pairs(line: str) -> dict[str, str]:
-    """Return the pairs in a line of a field, which has one pair or a JSON object. Empty if it has another format."""
+    """Return the pairs in a line, which has one pair or a JSON object. Empty if the line has another format."""
     with suppress(ValueError, RecursionError):
         pairs = json.loads(line)
         if isinstance(pairs, dict):

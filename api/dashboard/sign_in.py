@@ -42,7 +42,7 @@ def sign_in(
         return page(request, None, "sign_in.html", status=422, back=back, rejected=True)
     services.unknown_callers.record(network, visit.token, valid=True)
     request.state.fresh_token = visit.token
-    # Only a path of the dashboard is allowed, and none that looks like the address of another host.
+    # Only a path of the dashboard is allowed. Browsers take a path that begins with // or /\ for another host.
     return go(back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/")
 
 

@@ -38,7 +38,7 @@ class StageProgress:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A run of a stage. `end` is None if it has not ended, or if its attempt ended meanwhile."""
+    """A run of a stage. `end` is None if the run has not ended, or if its attempt ended during the run."""
 
     stage: Stage
     start: datetime
@@ -76,7 +76,7 @@ def _stages(job: JobView) -> tuple[Stage, ...]:
 
 
 def _runs(job: JobView, stages: Sequence[Stage], events: Sequence[EventView]) -> Iterator[_Run]:
-    """Yield the runs of stages that the events report. Within an attempt, each stage comes after the ones before it."""
+    """Yield the runs of stages that the events report. In an attempt, stages run in the order of `stages`."""
     place, attempt = 0, 0
     for number, event in enumerate(events):
         if event.attempt != attempt:

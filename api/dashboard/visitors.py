@@ -125,7 +125,7 @@ async def submitted(request: Request, visitor: Signed) -> AsyncIterator[FormData
 
 
 async def submitted_by_any_scope(request: Request, visitor: Identified) -> AsyncIterator[FormData]:
-    """Return the submitted form, as `submitted` does, whatever the scope of the key is."""
+    """Return the submitted form like `submitted`, but for a key of any scope."""
     async with _form(request, visitor) as form:
         yield form
 

@@ -136,8 +136,8 @@ def delete_import(services: CurrentServices, caller: Auth, import_id: ImportId) 
 def _resume(services: Services, caller: Caller, body: ImportRequest) -> ImportView | None:
     """Return the unfinished import with the same name, size and `resume_key`, or None.
 
-    The percentage of invalid lines that are skipped is that of the newest request. An import that is checked already
-    keeps its percentage, so it is returned only if the request has the same one.
+    The import gets the `invalid_sample_skip_percentage` of this request. After its upload is complete, the percentage
+    cannot change: the import is then returned only if the request has the same percentage.
     """
     if body.resume_key is None or body.bytes is None:
         return None

@@ -56,7 +56,7 @@ router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
             "description": "A page of events, or a stream.",
             "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
         },
-        204: {"description": "To a stream that would start after the last event of a finished job."},
+        204: {"description": "The stream would start after the last event of a finished job."},
         **ERRORS,
     },
 )

@@ -61,7 +61,7 @@ class FitView(BaseModel):
         description="Changes to the job, at any depth (RFC 7396), that make it fit. `null` if no change helps."
     )
     seconds: float | None = Field(
-        description="Seconds from the claim of the job to its end on such a device. `null` if they are unknown."
+        description="Seconds from the claim of the job to its end on such a device. `null` if the time is unknown."
     )
     seconds_from: Source | None = Field(
         description="What `seconds` is based on: recent jobs on such devices (`earlier_jobs`), or also a short"
@@ -118,7 +118,7 @@ class EstimateView(BaseModel):
     tokens: TokensView
     memory: list[PhaseView] = Field(
         description="Peak memory of each phase, in the order of the phases. With the dtype `auto`, these are the values"
-        " for `float32`; `workers` has those of each worker's own dtype."
+        " for `float32`; `workers` has the values for the dtype of each worker."
     )
     checkpoint_bytes: int = Field(
         description="Bytes of the weight files in the published checkpoint, in all its formats."

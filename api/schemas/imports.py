@@ -58,7 +58,7 @@ class ImportRequest(Spec):
 
 
 class ImportFailure(BaseModel):
-    """Reason why an import failed. `code` and `errors` are those of an error response, `message` is its `detail`."""
+    """Reason why an import failed. It has the `code` and `errors` of an error response. `message` is its `detail`."""
 
     code: Code
     message: str

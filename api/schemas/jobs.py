@@ -49,13 +49,13 @@ class JobView(BaseModel):
     step: int = Field(description="Number of optimizer steps done, out of `spec.repair.steps`.")
     attempt: int = Field(description="Number of the newest attempt. 0 before the first one.")
     dtype: str | None = Field(
-        description="Data type of the weights in the newest attempt. It tells what `auto` in `spec.dtype` was. `null`"
-        " before the first attempt."
+        description="Data type of the weights in the newest attempt. It shows what `auto` in `spec.dtype` became."
+        " `null` before the first attempt."
     )
     scores: dict[str, float] = Field(
         description="Perplexities of the `dense`, `pruned` and `repaired` model, each as soon as it is measured. With"
-        " the schedule `gradual` there is no `pruned` model. `dense_retained` and so on are those on retained text, and"
-        " show what the model has lost elsewhere."
+        " the schedule `gradual` there is no `pruned` model. `dense_retained` and so on are perplexities on"
+        " retained text. They show what the model has lost on other text."
     )
     measured: dict[str, Any] | None = Field(description="Sparsity, counted in the files of the checkpoint.")
     error: ErrorView | None

@@ -20,7 +20,7 @@ class WorkerView(BaseModel):
     memory: int = Field(description="Memory of a device in bytes.")
     disk: int = Field(description="Free disk space for files of jobs, in bytes, at the last heartbeat.")
     bfloat16: bool = Field(
-        description="Whether the device has instructions for bfloat16. Jobs with the dtype `auto` then run in it."
+        description="Whether the device has instructions for bfloat16. Jobs with the dtype `auto` then run in bfloat16."
     )
     temperature: int | None = Field(
         description="Device temperature in degrees Celsius at the last heartbeat. `null` without NVML."

@@ -14,10 +14,10 @@ SELECTION, REFINED = 21, 32
 def pruning_bytes(model: Dimensions, spec: JobSpec) -> int:
     """Return the bytes that pruning needs in addition to the weights.
 
-    These are the hidden states of all calibration sequences. While a block computes its outputs,
-    they are in memory twice. At other times, they are in memory once, together with the statistics of a block. Before
-    pruning, the allocation `curvature` needs a backward pass over one sequence. If the method reads no text, only the
-    bytes to select the zeros of a matrix are needed.
+    These are the hidden states of all calibration sequences. They are in memory twice while a block computes its
+    outputs. At other times they are in memory once, together with the statistics of a block. Before pruning, the
+    allocation `curvature` needs a backward pass over one sequence. If no text is read, only the bytes to select the
+    zeros of a matrix are needed.
     """
     if not spec.prune_config().text_users:
         return max(selection_bytes(matrix) for matrix in matrices(model))

@@ -1,4 +1,5 @@
-// Curves of one job, or of several jobs in one chart. The server thins them. When the page of a job changes, only new points are fetched.
+// Curves of one job, or of several jobs in one chart. The server reduces their number of points. When the page of a job
+// changes, only new points are fetched.
 "use strict";
 
 (() => {

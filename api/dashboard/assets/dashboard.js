@@ -65,7 +65,7 @@
     }
   };
 
-  // New content replaces the old elements of a page. What is focused and how far each part is scrolled must stay.
+  // New content replaces the old elements of a page. The focus and the scroll positions must stay the same.
   let restorePlace = null;
   const scrolling = () => document.querySelectorAll(".scroll, .events");
   const readPlace = () => {
@@ -82,7 +82,7 @@
 
   const setConnectionLost = (isLost) => {
     const message = document.querySelector("[data-connection-lost]");
-    // Without polling, nothing but the user sends the next request.
+    // On a page without polling, only the user can send the next request.
     if (isLost && !document.querySelector("[data-poll]")) message.textContent = "Connection lost. Try again.";
     message.hidden = !isLost;
     failures = isLost ? failures + 1 : 0;
@@ -93,7 +93,7 @@
   document.addEventListener("htmx:responseError", (event) => {
     const { xhr, elt } = event.detail;
     setConnectionLost(xhr.status >= 500);
-    // What the page shows was deleted. Its own error page says so.
+    // The object of the page was deleted. After the reload, an error page says so.
     if (xhr.status === 404 && elt.hasAttribute("data-poll")) location.reload();
   });
   document.addEventListener("htmx:beforeSwap", (event) => {
@@ -171,11 +171,11 @@
     if (event.persisted) for (const button of document.querySelectorAll("[data-once] button")) button.disabled = false;
   });
 
-  // The draft of a form (form.js) survives a sign-in page or an error page, and no other page.
+  // The draft of a form (form.js) is kept on a sign-in page or an error page, and deleted on any other page.
   if (document.querySelector("[data-interrupted]")) sessionStorage.setItem("interrupted", "true");
   else if (!document.querySelector("[data-draft]")) for (const name of ["draft", "interrupted"]) sessionStorage.removeItem(name);
 
-  // On a small screen the navigation is a menu. Else it is open.
+  // On a small screen the navigation is a menu. On a larger screen it is open.
   const narrow = matchMedia("(max-width: 860px)");
   const toggleNavigation = () => { for (const menu of document.querySelectorAll("[data-nav-menu]")) menu.open = !narrow.matches; };
   narrow.addEventListener("change", toggleNavigation);

@@ -23,7 +23,8 @@
     for (let part = input.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
   };
 
-  // The estimate brings the errors of the values so far. An error of a form that was sent stays until its field changes.
+  // The response with the estimate contains the errors of the current values. An error of a form that was sent stays
+  // until its field changes.
   const showErrors = (estimate) => {
     for (const error of estimate.closest("form").querySelectorAll(".field .field-error")) {
       const input = error.closest(".field").querySelector("input, select, textarea");
@@ -32,7 +33,7 @@
     for (const error of [...estimate.querySelector("[data-flaws]").content.children]) showError(error);
   };
 
-  // A draft of the form survives in this tab while its user signs in again, or after an error page.
+  // This tab keeps a draft of the form while the user signs in again, or after an error page.
 
   const form = document.querySelector("form[data-draft]");
   const place = () => `${location.pathname}${location.search} ${document.querySelector(".account").textContent}`;

@@ -38,11 +38,11 @@ RUNS = 60
 """Maximum number of columns in a topology map. If there are more updates, neighbouring ones are added up."""
 PHASES = 200
 PUSH_SECONDS = 3
-"""Seconds between two requests for the pushes while one is running or about to be tried."""
+"""Seconds between two requests for the list of pushes while a push runs or is about to be tried."""
 
 JobId = Annotated[str, Path()]
 NO_TARGET: Mapping[str, object] = {"repository": "", "revision": "main", "private": True}
-"""What the form to push a result contains if it was not pushed yet."""
+"""Content of the form to push a result if the result was not pushed yet."""
 NO_PROBLEMS: Mapping[str, str] = {}
 KNOWN = [Depends(require_known_parameters)]
 """Dependency of the routes that programs can call. Pages ignore unknown parameters, because links can have any."""

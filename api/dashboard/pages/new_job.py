@@ -33,7 +33,7 @@ router = APIRouter()
 def show_form(
     request: Request, services: CurrentServices, visitor: Signed, clone: str = "", *, cpu: bool = False
 ) -> Response:
-    """Show the form. With `clone`, it has the settings of that job; else the defaults and the values of the query.
+    """Show the form with the settings of the job `clone`, or else with the defaults and the values of the query.
 
     With `cpu`, the sizes are small enough for a CPU.
     """
