@@ -12,7 +12,7 @@ FLOATS = ("float32", "bfloat16", "float16")
 
 
 def one_of(kind: str, names: Collection[str]) -> Callable[[str], str]:
-    """Return a function that accepts these names only. `choices` of argparse would reject an empty list of them."""
+    """Return a function that accepts these names only. `choices` of argparse would reject an empty list of names."""
 
     def accept(text: str) -> str:
         if text not in names:

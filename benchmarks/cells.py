@@ -1,8 +1,9 @@
 """One experiment on quality: prune a model, repair it, and measure it. `benchmarks.quality` runs many of them.
 
-Every model is judged on two texts: a text of the same kind as its training text, and a text of another kind.
-Repair can improve the first and damage the second. A text is judged on its first 20 windows (sequences) of 1024 tokens,
-in float32. Calibration uses the first 48 windows of 512 tokens of the training text, also in float32.
+Every model is judged on two texts: a text of the same kind as its training text, and a text of another kind. Repair can
+improve the perplexity of the first text and worsen that of the second. A model is judged on the first 20 windows
+(sequences) of 1024 tokens of each text, in float32. Calibration uses the first 48 windows of 512 tokens of the training
+text, also in float32.
 """
 
 import hashlib
@@ -44,7 +45,7 @@ TRAINED = {"wikitext2": "wikitext2_valid.txt", "gsm8k": "gsm8k_train.jsonl"}
 JUDGED = {"wikitext2": "wikitext2_test.txt", "gsm8k": "gsm8k_test.jsonl"}
 QUESTIONS = "ARC-Easy_test.json"
 RETAINED = "ARC-Easy_train.json"
-"""The dataset to retain. It is of a third kind, so that the second text stays unseen."""
+"""The dataset to retain. It is of a third kind, so that training never sees the kind of the second text."""
 TEST_LENGTH, TEST_WINDOWS = 1024, 20
 POINTS = 10
 """Number of points of a curve."""
@@ -91,7 +92,7 @@ class Cell:
 
     @property
     def side(self) -> str:
-        """Name of the way to train in `benchmarks.step`. The steps of `lora_reprune` are those of PEFT's LoRA."""
+        """Name of the way to train in `benchmarks.step`. `lora_reprune` takes the same steps as PEFT's LoRA."""
         assert self.repair
         if self.repair.method is RepairMethod.LORA_REPRUNE:
             return "lora"
@@ -99,7 +100,7 @@ class Cell:
 
     @property
     def base(self) -> "Cell | None":
-        """The experiment that makes the weights from which the training of this one starts. None: the dense model."""
+        """The experiment whose weights this experiment starts from. None if it starts from the dense model."""
         if self.repair is None:
             return None if self.adapt is None else Cell(repair=self.adapt, text=self.text, dtype=self.dtype)
         if self.prune is None or self.prune.gradual:
@@ -119,7 +120,7 @@ def key(model: str, settings: Mapping[str, Any]) -> str:
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return stored settings, with the defaults of settings that were added since they were stored.
 
-    So a setting that is added does not change older experiments, and neither does a new default.
+    So the keys of older experiments stay the same if a setting is added or a default changes.
     """
     values = {field.name: _plain(field.default) for field in fields(Cell)} | dict(settings)
     for name, kind in (("prune", PruneConfig), ("repair", RepairConfig), ("adapt", RepairConfig)):
@@ -174,7 +175,7 @@ class Bench:
         path.with_suffix(".new").rename(path)
 
     def run(self, cell: Cell, label: str, questions: int = 0) -> Figures:
-        """Run one experiment, whose base must have been run, and save its weights.
+        """Run one experiment and save its weights. Its base must have been run before.
 
         With `questions`, the model also answers this number of questions of ARC-Easy, see `answer`.
         """
@@ -314,7 +315,7 @@ class Bench:
 
 @dataclass(slots=True)
 class _Progress:
-    """What an experiment has measured until a point of its curve. With the state of the repair, it resumes there."""
+    """What an experiment has measured up to a point of its curve. It resumes there, with the state of the repair."""
 
     curve: list[dict[str, float]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -324,7 +325,7 @@ class _Progress:
 
     @classmethod
     def load(cls, folder: Path, repair: Repair) -> "_Progress":
-        """Continue a repair from a folder that `save` wrote. Without this folder, nothing has been measured."""
+        """Continue a repair from a folder that `save` wrote. Without the folder, nothing has been measured yet."""
         if not folder.exists():
             return cls()
         repair.load(folder / "repair")

@@ -21,7 +21,7 @@ from seft.repair.published import PublishedWindow
 from seft.repair.window import Window
 
 Change = Mapping[tuple[Any, str], Any]
-"""What replaces a function or a constant of the library, by its owner and its name."""
+"""Replacements of functions and constants of the library: (owner, name) -> replacement."""
 
 
 @contextmanager

@@ -3,15 +3,16 @@
     python -m benchmarks.decode --model GGUF --out decode.json     # a model, pruned by magnitude
     python -m benchmarks.decode --out decode.json                  # random Llama with 1.1 billion weights
 
-All sides take turns, a few tokens each, so that a noisy machine slows all of them. Ours and torch's are in one process
-and share what they do not change. llama.cpp has a process per model (`--llama`). *dense* runs every linear by our dense
-kernel, which has the same loops, sums and threads as the sparse one. Two times are given per side: the median on the
-clock, and the lowest CPU time of one token, which other programs disturb less (with several threads it counts all of
-them). The bound is the bytes that a token reads over the bandwidth of reading memory that the same run measured.
-`--memory` measures the resident memory of each side after it has decoded, in a process of its own. It includes the file
-that llama.cpp maps.
-`--perplexity` measures int8 with x quantised (as in decoding) and not quantised (as for a long prompt) on a text,
-beside bfloat16.
+All sides take turns, a few tokens each, so that a noisy machine slows all of them. Our sides and torch's sides are in
+one process and share the parameters that they do not replace. llama.cpp has a process per model (`--llama`). *dense*
+runs every linear by our dense kernel, which has the same loops, sums and threads as the sparse one. Two times are given
+per side: the median on the clock, and the lowest CPU time of one token. Other programs disturb the CPU time less. It is
+the sum over all threads. The bound is the bytes that a token reads, divided by the bandwidth of reading memory that the
+same run measured.
+
+`--memory` measures the resident memory of each side after it has decoded, in a process of its own. The memory of
+llama.cpp includes the file that it maps. `--perplexity` measures int8 with x quantised (as in decoding) and not
+quantised (as for a long prompt) on a text, beside bfloat16.
 """
 
 import argparse
@@ -137,7 +138,7 @@ def _side(model: Any, name: str) -> Any:
 def _print_memory(config: Any, zeros: float, arguments: argparse.Namespace) -> None:
     """Print the resident memory of each side after it has decoded, in a process of its own."""
     resident: dict[str, int] = {}
-    for name in _names(arguments):  # one after the other, because together they need much memory
+    for name in _names(arguments):  # one side at a time, because together they need much memory
         resident |= take_turns(_decode_alone, {name: (name, arguments.model, zeros)}, 1)[1]
     with _others(arguments.llama, config) as others:
         for name, other in others.items():
@@ -254,7 +255,7 @@ def _perplexities(base: Any, arguments: argparse.Namespace) -> dict[str, float]:
 
 @torch.inference_mode()
 def _perplexity(model: Any, windows: Int[Tensor, "windows tokens"]) -> float:
-    """Return the perplexity by all logits. `seft.evaluate` needs a head with a weight, which int8 replaces."""
+    """Return the perplexity from all logits. `seft.evaluate` needs the weight of the head, which int8 replaces."""
     losses = [
         functional.cross_entropy(model(input_ids=window[None]).logits[0, :-1].float(), window[1:]) for window in windows
     ]

@@ -1,12 +1,12 @@
-"""What do two processes bring, and what do they send? Seconds, bytes and topology of a repair, beside one process.
+"""How fast are two processes, and what do they send? Seconds, bytes and topology of a repair, beside one process.
 
     python -m benchmarks.devices --model GGUF --data wikitext2_valid.txt --out devices.json
 
-All sides train on the same batches of 2 windows and use two threads of the CPU: one process both, or each of two
-processes one, connected by gloo. So on one machine two processes cannot be much faster. With `sharded`, they split the
-model. The table says what the connection costs, how many bytes each process sends in a step, and whether the same
-weights are trained as by one process. The sides take their steps in turn, so that a noisy machine slows all. The peak
-memory is that of the first process, from the creation of its repair to the saved state.
+All sides train on the same batches of 2 windows and use two threads of the CPU: one process with two threads, or two
+processes with one thread each, connected by gloo. So on one machine two processes cannot be much faster. With
+`sharded`, they split the model. The table shows the seconds of a step, the bytes that each process sends in a step, and
+which part of the trained positions is the same as with one process. The sides take their steps in turn, so that a noisy
+machine slows all. The peak memory is measured in the first process, from the creation of its repair to the saved state.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def _kind(config: RepairConfig, step: int) -> str:
 
 
 def _same_positions(one: Path, two: Path) -> float:
-    """Return the fraction of the active positions of one state that are active in the other too.
+    """Return the fraction of the active positions of the first state that are also active in the second state.
 
     If all nonzeros are trained, return the fraction of the bytes of the masks that are equal.
     """
@@ -132,7 +132,7 @@ def _same_positions(one: Path, two: Path) -> float:
 
 
 def _serve(setting: Setting, pipe: Any) -> None:
-    """Run one side: one process, or two, of which the first answers the requests."""
+    """Run one side, in one or two processes. The first process answers the requests."""
     if setting.processes == 1:
         _train(setting, pipe)
     else:
@@ -178,7 +178,7 @@ def _train(setting: Setting, pipe: Any) -> None:
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors that this process sends: those that are summed, and its parts of blocks.
+    """Counts the bytes that this process sends: the tensors that are summed over processes, and its parts of blocks.
 
     With two processes, each sends about these bytes to the other one.
     """

@@ -21,7 +21,7 @@ PROMPT = 16
 def write_gguf(config: Any, path: Path, kind: str) -> int:
     """Write a random Llama of a transformers configuration, with matrices of `kind`: BF16 or Q8_0.
 
-    Returns the bytes of the file that every token reads: all without the embedding, if that is not the head too.
+    Returns the bytes of the file that every token reads: all bytes, but without the embedding if the head is separate.
     """
     import gguf
     import numpy as np
@@ -85,7 +85,7 @@ class LlamaCpp:
         self.pid = self._process.pid
 
     def tokens(self, threads: int, count: int) -> tuple[list[float], list[float]]:
-        """Return the milliseconds per token on the clock, and of CPU time, of `count` tokens after a short prompt."""
+        """Return the clock times and the CPU times, in milliseconds, of each of `count` tokens after a short prompt."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(f"{threads} {count}\n")

@@ -1,7 +1,7 @@
 """Open-loop load generator: sends requests on a random schedule and does not wait for responses.
 
-The time of a request is measured from when it was due, not from when a connection was free for it. So a server that
-stalls for a while gets worse times for every request that was due in that time.
+The time of a request is measured from the moment when it was due, even if it had to wait for a free connection. So a
+server that stalls for a while gets worse times for every request that was due in that time.
 """
 
 import http.client

@@ -1,7 +1,8 @@
-"""Other optimizers for the training of all nonzeros, to compare with the one of `seft.repair.factored`.
+"""Other optimizers for the training of all nonzeros, to compare with the optimizer of `seft.repair.factored`.
 
-Each is the same linear with another optimizer step. All steps have a root mean square of at most the learning rate, so
-one rate can be compared for all. They are written for clarity: they need several matrices of the size of the weight.
+Each class is the same linear with another optimizer step. All steps have a root mean square of at most the learning
+rate, so the optimizers can be compared at the same rate. They are written for clarity: they need several matrices of
+the size of the weight.
 """
 
 from typing import Any
@@ -40,7 +41,7 @@ class Factored(NonzeroLinear):
         self.weight.copy_(self._rounded(self.weight.to(step.dtype) - step, "weight"))
 
     def _limited(self, direction: Matrix, least: float = 1.0) -> Matrix:
-        """Divide by the root mean square over the nonzeros, or by `least` if that is more."""
+        """Divide by the root mean square over the nonzeros, or by `least` if `least` is larger."""
         return direction / (direction.square().sum() / self._moments.row_counts.sum()).sqrt().clamp(min=least)
 
     def _rounded(self, values: Matrix, what: str) -> Tensor:
@@ -95,7 +96,8 @@ class BySign(Factored):
 class ByNorms(Factored):
     """A gradient is divided by the norms of its input and of its output gradient in this step. There is no state.
 
-    Their squares are the diagonal of the curvature that K-FAC estimates (Martens & Grosse 2015, arXiv 1503.05671).
+    The squares of these norms are the diagonal of the curvature that K-FAC estimates (Martens & Grosse 2015, arXiv
+    1503.05671).
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:

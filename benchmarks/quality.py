@@ -4,8 +4,8 @@
 
 `benchmarks.studies` lists the studies and `benchmarks.cells` describes an experiment. `--data` is a folder with
 WikiText-2, GSM8K and ARC-Easy, under the names in `benchmarks.cells`. One experiment runs per core. Each result is
-added to a file at once, with the settings, the commit and a hash of the code, and an experiment that has a result of
-the same settings and code is not run again. So an interrupted study resumes. Weights are kept too, in the folder of
+added to a file at once, with the settings, the commit and a hash of the code. An experiment that has a result with the
+same settings and code is not run again. So an interrupted study resumes. Weights are kept too, in the folder of
 `--work`. To run everything again, name another file with `--results` and another folder with `--work`.
 """
 
@@ -38,7 +38,7 @@ RESULTS = Path(__file__).parent / "results.jsonl"
 SECONDS = Path(__file__).parent / "steps-amx.json"
 """Seconds per step of every method, by `benchmarks.step` on a quiet machine."""
 STEP = {"dtype": "bfloat16", "shape": "2x512", "density": 0.005}
-"""The runs in it that have the steps of a study."""
+"""The runs in `SECONDS` whose steps are like those of a study."""
 COLUMNS = ("wikitext2", "gsm8k", "recovered", "accuracy", "trained", "seconds", "peak_bytes")
 
 
@@ -105,10 +105,10 @@ def table(study: Study, results: Results, columns: Sequence[str] = COLUMNS) -> s
 
 
 def recovered(cell: Cell, figures: Figures, results: Results) -> float | None:
-    """Return which part of the loss between Wanda and the ceiling a repair removes on its own text.
+    """Return which fraction of the gap in loss between Wanda and the ceiling a repair closes on its own text.
 
-    The ceiling is the dense model after the same number of steps on the same text. Returns None for another kind of
-    experiment, and if one of these two has no result.
+    The ceiling is the dense model after the same number of steps on the same text. Returns None if the experiment does
+    not both prune and repair, and if Wanda or the ceiling has no result.
     """
     if (bounds := _bounds(cell, results)) is None:
         return None
@@ -117,7 +117,7 @@ def recovered(cell: Cell, figures: Figures, results: Results) -> float | None:
 
 
 def recovery(cell: Cell, results: Results, step_seconds: dict[str, list[float]]) -> list[tuple[float, float]] | None:
-    """Return the points of a repair as seconds of training and the part that is `recovered`.
+    """Return the points of a repair, each as (seconds of training, fraction as in `recovered`).
 
     A step has the median seconds of `benchmarks.step`, because a study may run beside other programs. Returns None if
     a figure or these seconds are missing.
@@ -141,10 +141,10 @@ def recoveries(study: Study, results: Results, seconds: Path = SECONDS) -> dict[
 
 
 def equal_seconds(study: Study, results: Results, seconds: Path = SECONDS) -> str:
-    """Return a table in Markdown of what each experiment has recovered at its end, and when the fastest one ends.
+    """Return a table in Markdown: what each experiment has recovered at its end, and at the end of the fastest one.
 
-    Those whose labels differ only in the last part are compared. When the fastest one ends, the others have not ended
-    yet, and their learning rate is still high.
+    Experiments whose labels differ only in the last part are compared. When the fastest of them ends, the others still
+    run, and their learning rate is still high.
     """
     groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for label, points in recoveries(study, results, seconds).items():
@@ -162,7 +162,7 @@ def equal_seconds(study: Study, results: Results, seconds: Path = SECONDS) -> st
 
 
 def _bounds(cell: Cell, results: Results) -> tuple[Figures, Figures] | None:
-    """Return the figures of Wanda and of the ceiling, between which a repair is. None if one of them has no result."""
+    """Return the figures of Wanda and of the ceiling, which bound a repair. None if one of these has no result."""
     if cell.prune is None or cell.repair is None:
         return None
     sizes = {name: getattr(cell.repair, name) for name in ("steps", "batch_tokens", "sequence_tokens", "micro_batch")}
@@ -192,9 +192,9 @@ def _shown(column: str, figures: Figures) -> str:
 
 
 def chosen(studies: dict[str, Study], only: list[str]) -> dict[str, Study]:
-    """Return the experiments whose label is one of these texts, or contains one that is not itself a label.
+    """Return the experiments that the texts choose. Without texts, return all. Exits if a text chooses none.
 
-    Without texts, all are returned. Exits if a text chooses none.
+    A text that is a label of a study chooses this label. Any other text chooses all labels that contain it.
     """
 
     def matches(text: str, label: str, study: Study) -> bool:
@@ -214,7 +214,7 @@ def chosen(studies: dict[str, Study], only: list[str]) -> dict[str, Study]:
 
 
 def _run(arguments: argparse.Namespace, results: Results, labels: dict[Cell, str]) -> None:
-    """Run what is missing, the bases of experiments first, with one process per experiment and one thread in each."""
+    """Run the experiments without a result, their bases first. Each experiment has a process with one thread."""
     os.environ["OMP_NUM_THREADS"] = "1"
     bench = Bench(arguments.model, arguments.data, arguments.work)
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -243,7 +243,7 @@ def _run(arguments: argparse.Namespace, results: Results, labels: dict[Cell, str
 
 
 def rounds(wanted: list[Cell], bench: Bench) -> list[list[Cell]]:
-    """Return groups of experiments. Those of a group start from weights that earlier groups or earlier runs made."""
+    """Return groups of experiments. A group starts from weights that earlier groups or earlier runs made."""
     groups: list[list[Cell]] = []
     while wanted:
         groups.insert(0, wanted)
@@ -297,7 +297,7 @@ def _arguments() -> argparse.Namespace:
         nargs="+",
         action="extend",
         default=[],
-        help="run only experiments with such a label, or whose label contains it",
+        help="run only experiments with this label, or whose label contains this text",
     )
     parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
     parser.add_argument("--data", required=True, type=Path, help="folder of the texts")

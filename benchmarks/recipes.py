@@ -69,5 +69,5 @@ RECIPES = {
     "all-gradual-model": _trains_all(replace(GRADUAL, compare=Compare.MODEL)),
     "ceiling": _trains_all(None),
 }
-"""Recipes by name. Those that begin with `all` train all nonzeros; `all` alone does so after Wanda. `ceiling` trains
-the dense model in the same way."""
+"""Recipes by name. The recipes that begin with `all` train all nonzeros; `all` prunes with Wanda before. `ceiling`
+trains the dense model in the same way."""

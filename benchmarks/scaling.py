@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling
 
-The formulas are those with which the service estimates a job (`core.estimate`). `benchmarks.scaling_check` compares
+The service estimates a job with the same formulas (`core.estimate`). `benchmarks.scaling_check` compares
 them with real runs of small models. docs/scaling.md has the tables and says what they leave out.
 """
 
@@ -35,13 +35,14 @@ BFLOAT16_PEAK, FLOAT32_PEAK = 989e12, 67e12
 BFLOAT16_PART, FLOAT32_PART = 0.4, 0.7
 """Assumed fractions of these peaks. They were not measured."""
 BANDWIDTH, BANDWIDTH_PART = 3.35e12, 0.7
-"""Bytes per second of the memory of the same card, and the assumed fraction."""
+"""Bytes per second of the memory of an H100 SXM by its data sheet, and the assumed fraction."""
 UPDATE_BYTES = 14
-"""Bytes that the three passes of `seft.repair.passes` read and write per weight, with weight and gradient in bfloat16:
-both are read and the gradient is written, the gradient is read, and both are read and the weight is written."""
+"""Bytes that the three passes of `seft.repair.passes` read and write per weight, with weight and gradient in bfloat16.
+The first pass reads both and writes the gradient, the second reads the gradient, the third reads both and writes the
+weight."""
 SHARED: dict[str, Any] = {"model": "model", "dataset": EXAMPLE_DATASET, "sparsity": 0.6, "dtype": "bfloat16"}
 JOBS: dict[str, dict[str, Any]] = {"all nonzeros": {}, "0.5 %": {"density": 0.005}}
-"""Fields of the repair that are no defaults. All jobs compute activations again, and are in bfloat16."""
+"""Fields of the repair that differ from the defaults. All jobs also compute activations again, and run in bfloat16."""
 GB, TERA = 1e9, 1e12
 
 
@@ -64,7 +65,7 @@ def _spec(job: str, devices: int = 1, *, sharded: bool = False) -> JobSpec:
 
 
 def _jobs() -> Iterator[tuple[str, Dimensions, str, JobSpec]]:
-    """Yield each model and each job with the names of both."""
+    """Yield each combination of a model and a job as (name of the model, model, name of the job, job)."""
     for name in MODELS:
         for job in JOBS:
             yield name, _dimensions(name), job, _spec(job)
@@ -85,7 +86,7 @@ def memory_table() -> str:
 
 
 def fit_table() -> str:
-    """Return the table that says whether the jobs fit one card of 80 GB, and by how much not."""
+    """Return the table that says whether the jobs fit one card of 80 GB, and how much memory is left or lacking."""
     rows = []
     for name, model, job, spec in _jobs():
         found = fit(model, spec, CARD)
@@ -155,12 +156,12 @@ def time_table() -> str:
 
 
 def _update_seconds(spec: JobSpec, model: Dimensions) -> float:
-    """Return the time of the optimizer steps of all nonzeros. It depends on the memory and not on the operations."""
+    """Return the seconds of all optimizer steps of all nonzeros. The bandwidth of the memory limits them."""
     return spec.repair.steps * model.targets * UPDATE_BYTES / (BANDWIDTH * BANDWIDTH_PART)
 
 
 def check_table() -> str:
-    """Return the table of the formulas and of the measurements in `RESULTS`."""
+    """Return the table that compares the formulas with the measurements in `RESULTS`."""
     measured = {(row.hidden, row.method, row.phase): row for row in read_rows(RESULTS)}
     rows = []
     for hidden, method in dict.fromkeys((row.hidden, row.method) for row in measured.values()):

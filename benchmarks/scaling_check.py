@@ -3,10 +3,10 @@
     python -m benchmarks.scaling_check      # minutes; writes benchmarks/scaling.json
 
 Each job runs as in a worker: written text, ADMM, repair, evaluations, export. torch's FlopCounterMode counts the
-operations of each phase. It counts matrix products, also those that are added in place, and attention only with the
-formula that is given to it: of the products with the causal mask it counts the half that is computed, as the kernels
-do. A second run of the same job in a process of its own measures the memory, which is the private memory of the process
-above its memory before the weights were loaded.
+operations of each phase. It counts matrix products, and here also products that are added in place. For attention it
+gets a formula of its own: it counts only the half of the products that the causal mask keeps, because the kernels
+compute only this half. A second run of the same job in a process of its own measures the memory, which is the private
+memory of the process above its memory before the weights were loaded.
 """
 
 import argparse
@@ -52,7 +52,7 @@ COUNTED = (Phase.PRUNING, Phase.TRAINING, Phase.EVALUATING)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One phase of one job: its floating-point operations, and its bytes above those of the process."""
+    """One phase of one job: its floating-point operations, and its bytes without the bytes of the process itself."""
 
     hidden: int
     method: str
@@ -151,7 +151,7 @@ def count_flops(folder: Path, spec: JobSpec) -> dict[Phase, float]:
 
 
 class _NoModules(nullcontext[None]):
-    """Stands for the tracker of modules of FlopCounterMode, whose hooks forbid `torch.autograd.grad` of a leaf."""
+    """Replaces the tracker of modules of FlopCounterMode. Its hooks forbid `torch.autograd.grad` of a leaf."""
 
     parents = frozenset({"Global"})
 

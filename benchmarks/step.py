@@ -50,7 +50,7 @@ SIDES = ("floor", "lora", "spiel", *(each for each in RECIPES if each not in {"l
 
 
 class Shape(NamedTuple):
-    """Number of windows in a step, all at once on the device, and their length in tokens."""
+    """Number of windows in a step, which are all on the device at the same time, and their length in tokens."""
 
     windows: int
     length: int
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table in Markdown of runs: medians, in brackets relative to the first side, and peak memory."""
+    """Return the runs as a table in Markdown: median seconds, their ratio to the first side, and peak memory."""
     sides = dict.fromkeys(side for run in runs for side in run["seconds"])
     heads = [f"{run['dtype']}, {run['shape']}" for run in runs]
     lines = [f"| side | {' | '.join(heads)} |", "| -- " * (1 + len(runs)) + "|"]
@@ -141,7 +141,7 @@ def _shape(text: str) -> Shape:
 
 
 def _serve(setting: Setting, pipe: Any) -> None:
-    """Run one side in its own process: load the model, take a step on each request, and at last report the peak."""
+    """Run one side in its own process: load the model, take a step on each request, and report the peak at the end."""
     use_float32_products()
     model, tokens = model_and_text(setting.model, setting.data, setting.device, setting.dtype)
     if len(tokens) < math.prod(setting.shape):

@@ -22,7 +22,7 @@ Study = dict[str, Cell]
 BASES = {"wanda": WANDA, "admm": ADMM, "curvature": CURVATURE}
 """Ways to prune before a repair. `curvature` is ADMM with another distribution of the zeros."""
 TEXT = 1 << 14
-"""Tokens of retained text. In a hundred steps, each is read 3.6 times if half of a batch is retained."""
+"""Tokens of retained text. If half of a batch is retained text, a hundred steps read each of these tokens 3.6 times."""
 
 
 def bases() -> Study:
@@ -36,7 +36,7 @@ def bases() -> Study:
 
 
 def allocations() -> Study:
-    """Return pruned models with other distributions of the zeros over the linears, or with parts of one left out."""
+    """Return pruned models with other distributions of the zeros over the linears, or with a part of one left out."""
     return {
         **{
             f"{base.method}, {allocation}": Cell(replace(base, allocation=allocation))
@@ -240,7 +240,8 @@ def peers() -> Study:
 def rates() -> Study:
     """Return methods at 60 % zeros by ADMM with several learning rates, and nothing retained.
 
-    The rates are a quarter to four times those of `auto`, and for `all` those of 1e-3, which is twice that of `auto`.
+    The rates are a quarter to four times the rate of `auto`. For `all` they are a quarter to four times 1e-3, which is
+    twice the rate of `auto`.
     100 steps of 2 x 512 tokens are trained on WikiText-2, and 1,000 steps of 2 x 64 tokens on GSM8K's text. Events of
     `seft` follow after the same number of tokens.
     """
@@ -284,7 +285,8 @@ def optimizers() -> Study:
 def thousand() -> Study:
     """Return 1,000 steps on GSM8K's text, because WikiText-2 is too short for so many.
 
-    They are the default, with other rates, with equally sparse linears, with nothing retained, and the ceiling.
+    The experiments are the default, the default with one change (other rates, equally sparse linears, nothing
+    retained), and the ceiling.
     """
     ceiling, high = RECIPES["ceiling"].config(1e-3, steps=1000), _default(steps=1000, rate=1e-3)
     return {

@@ -17,10 +17,10 @@ from torch.multiprocessing import get_context
 def take_turns(
     side: Callable[..., None], sides: Mapping[str, tuple[Any, ...]], rounds: int
 ) -> tuple[dict[str, list[Any]], dict[str, int]]:
-    """Return the results of all rounds and the memory in bytes that each side reports, by the names of the sides.
+    """Return the results of all rounds, and the bytes of memory that each side reports, both by the name of the side.
 
     `side` is called in a new process for each side, with its arguments and a pipe, and calls `answer` with that pipe.
-    If one of these processes ends early, this one exits with a message, and the others end too.
+    If a process of a side ends early, this process exits with a message, and the other sides end too.
     """
     context = get_context("spawn")
     pipes: dict[str, Any] = {}
@@ -68,15 +68,16 @@ def ratio_to_first(seconds: Mapping[str, Sequence[float]], side: str) -> float:
 
 
 def resident_bytes(process: int | Literal["self"], field: Literal["VmRSS", "VmHWM"] = "VmRSS") -> int:
-    """Return the resident memory of a process on Linux, with the files that it has mapped: now, or the highest one."""
+    """Return the resident bytes of a process on Linux, with mapped files: at present (VmRSS) or at most (VmHWM)."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def peak_bytes(device: str) -> int:
-    """Return the peak memory of this process, or that of its tensors if the device is not the CPU.
+    """Return the peak bytes since the start or the last `forget_peak`.
 
-    The peak is the one since the start or the last `forget_peak`. That of the process is known on Linux only.
+    They count the memory of this process, which is known on Linux only. If the device is not the CPU, they count the
+    tensors on it instead.
     """
     return resident_bytes("self", "VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated(device)
 

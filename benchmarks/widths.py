@@ -66,7 +66,7 @@ def _bytes(path: Path) -> Int[Tensor, "tokens"]:
 
 
 def _model(width: int) -> LlamaForCausalLM:
-    """Return a random model. A head has 32 values at each width."""
+    """Return a random model. An attention head has 32 values at any width."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=256,
