@@ -28,7 +28,7 @@ save)
     mv "$folder/database.new" "$folder/database"
     ;;
 load)
-    # Only into an empty database: existing tables are an error, and nothing is changed. The role of the service, which
+    # The database must be empty: if it has tables, this fails and changes nothing. The role of the service, which
     # has rights in the dump, does not exist yet: the next migration creates it and grants them.
     compose up --detach --wait postgres storage
     compose exec --no-TTY postgres pg_restore --username=seft --dbname=seft --single-transaction --exit-on-error \

@@ -19,7 +19,7 @@ part() { tar --extract --to-stdout --file "$file" "./$1"; }
 case $verb in
 save)
     test -d "$models" || { echo "the models folder $models does not exist: create it, or set SEFT_MODELS" >&2 && exit 1; }
-    # `docker load` restores tags but no digests, and Compose would pull an image again that it knows only by digest. So
+    # `docker load` restores tags but no digests. Compose would pull an image again if it knows only the digest. So
     # the images are saved with their tags, and the docker-compose.yml of the bundle names them only by tag. Loading
     # checks the SHA-256 of images.tar instead of the digests.
     images=$(docker compose config --images)

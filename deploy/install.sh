@@ -2,8 +2,8 @@
 # Installs packages of uv.lock into a virtual environment. pip checks the hash of every file that it installs.
 #   deploy/install.sh ENVIRONMENT OPTION...    (the options of `uv export`, such as --extra service)
 #
-# If pip finds the CPU build of torch, for example in the index that PIP_EXTRA_INDEX_URL names, it is installed, and no
-# package for CUDA. Otherwise the build of PyPI is installed, with several gigabytes of packages for CUDA.
+# If pip finds the CPU build of torch, for example in the index that PIP_EXTRA_INDEX_URL names, this build is installed
+# without packages for CUDA. Otherwise the build of PyPI is installed, with several gigabytes of packages for CUDA.
 set -euo pipefail
 bin=$(realpath "$1")/bin
 shift

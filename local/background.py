@@ -46,7 +46,7 @@ def supervise(folder: Path) -> None:
     signal.signal(signal.SIGTERM, _exit)
     signal.signal(signal.SIGINT, _exit)
     with Stack(folder) as stack:
-        # A second descriptor of the lock that is never closed, so the folder is locked until this process ends.
+        # This second descriptor of the lock is never closed, so the folder is locked until this process ends.
         os.dup(stack.servers.lock.descriptor)
         address = stack.folder / ADDRESS_FILE
         write_private(address, json.dumps(asdict(Running(os.getpid(), stack.api.url, stack.key))))

@@ -21,7 +21,7 @@ STEP_FILE = "step"
 PORTS = range(20_000, 32_000)
 """Range of ports to choose from. The kernel never uses them for outgoing connections, because its range is higher."""
 SHUTDOWN_SECONDS = 20.0
-"""Seconds to wait until servers have ended whose supervisor was killed. After that they are killed."""
+"""Seconds in which servers must end after their supervisor was killed. After that they are killed too."""
 
 
 def bypass_proxies() -> None:

@@ -66,7 +66,8 @@ class CheckpointStats:
     def has(self, sparsity: float) -> bool:
         """Return whether the pruned tensors together have the requested sparsity.
 
-        Less than one zero per tensor may be missing. Training may set a few more to exactly zero, less than one a row.
+        Less than one zero per tensor may be missing. Training may set a few more weights to exactly zero, on average
+        less than one per row.
         """
         counts = [self.tensors[name] for name in self.linears]
         missing = sparsity * sum(count.weights for count in counts) - sum(count.zeros for count in counts)
