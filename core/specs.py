@@ -100,7 +100,7 @@ class JobSpec(Spec):
     )
     allocation: Allocation = Field(
         default=Allocation.AUTO,
-        description="`uniform`: all pruned layers are equally sparse. Others: layers differ, with the same total."
+        description="`uniform`: all pruned layers are equally sparse. Other values: they differ, with the same total."
         " `auto`: `curvature` for `admm` and `alps` if rows may differ in zeros and not `sharded`, else `uniform`.",
     )
     prune: PruneSpec = Field(default_factory=PruneSpec, description="How the model is pruned.")
@@ -125,8 +125,8 @@ class JobSpec(Spec):
     )
     sharded: Boolean = Field(
         default=False,
-        description="Split the weights of the model over the devices of the job, so that it does not have to fit on"
-        " one. Each part is gathered while it computes, so a step sends much more data.",
+        description="Split the weights of the model over the devices of the job, so it does not have to fit on one"
+        " device. Each part is gathered while it computes, so a step sends much more data.",
     )
     auto_start: Boolean = Field(default=True, description="If `false`, the job waits for `POST /jobs/{job_id}/start`.")
     priority: Integer = Field(default=0, ge=-100, le=100, description="Orders your tenant's jobs, highest first.")
