@@ -88,7 +88,7 @@ _VALUES = {
     OutputFormat.GGUF_Q8_0: ", and its other weights are rounded to 8 bits with a scale per 32 weights (Q8_0)",
     OutputFormat.GGUF_Q4_0: ", and its other weights are rounded to 4 bits with a scale per 32 weights (Q4_0)",
 }
-_NOT_SCORED = "The scores are those of the weights in bfloat16. Those of rounded weights are not measured."
+_NOT_SCORED = "The scores were measured with the weights in bfloat16. The model with rounded weights was not measured."
 
 _REPRODUCE = """`sparsity.json` has these settings, and the sha256 of every file that was read. This command checks the
 files, makes the model again, and compares the weights bit for bit. `FOLDER` is the downloaded repository:
@@ -114,8 +114,8 @@ _METHODS = {
 def card(record: Record, formats: Sequence[OutputFormat] = (OutputFormat.DENSE,), notices: Sequence[str] = ()) -> str:
     """Return the model card as Markdown with the YAML front matter of the Hugging Face hub.
 
-    `formats` are those in which the model is published. `notices` are the names of the published files with terms of
-    use, which come from the base model.
+    The model is published in these `formats`. `notices` are the names of the published files with terms of use, which
+    come from the base model.
     """
     facts = record.facts
     parts = [front_matter(record, formats, notices), f"# {_title(record)}", _description(record)]

@@ -41,7 +41,7 @@ def differing_files(recorded: dict[str, str], found: dict[str, str]) -> list[str
 
 
 def differing_tensors(recorded: Path, found: Path) -> list[str]:
-    """Return the names of the tensors that differ between two folders; none if one has no dense weights."""
+    """Return the names of the tensors that differ between two folders; an empty list if one has no dense weights."""
     if not all((folder / CONFIG).exists() for folder in (recorded, found)):
         return []
     before = {name: (content, place) for content, name, place in tensors(recorded)}

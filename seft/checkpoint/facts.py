@@ -54,9 +54,10 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class TextInfo:
-    """A text that was read: the name of its file without the path, or None if unknown, its records and their tokens.
+    """A text that was read: the name of its file without the path, or None if unknown, and its size.
 
-    The dense model's own text has no records.
+    `records` is the number of its records, and `tokens` the number of their tokens. For retained text, both describe
+    its windows.
     """
 
     name: str | None
@@ -87,7 +88,7 @@ class Machine:
 class Conditions:
     """What an attempt of a job ran with. Each value may change the last bits of the weights.
 
-    `micro_batch` is None if the job has no repair. `versions` are those of `versions()`.
+    `micro_batch` is None if the job has no repair. `versions` is the result of `versions()`.
     """
 
     machine: Machine
@@ -109,10 +110,10 @@ class Facts:
     of this software wrote the file. `teacher` is the dense model that repair distilled from. If `zeros_found` is True,
     another tool pruned the model, and only the sparsity and the pattern of `prune` are known.
 
-    `texts` describes the texts by their roles. `held_out_share` is the
-    fraction of the dataset's records that were not trained on but evaluated on. `pruned_on` and `repaired_on` are None
-    if the stage did not run, or if an older version of this software wrote the file. `attempts` are the conditions of a
-    job's attempts, in order, if they were not all the same. The first attempt pruned the model, the last wrote it.
+    `texts` describes the texts by their roles. `held_out_share` is the fraction of the dataset's records that were not
+    trained on but evaluated on. `pruned_on` and `repaired_on` are None if the stage did not run, or if an older version
+    of this software wrote the file. `attempts` are the conditions of a job's attempts, in order, if they were not all
+    the same. The first attempt pruned the model, the last wrote it.
     """
 
     base: Base

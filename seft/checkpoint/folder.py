@@ -22,16 +22,19 @@ from seft.models.tensors import HEAD, TIED, expert_count, is_pruned, place_in_bl
 CHUNK = 1 << 22
 """Values that are counted at a time, so that memory use does not depend on the size of a tensor."""
 SIGNED_ZERO = frozenset({"F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3"})
-"""Floating-point dtypes that have -0.0. All its bits but the first are 0."""
+"""Floating-point dtypes that have -0.0. In -0.0, only the first bit is 1."""
 UNITS: dict[int, type[np.unsignedinteger[Any]]] = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
-"""Unsigned integers by their bits. The values of a tensor are read as such."""
+"""Unsigned integers by their number of bits. The values of a tensor are read as these integers."""
 
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class _Counted(NamedTuple):
-    """The name of a tensor, the counts of its matrices, and its list of blocks and the block in it if it is pruned."""
+    """The name of a tensor and the counts of its matrices.
+
+    If the tensor is pruned, `blocks` is the list of blocks that contains it, and `block` its block in this list.
+    """
 
     name: str
     counts: list[Count]
@@ -42,8 +45,8 @@ class _Counted(NamedTuple):
 def inspect(folder: Path) -> tuple[Sparsity, Record | None]:
     """Return the counts of zeros in the files of a folder, and the content of its `sparsity.json` or None.
 
-    A layer has the name that its tensor has in the files. The names of `sparsity.json` may differ for experts. Raises
-    ConfigError or SourceError if the folder is not that of a model, and VerifyError if `sparsity.json` is damaged.
+    A layer has the name that its tensor has in the files. `sparsity.json` may have other names for experts. Raises
+    ConfigError or SourceError if the folder has no model, and VerifyError if `sparsity.json` is damaged.
     """
     source = find_folder(folder)
     return count_zeros(folder, source.config), Record.read(folder) if (folder / SPARSITY).exists() else None

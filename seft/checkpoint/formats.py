@@ -59,7 +59,7 @@ _FORMATS = {
 def write_format(folder: Path, format_: OutputFormat, file: Path) -> None:
     """Write the model in a dense folder as a new file of another format.
 
-    Raises the errors of `write_stream`. Then there is no file.
+    Raises the errors of `write_stream`. After an error there is no file.
     """
     with file.open("xb") as sink:
         try:
@@ -81,7 +81,7 @@ def write_stream(folder: Path, format_: OutputFormat, sink: BinaryIO) -> None:
 
 
 def require_place(folder: Path, format_: OutputFormat, file: Path) -> None:
-    """Raise ConfigError if a file would be in the folder under another name than that of its format."""
+    """Raise ConfigError if a file would be in the folder, unless it has the name of its format."""
     place, own = file.resolve(), folder.resolve()
     if place.is_relative_to(own) and place != own / (format_.file or ""):
         raise ConfigError("out", "must be outside of the model's folder", str(file), "Use another folder.")

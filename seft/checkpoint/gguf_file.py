@@ -133,7 +133,10 @@ def _kind(shape: tuple[int, ...], matrix: GGMLQuantizationType, *, head: bool) -
 
 
 def _row_order(name: str, rows: int, config: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the rows of a matrix in the order of GGUF, which rotates neighbours in queries and keys, not halves."""
+    """Return the numbers of the rows of a matrix in the order of GGUF.
+
+    llama.cpp rotates pairs of neighbouring rows in queries and keys. The folder has these pairs in two halves.
+    """
     rotated = next((key for end, key in _HEADS.items() if name.endswith(end)), None)
     numbers = np.arange(rows)
     if rotated is None:
@@ -176,7 +179,7 @@ def _header(folder: Path, config: dict[str, Any], format_: OutputFormat, stored:
 
 
 def _written(writer: GGUFWriter) -> bytes:
-    """Return what a writer writes before the values. It writes to open files; here they are one in memory."""
+    """Return the bytes that a writer writes before the values. It writes them to a file in memory."""
     file = io.BytesIO()
     writer.fout, writer.state = [file], WriterState.EMPTY
     writer.write_header_to_file()

@@ -23,7 +23,7 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, rows: int) -> None:
     no such tokenizer.
     """
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-    tokenizer.no_padding()  # the file may have the padding of a training, which is no part of a text
+    tokenizer.no_padding()  # the file may have the padding of a training, which does not belong to a text
     description = json.loads(tokenizer.to_str())
     rules = tokenizer_rules(description)
     names, types = _tokens(tokenizer, rows, sentencepiece=rules.is_sentencepiece)

@@ -1,10 +1,10 @@
 """Verifies a GGUF file with the loader of transformers: settings, vocabulary, values and zeros.
 
-What the loader does not use is compared with the bytes that the folder gives. The expected values are those of the
-package gguf: what it reads back from the values that it wrote.
+The bytes that the loader does not use are compared with the bytes that the folder gives. The expected values are
+computed by the package gguf: it converts the values of the folder and reads them back.
 
-The loader needs a file on disk. It gets one with the header and the factors of the rotary positions, in which the other
-values are a hole that takes no space. It reads the values of one tensor at a time from where the file is.
+The loader needs a file on disk. It gets a file with the header and the factors of the rotary positions. The other
+values are a hole in this file, which takes no space. The loader reads them from the real file, one tensor at a time.
 """
 
 import json
@@ -90,7 +90,7 @@ def verify_gguf(folder: Path, source: ByteSource, format_: OutputFormat) -> None
 
 @contextmanager
 def _header_on_disk(source: ByteSource, size: int) -> Iterator[Path]:
-    """Yield a file with the header of a GGUF file, which has `size` bytes. The rest of the file is a hole."""
+    """Yield a file with the header of a GGUF file. The header has `size` bytes. The rest of the file is a hole."""
     file = Path(source.name)
     if not 0 < size <= MAX_HEADERS_BYTES:
         raise _broken(file, f"must have the bytes of its tensors and a header; it has {source.size} bytes")

@@ -59,9 +59,10 @@ def _licence(facts: Facts) -> tuple[str | None, str | None]:
 
 
 def _link(facts: Facts, notices: Sequence[str]) -> str | None:
-    """Return the link to the licence. A link to a file points to the base model if the file cannot be linked to here.
+    """Return the link to the licence, or None if there is none.
 
-    That is a file that was not published, or one with another name than the hub accepts.
+    A link to a file stays as it is if the file is published here and the hub accepts its name. Otherwise the link
+    points to the file of the base model, if that is on the hub.
     """
     link = facts.base.licence_link
     if not link or "://" in link or (link in notices and link in _LINKED):

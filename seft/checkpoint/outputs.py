@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from seft.errors import ConfigError
 
 UNFINISHED = ".seft-"
-"""Beginning of the name of a folder with what is not complete yet."""
+"""Beginning of the name of a folder with unfinished files."""
 
 
 @contextmanager
@@ -38,7 +38,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     """Yield an empty folder. The files that the `with` block creates in it move to `out` if it raises no error.
 
     The folder is in `out`, because `out` may be the only place that can be written. Raises ConfigError if `out` is not
-    new or empty, also if another process writes to it. Of two processes, at most one can see its own folder alone.
+    new or empty, also if another process writes to it. If two processes start at once, at most one of them sees only
+    its own folder in `out` and continues.
     """
     require_empty(out)
     existed = out.exists()
@@ -57,7 +58,7 @@ def new_folder(out: Path) -> Iterator[Path]:
             except BaseException:
                 for path in paths:
                     if not path.exists():
-                        (out / path.name).rename(path)  # it is removed with the others
+                        (out / path.name).rename(path)  # it is then deleted with the temporary folder
                 raise
     finally:
         if not existed:

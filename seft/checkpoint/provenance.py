@@ -26,10 +26,10 @@ WAIT_SECONDS = 1.0
 def describe_model(source: ModelSource, heartbeat: Callable[[], None] = lambda: None) -> Callable[[], Base]:
     """Start a thread that describes a model with the hashes of its files. Returns the function that waits for it.
 
-    Hashing a large model takes minutes, in which this process can load and prune it. The thread does not keep the
-    process alive. While the function waits, it calls `heartbeat` regularly, which may raise an error to stop. The
-    function raises SourceError if a file is missing, and SeftError if a file cannot be read. The latter is not the
-    fault of the user, so a job is tried again.
+    Hashing a large model takes minutes. Meanwhile this process can load and prune the model. The thread does not keep
+    the process alive. While the function waits, it calls `heartbeat` regularly, which may raise an error to stop. The
+    function raises SourceError if a file is missing, and SeftError if a file cannot be read. An unreadable file is not
+    the fault of the user, so a job is tried again.
     """
     found, path = Future[Base](), fetch(source)
 
@@ -55,7 +55,7 @@ def describe_model(source: ModelSource, heartbeat: Callable[[], None] = lambda: 
 
 
 def hash_model(path: Path) -> dict[str, str]:
-    """Return the SHA-256 of the files that a loader reads of a model, by name. `path` is a folder or a GGUF file."""
+    """Return the SHA-256 of the files of a model that a loader reads, by name. `path` is a folder or a GGUF file."""
     if path.is_file():
         return {path.name: _hash(path)}
     sizes = folder_sizes(path)
@@ -81,8 +81,8 @@ def this_machine(device: str, dtype: torch.dtype = torch.float32) -> Machine:
 def require_same_files(recorded: Base, found: Mapping[str, str], option: str) -> None:
     """Raise ReproduceError unless a model has exactly the recorded files.
 
-    `found` are the SHA-256 of its files, and `option` is the option that gives another model. The name of a GGUF file
-    does not matter.
+    `found` has the SHA-256 of its files by name. `option` is the command-line option for another model, which the error
+    names. The name of a GGUF file does not matter.
     """
     expected = recorded.files
     if recorded.kind is Kind.GGUF and len(found) == 1:

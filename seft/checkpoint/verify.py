@@ -40,7 +40,7 @@ from seft.prune.methods import comparison
 PACKAGE_ROOT = Path(__file__).parents[2]
 """Folder that contains the package `seft`, so that the separate process imports the same one."""
 _END = "\0"
-"""End of a complete answer of the process that waits."""
+"""Last character of a complete answer of the waiting process."""
 FINGERPRINT_TOKENS = 32
 FINGERPRINT_TOLERANCE = 3e-4  # nats; another machine differs by less in float32, one wrong weight usually by more
 
@@ -88,7 +88,10 @@ class _Standby:
 
 
 def _serve(requests: int, answers: int, store: Store | None) -> NoReturn:
-    """Verify the folder whose name comes from `requests`, and end the process. It ends without one if it is closed."""
+    """Read the name of a folder from `requests`, verify the folder, and end the process.
+
+    The process ends without verification if `requests` is closed before a name comes.
+    """
     try:
         null = os.open(os.devnull, os.O_RDWR)
         for standard in range(3):
@@ -228,7 +231,7 @@ def fingerprint(model: nn.Module) -> Fingerprint:
 
 @contextmanager
 def _computing_in_float32(model: nn.Module) -> Iterator[None]:
-    """Convert parameters to float32 while they are used: those of one block at a time, so their copy is small."""
+    """Convert parameters to float32 while they are used. One block is converted at a time, so the copy is small."""
     own: dict[nn.Parameter, Tensor] = {}
 
     def convert(module: nn.Module, _: object) -> None:
@@ -313,8 +316,8 @@ def _verify_budget(model: nn.Module, record: Record) -> None:
     """Raise VerifyError if the zeros are fewer than requested.
 
     They are counted per linear. If zeros are not distributed evenly, or if another tool chose them, they are counted
-    over all linears or the whole model. If rows are compared, each may have a zero less than now, because earlier
-    versions rounded down in every row.
+    over all linears or the whole model. If weights are compared within rows, the required number is rounded down in
+    every row, because earlier versions always did that.
     """
     config, layers = record.facts.prune, record.sparsity.layers
     shapes = {name: target.weight.shape for name, target in target_linears(model).items()}

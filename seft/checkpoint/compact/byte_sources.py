@@ -26,12 +26,12 @@ _WEB, _S3 = ("http://", "https://"), "s3://"
 _MISSING = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE, HTTPStatus.FORBIDDEN, HTTPStatus.UNAUTHORIZED)
 _SIZE_DIGITS = 18
 _LEAST_SPEED, _PATIENCE = 10_000, 60.0
-"""A request may take `_PATIENCE` seconds, plus one second for each `_LEAST_SPEED` bytes. After that it is repeated."""
+"""A request may take `_PATIENCE` seconds, plus one second for each `_LEAST_SPEED` bytes. A slower one is repeated."""
 _TIMEOUT = httpx2.Timeout(30.0, read=60.0)
 
 
 class ByteSource(Protocol):
-    """A file of `size` bytes of which any range can be read, by several threads. `name` is for messages."""
+    """A file of `size` bytes. Several threads may read any range of it. `name` is for messages."""
 
     name: str
     size: int
@@ -179,7 +179,7 @@ class S3Object:
         try:
             self._s3 = boto3.client("s3")
             self.size = self._s3.head_object(Bucket=bucket, Key=key)["ContentLength"]
-        except (*self._errors, ValueError) as error:  # ValueError: AWS_ENDPOINT_URL is no address
+        except (*self._errors, ValueError) as error:  # ValueError: AWS_ENDPOINT_URL is not an address
             message = f"{self.name} must be an object that may be read: {_sentence(error)} Check its name, the"
             message += " credentials and AWS_ENDPOINT_URL."
             raise SourceError(NOT_FOUND if isinstance(error, ClientError) else UNREACHABLE, message) from error

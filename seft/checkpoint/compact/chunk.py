@@ -1,7 +1,7 @@
 """Turns a chunk into stored bytes and back. A chunk has up to 2^20 consecutive values of a tensor or bytes of a file.
 
 A chunk is coded on its own, so chunks are written and read in parallel, and memory does not depend on the size of a
-tensor. Every chunk is restored bit for bit: only values of which all bits are 0 are left out, so -0.0 is kept.
+tensor. Every chunk is restored bit for bit: a value is left out only if all its bits are 0, so -0.0 is kept.
 """
 
 import struct
@@ -15,7 +15,7 @@ from seft.checkpoint.compact.planes import Bytes, Code, Stored
 from seft.models.safetensors_header import BITS
 
 VALUES = 1 << 20
-"""Number of values in each chunk of a tensor but the last."""
+"""Number of values in a chunk of a tensor. The last chunk may have fewer."""
 ALIGNMENT = 64
 _PLANES = 9
 """Largest number of planes: the mask, and one for each byte of a value."""
@@ -38,21 +38,21 @@ class Values(NamedTuple):
     def narrow(self) -> int | None:
         """The number of the plane in which a few bytes may be much more frequent than others, or None.
 
-        That is the plane of BF16 and F32 with the exponents, and the only plane of values of one byte.
+        For BF16 and F32 it is the plane with the exponents. For weights of one byte it is the only plane.
         """
         exponents = self.rotated and self.bytes in {2, 4}
         return self.bytes - 1 if exponents or (self.bytes == 1 and not self.is_text) else None
 
 
 FILE = Values(1, rotated=False, is_text=True)
-"""For files that are no weights."""
+"""For files without weights, and for the header of a safetensors file."""
 
 
 class Packed(NamedTuple):
     """The values of a chunk that are stored, and the mask of their places. The mask is None if all values are stored.
 
-    `total` is the number of values. `mask` has one bit for each, the first value in the lowest bit. `kept` are unsigned
-    integers with the bits of the stored values.
+    `total` is the number of values. `mask` has one bit per value; the first value has the lowest bit. `kept` are
+    unsigned integers with the bits of the stored values.
     """
 
     total: int
@@ -83,7 +83,7 @@ def most_bytes(size: int, values: Values) -> int:
 
 
 def encode(data: bytes, values: Values) -> bytes:
-    """Return the stored bytes of a chunk, of which there is a multiple of 64."""
+    """Return the stored bytes of a chunk. Their number is a multiple of 64."""
     bits = np.frombuffer(data, _UNSIGNED[values.bytes])
     packed = pack(bits)
     stored = [(Code.RAW, b"")] if packed.mask is None else [planes.encode(packed.mask, planes.ENTROPY_ONLY)]

@@ -30,16 +30,16 @@ HEAD = struct.pack("<8sI52x", MAGIC, VERSION)
 _FOOTER = struct.Struct("<QQ32sI4x8s")
 FOOTER_BYTES = _FOOTER.size
 MAX_EXPANSION, MIN_EXPANDED = 1000, 1 << 30
-"""A folder may have this many times the bytes of its container, or 1 GiB if that is more. Sparse models have 10."""
+"""A folder may be this many times as large as its container, or have 1 GiB if that is more. Sparse models need 10."""
 MAX_PATH, MAX_PART, MAX_PARTS = 1024, 255, 16
 AGAIN = "Download the file again, or create it again with seft pack."
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The first byte of a tensor or file in the container, the byte after its last one, and its SHA-256 in hex.
+    """Where a tensor or file is in the container: its first byte, and the byte after its last one.
 
-    The hash is that of the joined SHA-256 of its chunks, before they were coded.
+    `sha256` is a hash in hex: the SHA-256 of the joined SHA-256 hashes of its chunks before coding.
     """
 
     begin: int
@@ -75,7 +75,7 @@ class TensorEntry:
 class FileEntry:
     """A file in a container: its own bytes, and then its tensors. A file that has no weights has no tensors.
 
-    `own_bytes` is the number of its own bytes. Those of a safetensors file are its header.
+    `own_bytes` is the number of its own bytes. The own bytes of a safetensors file are its header.
     """
 
     name: str
@@ -149,7 +149,7 @@ def parse(content: bytes, footer: Footer) -> tuple[FileEntry, ...]:
 
 
 def require_expansion(size: int, stored: int) -> None:
-    """Raise ValueError if a container of `stored` bytes claims a folder of so many bytes that none needs it."""
+    """Raise ValueError if a container of `stored` bytes claims a folder that is larger than any real model needs."""
     most = max(MIN_EXPANDED, MAX_EXPANSION * stored)
     if size > most:
         raise ValueError(f"a container of {stored} bytes may have a folder of at most {most} bytes; it has {size}")
@@ -209,7 +209,7 @@ def _require_names(files: Sequence[FileEntry]) -> None:
     names = {file.name for file in files}
     folders = ("/".join(parts[:end]) for name in names for parts in [name.split("/")] for end in range(1, len(parts)))
     if len(names) < len(files) or not names.isdisjoint(folders):
-        raise ValueError("the files of a container must have different names, none of which is that of a folder")
+        raise ValueError("the files of a container must have different names, and none may have the name of a folder")
     for file in files:
         if file.tensors and file.own_bytes > 8 + MAX_FILE_BYTES:
             raise ValueError(f"the header of {file.name!r} may have at most {MAX_FILE_BYTES} bytes")

@@ -108,7 +108,7 @@ def load_tokenizer(reference: str | Path) -> Any:
 
 
 def is_container(reference: str | Path) -> bool:
-    """Return whether a reference is a compact container, by its name or first bytes. Every address must be one."""
+    """Return whether a reference is a compact container, by its name or first bytes. Every address counts as one."""
     if isinstance(reference, str) and is_address(reference):
         return True
     path = Path(reference)
@@ -119,7 +119,10 @@ def is_container(reference: str | Path) -> bool:
 
 
 def _container_of(reference: str | Path) -> str | Path | None:
-    """Return the container that a reference names, or None. A downloaded checkpoint may have no dense model."""
+    """Return the container that a reference names, or None if it names a dense model.
+
+    A folder without config.json names its container, because a downloaded checkpoint may have no dense model.
+    """
     if is_container(reference):
         return reference
     folder = Path(reference)
@@ -130,7 +133,7 @@ def _container_of(reference: str | Path) -> str | Path | None:
 
 
 def _is_file(path: Path) -> bool:
-    """Return whether a path is a file. A name that the system does not allow is none."""
+    """Return whether a path is a file. Returns False for a name that the system does not allow."""
     try:
         return path.is_file()
     except OSError:
@@ -162,7 +165,7 @@ def _opened(reference: str | Path) -> Iterator[tuple[Container, ModelSource]]:
 
 
 def _root_files(container: Container) -> dict[str, FileEntry]:
-    """Return the files that are in no subfolder, by name. A loader reads no others."""
+    """Return the files outside of subfolders, by name. A loader reads only these."""
     return {file.name: file for file in container.files if "/" not in file.name}
 
 

@@ -63,7 +63,7 @@ def verify_compact(folder: Path, file: ByteSource, format_: OutputFormat) -> Non
 
 
 def _wrong_file(folder: Path, container: Container, file: FileEntry) -> str | None:
-    """Return the name of a file if it differs from that of the folder, or None."""
+    """Return the name of a file if it differs from the file in the folder, or None."""
     with (folder / file.name).open("rb") as original:
         for content in container.contents(file, threads=THREADS):
             if not np.array_equal(np.frombuffer(original.read(len(content)), np.uint8), content):
@@ -72,7 +72,7 @@ def _wrong_file(folder: Path, container: Container, file: FileEntry) -> str | No
 
 
 def _wrong_tensor(made: QuantisedFile, container: Container, file: FileEntry) -> str | None:
-    """Return the name of a file or tensor that differs from what the folder gives with integers, or None."""
+    """Return the name of a header or tensor that differs from the folder after conversion to integers, or None."""
     if container.own_bytes(file) != made.own:
         return file.name
     for each in file.tensors:

@@ -21,7 +21,7 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Stored = bytes | memoryview
 
 COMMON = 15
-"""Number of byte values that a pair code has a code for. Code 15 stands for any other value."""
+"""Number of byte values that have their own code in a pair code. Code 15 stands for any other value."""
 _ESCAPE = 15
 _WINDOW_LOG = 23
 """Binary logarithm of the largest window that a reader accepts. A plane has at most 2 MiB before zstd."""
@@ -35,7 +35,7 @@ ENTROPY_ONLY: Mapping[int, int] = {
 }
 """For planes of weights."""
 TEXT: Mapping[int, int] = {_Parameter.compression_level: 3}
-"""For files that are no weights."""
+"""For files without weights, and for the header of a safetensors file."""
 
 
 class Code(IntEnum):
@@ -57,7 +57,10 @@ def encode(plane: Bytes, options: Mapping[int, int]) -> tuple[Code, bytes]:
 
 
 def encode_frequent(plane: Bytes) -> tuple[Code, bytes]:
-    """Return the shorter of the pair code and the plane itself if few bytes are frequent, otherwise as `encode`."""
+    """Return the pair code of a plane in which few byte values are frequent, or the plane itself if that is shorter.
+
+    Returns the result of `encode` for any other plane.
+    """
     counts = np.bincount(plane, minlength=256)
     table = np.argsort(-counts, kind="stable")[:COMMON].astype(np.uint8)
     if len(plane) - int(counts[table].sum()) > len(plane) >> 6:

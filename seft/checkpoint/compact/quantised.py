@@ -151,7 +151,7 @@ class QuantisedFile:
     """
 
     def __init__(self, path: Path, header: Header, kind: IntegerKind, experts: int) -> None:
-        """Make the header. `header` is that of the file."""
+        """Make the header of the new file. `header` is the header of the dense file."""
         self._content = np.memmap(path, np.uint8, "r")
         self._sources = dict(sorted(header.tensors.items(), key=lambda item: item[1].begin))
         if odd := [name for name, each in self._sources.items() if each.dtype == "I8" and len(each.shape) > 1]:
@@ -184,7 +184,7 @@ class QuantisedFile:
         return self._part(self._owners[name], name, slice(at, at + size))
 
     def _shapes(self) -> Iterator[tuple[str, str, str, tuple[int, ...]]]:
-        """Yield the name of each tensor, that of its tensor in the dense file, its dtype and its shape."""
+        """Yield, for each tensor, its name, the name of its tensor in the dense file, its dtype and its shape."""
         for name, source in self._sources.items():
             kind = self._kinds.get(name)
             yield name, name, "I8" if kind else source.dtype, source.shape
@@ -229,7 +229,7 @@ class QuantisedFile:
 
 
 def _kind(name: str, tensor: Tensor, kind: IntegerKind, experts: int) -> IntegerKind | None:
-    """Return in which integers a tensor is stored, or None if it is stored as it is.
+    """Return the kind of integers in which a tensor is stored, or None if it stays as it is.
 
     Outside of the decoder blocks, every tensor of two dimensions in bfloat16 is int8.
     """
@@ -261,5 +261,5 @@ def _require_scales(scales: Floats, largest: np.float32) -> None:
 
 
 def _nonzero(scales: Floats) -> Floats:
-    """Return scales to divide by. What has the scale 0 is 0 everywhere."""
+    """Return the scales with 1 instead of 0, to divide by. All weights with the scale 0 are 0."""
     return np.where(scales > 0, scales, np.float32(1))

@@ -50,7 +50,7 @@ class Container:
     """An open container. Several threads may read it. `name` is for messages and has no secrets."""
 
     def __init__(self, source: ByteSource) -> None:
-        """Read the index. Raises ContainerError if the file is no container or its index is damaged."""
+        """Read the index. Raises ContainerError if the file is not a container or its index is damaged."""
         self._source, self.name = source, source.name
         self._kept_header = lru_cache(_HEADERS)(self._header)
         try:
@@ -60,7 +60,7 @@ class Container:
             footer = index.parse_footer(source.read(end, FOOTER_BYTES), source.size)
             self.files = index.parse(source.read(footer.begin, footer.size), footer)
         except ValueError as error:
-            raise ContainerError(f"{source.name} is no intact compact container: {error}. {AGAIN}") from error
+            raise ContainerError(f"{source.name} is not an intact compact container: {error}. {AGAIN}") from error
 
     @property
     def size(self) -> int:
@@ -74,7 +74,7 @@ class Container:
     def own_bytes(self, file: FileEntry) -> bytes:
         """Return the bytes of a file that belong to no tensor: the whole text, or the header of a safetensors file.
 
-        Raises ContainerError if it is the header of other tensors than those in the index.
+        Raises ContainerError if the header does not describe the tensors in the index.
         """
         return self._kept_header(file) if file.tensors else self._whole(file.parts[0]).tobytes()
 
@@ -100,9 +100,9 @@ class Container:
     def expand(self, out: Path, *, threads: int | None = None) -> int:
         """Write all files into the new or empty folder `out`, and return the number of their bytes.
 
-        Matrices that are stored as integers become bfloat16. Files with such matrices are read in one thread, whatever
-        `threads` is. The folder is left empty if an error is raised. Raises ConfigError if the folder cannot be used,
-        OSError if the disk is too small, and ContainerError if a tensor or a file is damaged.
+        Matrices that are stored as integers become bfloat16. Files with such matrices are always read in one thread;
+        `threads` is for the other files. The folder is left empty if an error is raised. Raises ConfigError if the
+        folder cannot be used, OSError if the disk is too small, and ContainerError if a tensor or a file is damaged.
         """
         with new_folder(out) as unfinished:
             dense = {
@@ -123,9 +123,9 @@ class Container:
         return size
 
     def require_expansion(self, size: int) -> None:
-        """Raise ContainerError if integers would expand to `size` bytes, and these are too many.
+        """Raise ContainerError if a folder of `size` bytes, with the integers as bfloat16, is too large.
 
-        The index was checked with one byte for each integer.
+        The check of the index counted one byte for each integer.
         """
         try:
             index.require_expansion(size, self._source.size)
@@ -196,7 +196,7 @@ def _sha256(content: Bytes) -> bytes:
 def open_container(reference: str | Path, *, pauses: Sequence[float] = PAUSES) -> Iterator[Container]:
     """Open a container: a path, a web address, or `s3://bucket/key`.
 
-    Raises SourceError if the file cannot be read, and ContainerError if it is no container.
+    Raises SourceError if the file cannot be read, and ContainerError if it is not a container.
     """
     with open_source(reference, pauses=pauses) as source:
         yield Container(source)

@@ -1,8 +1,8 @@
 """Writes a model folder as a compact container, in one pass: `seft pack`.
 
 The container is written to any object with a method `write`, such as a multipart upload. Only a few chunks are in
-memory, and with integers also two matrices of integers. The bytes depend only on the names and contents of the files,
-the kind of integers, and the version of zstd.
+memory. If matrices become integers, two of them are in memory too. The bytes of the container depend only on the names
+and contents of the files, the kind of integers, and the version of zstd.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ class _Chunk(NamedTuple):
 
 
 class _Coded(NamedTuple):
-    """The stored bytes of a chunk, and the SHA-256 of its bytes before."""
+    """The stored bytes of a chunk, and the SHA-256 of its bytes before coding."""
 
     stored: bytes
     sha256: bytes
@@ -220,7 +220,7 @@ def _read(path: Path, begin: int, size: int) -> bytes:
 def _parts_of_file(
     name: str, read: Callable[[int, int], bytes], size: int, tensors: Mapping[str, Tensor]
 ) -> Iterator[_Part]:
-    """Yield the bytes of a file that are no tensors, and then its tensors in the order of their bytes."""
+    """Yield the bytes of a file that belong to no tensor, and then its tensors in the order of their bytes."""
     places = sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end))
     own = places[0][1].begin if places else size
     part = partial(_Part, name, read)

@@ -300,7 +300,7 @@ def test_a_config_of_a_far_larger_model_is_refused_before_it_is_created(folder: 
 
 def test_a_file_with_the_ending_seft_is_never_taken_for_another_kind(container: Path, tmp_path: Path) -> None:
     (path := tmp_path / "model.seft").write_bytes(b"x" + container.read_bytes()[1:-1])
-    with pytest.raises(ContainerError, match="no intact compact container"):
+    with pytest.raises(ContainerError, match="is not an intact compact container"):
         seft.load(path)
     with pytest.raises(SourceError, match="Restore its folder with `seft expand "):
         find(str(path))
