@@ -26,11 +26,12 @@ CONTEXTS = (
     "context_length",
     "n_ctx",
 )
-"""Names of the context length in a configuration. The first that is there counts."""
+"""Names of the context length in a configuration. The first one that a configuration has is used."""
 EXTENDED_BY_FACTOR = frozenset({"linear", "dynamic", "yarn"})
-"""Types of scaled position embeddings that extend the context by a factor. The others only say how they reach it."""
+"""Types of scaled position embeddings that extend the stated context length by a factor. For other types, the stated
+length already includes the scaling."""
 ALREADY_EXTENDED = frozenset({"gemma3", "gemma3_text"})
-"""Model types whose context length is that with scaled position embeddings, although they have such a factor."""
+"""Model types whose stated context length already includes the scaling, although they have such a factor."""
 MAX_NUMBER = 1 << 31
 """Largest number of a config that is used. No model has a larger one."""
 MAX_SHAPES = 5_000
@@ -40,8 +41,8 @@ STORED_TRANSPOSED = frozenset({"gpt2", "openai-gpt"})
 STACKS_TRANSPOSED = frozenset({"gpt_oss"})
 """Model types that store the matrices of experts in the shape (experts, inputs, outputs)."""
 GATES = ((".gate_proj.", ".up_proj."), (".w1.", ".w3."), (".ffn_gate_exps.", ".ffn_up_exps."))
-"""Parts of the names of two tensors of experts that a loaded model has as one linear layer, with the outputs of both.
-"""
+"""Parts of the names of two tensors of experts. A loaded model joins the two to one linear layer with the outputs of
+both."""
 SAME_INPUTS = {
     ".k_proj.": ".q_proj.",
     ".v_proj.": ".q_proj.",
@@ -51,9 +52,9 @@ SAME_INPUTS = {
     ".attn_v.": ".attn_q.",
     ".ffn_up.": ".ffn_gate.",
 }
-"""Parts of the names of linear layers, and of those whose inputs they share. Pruning has one Hessian for both."""
+"""Part of the name of a linear layer -> this part for another layer with the same inputs. Both share one Hessian."""
 BUFFERS = (".masked_bias", ".inv_freq", "rope_freqs.weight")
-"""Endings of the names of tensors in older files that are no parameters."""
+"""Endings of the names of tensors in older files that are not parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """The dimensions of a decoder model, as numbers of weights, tokens or vector entries. None of them is in bytes."""
+    """The dimensions of a decoder model. They count weights, tokens or vector entries, not bytes."""
 
     architecture: str
     """Type of the model, such as `llama`: `model_type` of a config, or `general.architecture` of a GGUF file."""
@@ -178,7 +179,7 @@ class _Config:
                 key.removeprefix(f"{self.architecture}."): value for key, value in config.items()
             }
         else:
-            # The name that GGUF files use too. The class, such as LlamaForCausalLM, is named in few of them.
+            # GGUF files use this name too. Few of them name the class, such as LlamaForCausalLM.
             self.architecture = str(config.get("model_type") or config["architectures"][0])
             self.values = text_config(config)
         self.tied = self.values.get(TIED) is True
@@ -197,7 +198,7 @@ class _Config:
 
     @property
     def context(self) -> int | None:
-        """Maximum number of tokens in a sequence, also with position embeddings that are scaled for longer ones.
+        """Maximum number of tokens in a sequence, including the extension by scaled position embeddings.
 
         None if the config does not say it.
         """
@@ -263,7 +264,7 @@ def _counted(block: Counter[Matrix]) -> tuple[Matrix, ...]:
 def _matrices(name: str, shape: tuple[int, ...], config: _Config, gate: bool | None) -> dict[Matrix, int]:
     """Return the weight matrices that are pruned in one tensor of a block, with their number.
 
-    A tensor has none, one, or, if it contains several experts, several of them. `gate` is the result of `_gate_of`.
+    A tensor has no such matrix, or one, or one per expert that it contains. `gate` is the result of `_gate_of`.
     """
     use = config.use if _is_expert(name) else 1.0
     if gate is False or not is_pruned(name, shape, config.experts):
@@ -275,9 +276,9 @@ def _matrices(name: str, shape: tuple[int, ...], config: _Config, gate: bool | N
 
 
 def _gate_of(name: str, shapes: Shapes) -> bool | None:
-    """Return whether a tensor of experts is the gate, which comes first, of two that are one linear layer when loaded.
+    """Return True for the gate and False for the second of two expert tensors that a loaded model joins (`GATES`).
 
-    Returns False for the other one of the two, and None for every other tensor.
+    Returns None for every other tensor.
     """
     if _is_expert(name):
         for gate, up in GATES:
@@ -289,7 +290,7 @@ def _gate_of(name: str, shapes: Shapes) -> bool | None:
 
 
 def _shares(name: str, shapes: Shapes) -> bool:
-    """Return whether the model has another tensor, before this one, whose linear layer has the same inputs."""
+    """Return whether the model has the other linear layer that has the same inputs (`SAME_INPUTS`)."""
     return any(part in name and name.replace(part, other) in shapes for part, other in SAME_INPUTS.items())
 
 
@@ -304,5 +305,5 @@ def _is_parameter(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _is_vector(name: str, shape: tuple[int, ...]) -> bool:
-    """Return whether a tensor contains weights of norm layers, or biases other than that of the head."""
+    """Return whether a tensor contains weights of norm layers, or biases except the bias of the head."""
     return (len(shape) == 1 or name.endswith("bias")) and name not in HEAD_BIASES

@@ -1,8 +1,8 @@
 """What a GGUF file says about a model instead of config.json, and which models it can express. Needs no torch.
 
-The names of the keys are those of llama.cpp (github.com/ggml-org/ggml/blob/master/docs/gguf.md). A setting that the
-file cannot express, or that the loaders of transformers and llama.cpp would ignore, is refused, because the file would
-be another model.
+llama.cpp defines the names of the keys (github.com/ggml-org/ggml/blob/master/docs/gguf.md). A setting is refused if the
+file cannot express it, or if the loaders of transformers and llama.cpp would ignore it. Otherwise the file would
+contain a different model.
 """
 
 import math

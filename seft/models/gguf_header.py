@@ -107,10 +107,10 @@ class _Cursor:
 
 
 def read_header(path: Path, vectors: Collection[str]) -> tuple[dict[str, Value], dict[str, tuple[float, ...]]]:
-    """Return all keys with their values, and the values of those of the named float32 vectors that the file has.
+    """Return all keys with their values, and the values of the tensors with the names `vectors` that the file has.
 
-    The value of an array is its length. Raises ValueError if the file is not readable GGUF, or if such a tensor is no
-    float32 vector.
+    The value of an array is its length. Raises ValueError if the file is not readable GGUF, or if one of these tensors
+    is not a float32 vector.
     """
     with _open(path) as (cursor, tensors):
         keys = _values(cursor)

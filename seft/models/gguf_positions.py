@@ -15,7 +15,7 @@ TENSORS = frozenset({FACTORS, "rope_factors_long.weight", "rope_factors_short.we
 _EQUAL_LAYERS = frozenset({"llama", "qwen2", "qwen3"})
 """Architectures in which all layers have the same positions."""
 _UNUSED = frozenset({"type", "factor", "original_context_length", "finetuned"})
-"""Settings of the scaling that are read elsewhere here, or that have no effect on these types."""
+"""Settings of the scaling that are read elsewhere in this module, or that have no effect on these types."""
 _HIGH = 4.0
 """The usual `high_freq_factor` of a model whose `low_freq_factor` is 1."""
 _SAME = 3e-6
@@ -25,8 +25,8 @@ _SAME = 3e-6
 def read_rope_parameters(header: Mapping[str, Any], vectors: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
     """Return `rope_parameters` for the config of a file, or None if its positions are not scaled.
 
-    `vectors` has the values of those `TENSORS` that are in the file. Raises ValueError, which says what the file has,
-    if a config for transformers cannot express these positions.
+    `vectors` has the values of the `TENSORS` that the file has. Raises ValueError if a config for transformers cannot
+    express these positions. The error says what the file has.
     """
     name = str(header.get("general.architecture"))
     base = float(header.get(f"{name}.rope.freq_base", 10_000.0))
@@ -88,8 +88,8 @@ def _unknown(field: str, value: object) -> ValueError:
 def llama3_factors(rope: Mapping[str, Any], size: int) -> list[float]:
     """Return the divisors of the `size` / 2 rotary frequencies of a head, for the rope type `llama3`.
 
-    Frequencies with long wavelengths are divided by `factor`, those with short ones stay, with a smooth change between
-    them (`_compute_llama3_parameters` of transformers).
+    Frequencies with long wavelengths are divided by `factor`. Frequencies with short wavelengths stay as they are. The
+    divisor changes smoothly between them (`_compute_llama3_parameters` of transformers).
     """
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
     divisors = []
@@ -108,7 +108,7 @@ def _turns(base: float, size: int) -> list[float]:
 def llama3_parameters(factors: Sequence[float], base: float) -> dict[str, Any] | None:
     """Return the settings of the rope type `llama3` that give these factors, or None if there are none.
 
-    If `low_freq_factor`, `high_freq_factor` and the context are multiplied by one number, the factors stay the same. So
+    Multiplying `low_freq_factor`, `high_freq_factor` and the context by the same number does not change the factors. So
     `low_freq_factor` is 1 here.
     """
     factor, size = float(f"{factors[-1]:.7g}"), 2 * len(factors)
@@ -129,10 +129,10 @@ def llama3_parameters(factors: Sequence[float], base: float) -> dict[str, Any] |
 
 
 def _context_and_high(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the context and `high_freq_factor` that fit the frequencies, which may have no such settings.
+    """Return the context and `high_freq_factor` that fit the frequencies. The caller must check that they really fit.
 
-    A point has the share of a frequency that is not divided by the factor, and its turns per token. A share between 0
-    and 1 is (context * turns - 1) / (high_freq_factor - 1).
+    A point describes a frequency: the share of it that is not divided by the factor, and its turns per token. A share
+    between 0 and 1 is (context * turns - 1) / (high_freq_factor - 1).
     """
     between = [point for point in points if _SAME < point[0] < 1 - _SAME]
     if len(between) > 1:

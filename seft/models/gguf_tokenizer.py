@@ -23,7 +23,7 @@ _SPLITS = {
 }
 """Steps that split text -> their name in llama.cpp (`llama_vocab::impl::load`)."""
 _WHOLE_WORDS_FIRST = {"dbrx": "llama-bpe"}
-"""Names of the same steps if a word that is a token is not split. With any other steps, such a tokenizer is refused."""
+"""Name of steps -> their name in llama.cpp if a word that is a token is not split. Other steps are then refused."""
 _SPACE = "\u2581"
 """Character that stands for a space in SentencePiece."""
 
@@ -63,7 +63,7 @@ def unknown_tokenizer(rule: str, value: str) -> ConfigError:
 
 
 def _adds_space(description: Mapping[str, Any]) -> bool:
-    """Return whether a SentencePiece tokenizer puts a space before a text. Raises ConfigError if it is another kind."""
+    """Return whether a SentencePiece tokenizer puts a space before a text. Raises ConfigError for other tokenizers."""
     adds = replaces = False
     for step in [*_steps(description, "normalizer"), *_steps(description, "pre_tokenizer")]:
         match step:

@@ -73,7 +73,7 @@ def describe(reference: str, info: type[Info], *, revision: str | None, token: s
     content = _get(url, MAX_LISTING_BYTES + 1, token).content
     if len(content) > MAX_LISTING_BYTES:
         rule = f"the hub's description of a {kind} may have at most {MAX_LISTING_BYTES} bytes"
-        raise SourceError(REFUSED, f"{rule}; that of {reference!r} has more. Choose a {kind} with fewer files.")
+        raise SourceError(REFUSED, f"{rule}; {reference!r} has a longer one. Choose a {kind} with fewer files.")
     try:
         return info(**parse_json(content))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
@@ -106,7 +106,7 @@ def _get(url: str, size: int, token: str | None, **headers: str) -> Response:
     kept = {name: value for name, value in response.headers.items() if name.startswith("x-")}
     limited = Response(response.status_code, headers=kept, content=content, request=response.request)
     hub.hf_raise_for_status(limited)
-    limited.raise_for_status()  # the line before accepts a redirect to nowhere
+    limited.raise_for_status()  # `hf_raise_for_status` accepts a redirect without a target
     return limited
 
 

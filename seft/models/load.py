@@ -49,7 +49,7 @@ LOAD_ERRORS = (
 )
 """Exceptions that transformers raises if a configuration or a file cannot be loaded as a model."""
 MOST_OF_WEIGHTS = 2
-"""A model has at most this many times the weights that are stored: tied weights are stored once."""
+"""Largest ratio of the weights of a model to its stored weights. It is above 1: tied weights are stored once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch
     """Load the model and the tokenizer of a source onto `device`, with the weights in `dtype`.
 
     Buffers keep their float32 values, so that a model has the same buffers now and when its checkpoint is verified. The
-    weights are copies: a file that is changed afterwards changes none of them. Raises SourceError if the files are not
-    a complete model.
+    weights are copies, so a later change of a file does not change them. Raises SourceError if the files are not a
+    complete model.
     """
     source = replace(source, path=fetch(source))
     with _header_read_once():
@@ -83,9 +83,9 @@ def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch
 
 
 def _restore_buffers(model: Any) -> bool:
-    """Give a model that was not loaded in float32 the buffers that it has in float32.
+    """Give a model the buffers that it would have if it were loaded in float32.
 
-    Returns False if one of them was rounded when it was read from a file. The model must then be loaded in float32.
+    Returns False if a buffer was rounded when it was read from a file. The model must then be loaded in float32.
     """
     floats = {name: buffer.dtype for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     lost = {name for name, dtype in floats.items() if dtype is not torch.float32}
@@ -134,7 +134,7 @@ def require_floats(reference: str, name: str, dtype: str, shape: Sequence[int]) 
     """Raise SourceError if a tensor is a matrix of integers, or a stack of such matrices in a block.
 
     Transformers would use them as weights without scales. Tables of integers in a block, such as `tid2eid` of
-    DeepSeek-V4, are no weights.
+    DeepSeek-V4, are not weights.
     """
     stack = len(shape) == 3 and place_in_blocks(name) and is_pruned(name, tuple(shape), 0)
     if (stack or (name.endswith(".weight") and len(shape) > 1)) and not dtype.startswith(("F", "BF")):
@@ -148,7 +148,7 @@ def require_floats(reference: str, name: str, dtype: str, shape: Sequence[int]) 
 def _load_model(source: ModelSource, folder: Path, options: dict[str, str], dtype: torch.dtype = torch.float32) -> Any:
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+            for name in file.keys():  # noqa: SIM118 (not a dictionary)
                 tensor = file.get_slice(name)
                 require_floats(source.reference, name, tensor.get_dtype(), tensor.get_shape())
     rope = source.rope_parameters
@@ -207,7 +207,7 @@ def load_tensors(source: ModelSource, tensors: Mapping[str, Any], *, device: str
 
 
 def _require_weights(reference: str, described: nn.Module, tensors: Mapping[str, Any]) -> None:
-    """Raise SourceError if a model of this configuration has far more weights than there are.
+    """Raise SourceError if a model of this configuration has far more weights than are stored.
 
     Transformers would create them all, with random values, before it reports what does not match.
     """
@@ -227,7 +227,7 @@ def _require_match(reference: str, info: Mapping[str, Any]) -> None:
     if mismatches:
         raise SourceError(
             "model_refused",
-            f"the tensors of a model must match its config; those of {reference!r} do not: {mismatches}."
+            f"the tensors of a model must match its config; in {reference!r} they do not: {mismatches}."
             " Save it again with save_pretrained, or choose a different model.",
         )
 

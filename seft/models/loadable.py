@@ -1,8 +1,8 @@
 """Shows a loader only the files of a model, and the keys of its configuration, that describe a language model.
 
-transformers acts on more than that: `adapter_config.json` loads further weights, `attn_implementation` downloads code,
-and `vocab_file` reads any file of the machine. Here everything is left out that is not known to be needed. A key that
-no configuration class knows has no effect on a model, so leaving it out changes nothing.
+transformers also acts on other files and keys: `adapter_config.json` loads further weights, `attn_implementation`
+downloads code, and `vocab_file` reads any file of the machine. This module leaves out everything that is not known to
+be needed. A key that no configuration class knows has no effect on a model, so leaving it out changes nothing.
 """
 
 import json
@@ -48,12 +48,12 @@ TOKENIZER_KEYS = frozenset(
         "use_default_system_prompt",
     }
 )
-"""The keys of a tokenizer's configuration that are read. None of them names a file."""
+"""The keys of a tokenizer's configuration that are read. Their values never name a file."""
 
 
 @contextmanager
 def loadable(path: Path) -> Iterator[Path]:
-    """Yield a folder with what a loader may read of the model in `path`, a folder or a GGUF file.
+    """Yield a folder with the parts of a model that a loader may read. `path` is a folder or a GGUF file.
 
     The folder has links to the files, and reduced copies of the configurations. It is deleted afterwards.
     """
@@ -90,7 +90,7 @@ def _object(file: Path) -> dict[str, Any]:
 
 
 def _reduced_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the known keys at every depth, because a configuration can contain others. Numbers are keys of lists."""
+    """Return the known keys, also of configurations inside this one. Numbers, as keys, stand for items of a list."""
     return {
         key: _reduced_config(value) if isinstance(value, dict) else value
         for key, value in config.items()

@@ -105,7 +105,7 @@ def read_model_files(reference: str, sizes: Mapping[str, int], read: Callable[[s
 def weight_files(reference: str, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> list[str]:
     """Return the names of the files with the weights of a model, sorted. Raises SourceError if one is missing.
 
-    They are those that transformers loads. It ignores an index if there is a single file: the index may be older.
+    Transformers loads these files. If there is a single file, it ignores the index, which may be older.
     """
     if SINGLE in sizes:
         return [SINGLE]
@@ -140,8 +140,8 @@ def require_size(reference: str, size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise SourceError(
             REFUSED,
-            f"the tokenizer and the configuration of a model may have at most {max_bytes} bytes; those of"
-            f" {reference!r} have {size}. Choose a different model.",
+            f"the tokenizer and the configuration of a model may have at most {max_bytes} bytes; in"
+            f" {reference!r} they have {size}. Choose a different model.",
         )
 
 
@@ -158,7 +158,7 @@ def require_names(reference: str, **names: Iterable[str]) -> None:
 
 
 def require_counts(reference: str, values: Mapping[str, Any], most: Mapping[str, int] = _MAX_COUNTS) -> None:
-    """Raise SourceError unless each value under a name in `most` is an integer from 1 to the number there, or null.
+    """Raise SourceError unless each value whose name is in `most` is null or an integer from 1 to `most[name]`.
 
     Without this check, a config can claim billions of layers, and a loader creates them before it reads weights.
     """
@@ -212,7 +212,7 @@ def _json_object(reference: str, name: str, sizes: Mapping[str, int], read: Call
     if sizes[name] > MAX_FILE_BYTES:
         raise SourceError(
             REFUSED,
-            f"{name} of a model may have at most {MAX_FILE_BYTES} bytes; that of {reference!r} has {sizes[name]}."
+            f"{name} of a model may have at most {MAX_FILE_BYTES} bytes; in {reference!r} it has {sizes[name]}."
             " Choose a different model.",
         )
     try:
@@ -232,7 +232,7 @@ def _require_no_code(reference: str, name: str, value: dict[str, Any]) -> None:
 
 
 def _texts(value: Any, *, only_keys: bool = False) -> Iterator[str]:
-    """Yield all keys and texts of nested JSON. The config of a text model may be inside that of a larger model."""
+    """Yield all keys and texts of nested JSON. A larger model's config may contain the config of its text model."""
     pending = [value]
     while pending:
         value = pending.pop()

@@ -20,7 +20,7 @@ from seft.models.blocks import hidden_state
 from seft.models.targets import SPLIT, decoder_blocks
 
 PROBE_SCALE = 1e4
-"""Factor on the hidden state when the head is tested. Some models cap large logits, and small logits would not show it.
+"""Factor on the hidden state when the head is tested. Some models cap only large logits, so the test needs large ones.
 """
 
 MAX_LEAK = 0.1
@@ -43,9 +43,9 @@ class Rows:
 class Predictor:
     """Runs a model so that its head is applied separately and packed records do not influence each other.
 
-    Some architectures scale or cap their logits after the head. For them `Rows.last` has the logits. Some let packed
-    records attend to each other. For them each record is run in a row of its own. Both cases are detected by running
-    the model, not by its name.
+    If an architecture scales or caps its logits after the head, `Rows.last` has the logits. If an architecture lets
+    packed records attend to each other, each record is run in a row of its own. Both cases are detected by running the
+    model, not by its name.
     """
 
     def __init__(self, model: Any) -> None:
@@ -54,7 +54,7 @@ class Predictor:
         self._plain = _has_plain_head(model)
         self.vocabulary = len(model.get_output_embeddings().weight)
         if any(module in SPLIT for module in model.modules()):
-            _ = self._separates_records  # all processes must run a split model together, also if only one needs this
+            _ = self._separates_records  # only one process may need it, but all must run a split model together
 
     def rows(self, batch: Packed, *, blocks: bool = False) -> Rows:
         """Return the rows of all predicted tokens, with the outputs of every decoder block if `blocks` is true."""

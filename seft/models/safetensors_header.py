@@ -87,9 +87,9 @@ def read_metadata(header: bytes) -> dict[str, Any]:
 def make_header(
     tensors: Mapping[str, tuple[str, Shape]], metadata: Mapping[str, Any]
 ) -> tuple[bytes, dict[str, Tensor]]:
-    """Return the bytes of the header of a file with these tensors, one after the other, and their places in the file.
+    """Return the header of a file in which these tensors follow each other, and the places of the tensors in the file.
 
-    `tensors` has the dtype and the shape of each tensor by name. The header has the size in front.
+    `tensors` has the dtype and the shape of each tensor by name. The header begins with its size.
     """
     at, spans = 0, dict[str, tuple[int, int]]()
     for name, (dtype, shape) in tensors.items():
@@ -145,15 +145,15 @@ def _parse(content: bytes, start: int, data_bytes: int) -> tuple[dict[str, Tenso
 
 
 def _span(name: str, shape: Shape, entry: dict[str, Any]) -> tuple[int, int]:
-    """Return the first byte of a tensor and the byte after its last one. Raises ValueError if its shape needs others.
+    """Return the first byte of a tensor and the byte after its last one, both relative to the end of the header.
 
-    All bytes are relative to the end of the header.
+    Raises ValueError if the shape of the tensor needs another number of bytes.
     """
     begin, end = entry["data_offsets"]
     if type(begin) is not int or type(end) is not int:
-        raise ValueError(f"`data_offsets` must be two integers; those of {name!r} are not")
+        raise ValueError(f"`data_offsets` must be two integers; in {name!r} they are not")
     if (dtype := str(entry["dtype"])) not in BITS:
-        raise ValueError(f"the dtype of a tensor must be one of {', '.join(BITS)}; that of {name!r} is {dtype[:20]!r}")
+        raise ValueError(f"the dtype of a tensor must be one of {', '.join(BITS)}; for {name!r} it is {dtype[:20]!r}")
     bits = math.prod(shape) * BITS[dtype]
     if bits != 8 * (end - begin):
         needed, has = bits / 8, end - begin

@@ -87,12 +87,12 @@ class ModelSource:
     branch: str | None = None
     """Branch, tag or commit by which the model was found on the hub. None for the default branch."""
     rope_parameters: dict[str, Any] | None = None
-    """Scaled positions of a GGUF file, which transformers does not read from the file. None: they are not scaled."""
+    """Scaled positions of a GGUF file, which transformers does not read from the file. None if they are not scaled."""
     has_chat_template: bool = True
     """Whether the tokenizer has a chat template, without which it cannot read conversations."""
 
     def files(self, *, weights: bool = True) -> list[str]:
-        """Return the names of the files on the hub that a loader reads, with or without those of the weights."""
+        """Return the names of the files on the hub that a loader reads, with or without the files of the weights."""
         return [name for name in self.sizes if is_read(name) and (weights or not is_weights(name))]
 
     def bytes(self, *, weights: bool = True) -> int:
@@ -179,7 +179,7 @@ def _local_path(reference: str) -> Path | None:
 def _path_under(reference: str, roots: Sequence[Path]) -> Path | None:
     """Return the path of `reference` under the first root that has it, or None.
 
-    Rejects paths that leave the root, and every other name of a path than its plain one.
+    Rejects paths that leave the root, and paths that are not in their plain form, such as `a//b` or `a/../b`.
     """
     if "\\" in reference or not {"", ".", ".."}.isdisjoint(reference.split("/")):
         raise SourceError(
@@ -249,8 +249,8 @@ def _find_gguf(reference: str, path: Path) -> ModelSource:
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise SourceError(
             REFUSED,
-            f"the positions of a GGUF file must be those of a config for transformers; in {reference!r}, {error}. Give"
-            " the model's folder instead.",
+            "a config for transformers must be able to express the positions of a GGUF file; in"
+            f" {reference!r}, {error}. Give the model's folder instead.",
         ) from error
     licence = checked_licence(header.get("general.license"))
     chat = bool(header.get("tokenizer.chat_template"))
@@ -300,7 +300,7 @@ def fetch_into(
 ) -> None:
     """Download a hub model's files, its card and its terms one by one.
 
-    Calls `heartbeat` before each, which may raise to stop.
+    Calls `heartbeat` before each file. It may raise an error to stop.
     """
     api = hub.HfApi(token=source.token)
     with hub_errors(source.reference, source.revision):
@@ -328,10 +328,10 @@ def cached_models() -> list[str]:
 def find_cached(reference: str, revision: str | None) -> ModelSource:
     """Return a hub model from the cache, while HF_HUB_OFFLINE is set. Raises SourceError if it is not cached.
 
-    Without a revision, and if the cache does not know the default branch, the newest commit in the cache is returned.
+    If no revision is given and the cache does not know the default branch, the newest commit in the cache is returned.
     """
     try:
-        # Only some of the weights may be needed. `downloaded` checks that these are there.
+        # Only some of the files with weights may be needed. `downloaded` checks that the needed ones are there.
         folder = Path(
             hub.snapshot_download(reference, revision=revision, allow_patterns=[*TEXT_FILES], local_files_only=True)
         )

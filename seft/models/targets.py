@@ -26,14 +26,14 @@ class Split(Protocol):
     """A block whose parameters are split over several processes."""
 
     def gather(self) -> None:
-        """Bring the parameters together, if they are not."""
+        """Gather the whole parameters from all processes, if they are split now."""
 
     def store(self, module: nn.Module, key: str, number: int | None) -> None:
         """Keep a change of a parameter of a module, or of one matrix of it, made while the block computes."""
 
 
 SPLIT: WeakKeyDictionary[nn.Module, Split] = WeakKeyDictionary()
-"""The modules whose parameters are split over several processes, with their block. `seft.repair.shards` splits them."""
+"""Module with parameters that are split over several processes -> its block. `seft.repair.shards` splits them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +85,7 @@ class Target:
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """Return the decoder blocks: of the outermost module lists, the one with the most target weights.
+    """Return the decoder blocks: the outermost module list that has the most target weights.
 
     Raises SourceError if no list contains a target.
     """
@@ -104,7 +104,7 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
 def target_linears(model: nn.Module) -> dict[str, Target]:
     """Return every target of a model by its full name, in the order of the model.
 
-    The name is that of the module. For a matrix of a stack, the parameter's name and the matrix's number are added.
+    A target has the name of its module. A matrix of a stack also has the parameter's name and the matrix's number.
     """
     blocks = decoder_blocks(model)
     prefix = next(name for name, module in model.named_modules() if module is blocks)
@@ -133,7 +133,7 @@ def block_linears(block: nn.Module) -> dict[str, Target]:
 
 
 def whole_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield every parameter of a model. A parameter that is split over processes is whole until the next one."""
+    """Yield every parameter of a model. A parameter that is split over processes is whole until the next is yielded."""
     seen: set[nn.Parameter] = set()
     for module in model.modules():
         if split := SPLIT.get(module):

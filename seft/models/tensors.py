@@ -1,6 +1,6 @@
 """Finds the tensors of a model file that are pruned, by their names and shapes. Reads no weights and needs no torch.
 
-They are the same weights as those of `seft.models.targets`, which needs the model itself.
+`seft.models.targets` finds the same weights, but needs the model itself.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ HEAD = "lm_head.weight"
 TIED = "tie_word_embeddings"
 """Key of a config. If it is true, the head has the weights of the embedding, and a file may contain them twice."""
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "expert_count")
-"""Keys of a config, one of which has the number of experts in a block."""
+"""Keys of a config. The first one that a config has gives the number of experts in a block."""
 ROUTERS = (
     "gate.weight",
     "gate.wg.weight",
@@ -36,7 +36,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def place_in_blocks(name: str) -> tuple[str, int, str] | None:
-    """Return the list of modules, the number in it and the rest of a tensor's name. Returns None without a number."""
+    """Split a tensor's name into the list of modules, the number in it and the rest. Returns None without a number."""
     parts = name.split(".")
     for at, part in enumerate(parts[:-1]):
         if part.isascii() and part.isdigit():

@@ -34,7 +34,7 @@ KNOWN_LICENCES = frozenset(_LICENCES.split())
 
 
 class Terms(NamedTuple):
-    """What the card of a model says besides the licence: its name and link if it is a special one, and languages."""
+    """What the card of a model says besides the licence: the name and link of a special licence, and the languages."""
 
     licence_name: str | None = None
     licence_link: str | None = None
@@ -45,7 +45,7 @@ NO_TERMS = Terms()
 
 
 def terms_files(sizes: Mapping[str, int]) -> list[str]:
-    """Return the names of a model's card and of the files with terms of use. `sizes` are the bytes of all its files."""
+    """Return the names of a model's card and of its files with terms of use. `sizes` has the size of every file."""
     names = [*sorted(name for name in sizes if is_notice(name))[:MAX_NOTICES], CARD]
     return [name for name in names if 0 < sizes.get(name, 0) <= MAX_FILE_BYTES]
 
