@@ -21,8 +21,8 @@ class Active(BasePositions):
 
     `values` are the trained values, in float32 or wider; the matrix has them rounded to its own dtype. `bases` are the
     exact entries of the matrix from when each position became active. `means` and `squares` are Adam's moments, in
-    bfloat16 if the matrix has 16 bits per entry, and `ages` the number of gradients in them. A position has 16 bytes
-    then, and 22 in a float32 matrix.
+    bfloat16 if the matrix has 16 bits per entry. `ages` are the numbers of gradients in the moments. A position takes
+    16 bytes for a matrix with 16 bits per entry, and 22 bytes for a float32 matrix.
     """
 
     values: Float[Tensor, "positions"]
@@ -51,7 +51,7 @@ class Active(BasePositions):
 def in_one_buffer(lists: Sequence[Active]) -> tuple[Active, list[Active]]:
     """Copy several lists into one buffer per field. Returns all positions in this order, and each list as a slice.
 
-    The lists are those of several matrices, so all positions together are neither sorted nor unique.
+    The lists belong to several matrices, so all positions together are neither sorted nor unique.
     """
     buffers = [torch.cat(field) for field in zip(*(each.tensors().values() for each in lists), strict=True)]
     slices = zip(*(torch.split(buffer, [len(each) for each in lists]) for buffer in buffers), strict=True)

@@ -34,7 +34,7 @@ class AllNonzeros(OneByOne):
         self._gradual = work.pruned if work.pruned and work.pruned.gradual else None
         zeros: dict[str, int] = {}
         if self._gradual:
-            # Of the first process: a product of another process may differ in its last bit.
+            # All use the numbers of the first process: a product of another process may differ in its last bit.
             zeros = broadcast(final_zeros(work.model, work.calibration(), self._gradual))
         else:
             for target in work.targets.values():
@@ -123,8 +123,8 @@ class AllNonzeros(OneByOne):
     def _zeros_at(self, config: PruneConfig, progress: float) -> list[int]:
         """Return how many zeros each linear has at a fraction of the rise.
 
-        At its end in an N:M pattern, all are allowed that the pattern asks for. A group that had more zeros at the
-        start must leave no other group with too few.
+        At the end of the rise in an N:M pattern, only the pattern limits the number. Otherwise other groups would get
+        too few zeros if one group had more than the pattern asks for at the start.
         """
         if config.pattern.grouped and progress >= 1:
             return [linear.weight.numel() for linear in self.linears.values()]
@@ -132,7 +132,7 @@ class AllNonzeros(OneByOne):
         ends = [max(start, end) for start, end in zip(starts, self._end, strict=True)]
         zeros = [rise.zeros_at(start, end, progress) for start, end in zip(starts, ends, strict=True)]
         if config.compare is Compare.MODEL:
-            # Nothing is known of the weights of an expert that got no token. It keeps the zeros of `layer`.
+            # The importance of the weights of an expert without tokens is unknown. It gets the zeros of `layer`.
             known = [number for number, linear in enumerate(linears) if linear.observed]
             others = sum(zeros) - sum(zeros[number] for number in known)
             total = rise.zeros_at(sum(starts), sum(ends), progress) - others

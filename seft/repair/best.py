@@ -1,7 +1,7 @@
 """Keeps the best state of a training, by its loss on held-out text, and decides about early stopping.
 
-A state is a set of named tensors. A copy of the best one is kept in host memory. If there are several processes, only
-the first one keeps it, so only this one can save or finish a repair with evaluations.
+A state is a set of named tensors. A copy of the best state is kept in host memory. If there are several processes, only
+the first process keeps it, so only the first process can save or finish a repair with evaluations.
 """
 
 import math

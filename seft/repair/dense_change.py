@@ -1,8 +1,8 @@
 """A change of all nonzeros of a linear, computed from a short vector of trained values. Zeros stay zero.
 
-The weight matrix of the linear keeps its pruned values until `merge`. The forward and the backward pass compute the
-changed matrix, `base + change(values)` in the dtype of the linear and zero at its zeros, again for a few rows at a
-time, as LoRS does (arXiv 2501.08582). So there is no second matrix of the size of the weight.
+The weight matrix of the linear keeps its pruned values, `base`, until `merge`. The changed matrix is `base +
+change(values)` in the dtype of the linear, and zero where `base` is zero. The forward and the backward pass compute it
+again, a few rows at a time, as LoRS does (arXiv 2501.08582). So there is no second matrix of the size of the weight.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,9 +37,9 @@ class Formula(Protocol):
         """Return the initial vector, for which the change is zero."""
 
     def change(self, values: Vector, base: Rows, rows: slice) -> Rows:
-        """Return a new matrix, which is added to `base`, the pruned weights of the rows in the slice `rows`.
+        """Return the change of `base`, the pruned weights of the rows in the slice `rows`, as a new matrix.
 
-        The caller sets its entries at the zeros of `base` to zero.
+        The caller adds `base`, and sets the entries at the zeros of `base` to zero.
         """
 
     def gradient(

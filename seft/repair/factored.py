@@ -23,14 +23,14 @@ SQUARE_DECAY = 0.99
 USUAL = 2.0
 """A gradient that is larger than the earlier ones by more than this factor takes a smaller step."""
 EPSILON = 1e-30
-"""Added to every mean square, so that a row or column without gradient is no division by zero (Adafactor's eps1)."""
+"""Added to every mean square, to avoid a division by zero in a row or column without gradient (Adafactor's eps1)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moments(TensorFields):
     """Moving averages of the mean squared gradient of each row and column, and the number of gradients in them.
 
-    `row_counts` and `col_counts` are the numbers of nonzeros of which the means are.
+    `row_counts` and `col_counts` are the numbers of nonzeros over which the means are taken.
     """
 
     rows: Float[Tensor, "rows"]
@@ -85,7 +85,7 @@ class Moments(TensorFields):
 
     @property
     def _correction(self) -> Float[Tensor, ""]:
-        """What a moving average has to be divided by because it started at zero (Adam, algorithm 1)."""
+        """Divisor that corrects a moving average for its start at zero (Adam, algorithm 1)."""
         return -torch.expm1(self.age.to(self.rows.dtype) * math.log(SQUARE_DECAY))
 
 

@@ -15,7 +15,7 @@ from seft.repair.active import Active, in_one_buffer
 from seft.repair.linear import RepairedLinear
 
 CACHED, CHUNK = 1 << 16, 1 << 24
-"""Number of positions that take a step at a time, on a CPU, whose cache holds the copies, and on other devices."""
+"""Number of positions that take a step at a time: on a CPU, so that the copies fit its cache, and on other devices."""
 
 
 class FlatOptimizer:
@@ -56,7 +56,7 @@ class FlatOptimizer:
 
 
 def _groups(sizes: Sequence[int], most: int) -> Iterator[slice]:
-    """Yield slices that together cover the sizes. The sum of each is at most `most`, or it has one size."""
+    """Yield slices that together cover the sizes. A slice of several sizes has a sum of at most `most`."""
     first = total = 0
     for place, size in enumerate(sizes):
         if place > first and total + size > most:

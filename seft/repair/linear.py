@@ -92,7 +92,7 @@ class RepairedLinear:
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
         """Undo all changes of the weight matrix, then restore the saved state."""
         self.active.restore(self.weight)
-        self.removed.restore(self.weight)  # Also for active positions: a removed one that grew again has base 0.
+        self.removed.restore(self.weight)  # A removed position that grew again is active with base 0.
         self.adopt(Active(**fields_of(tensors, "active")))
         self.removed = BasePositions(**fields_of(tensors, "removed"))
         put(self.weight, self.removed.indices, self.weight.new_zeros(len(self.removed)))
@@ -116,7 +116,7 @@ class RepairedLinear:
         """Run a topology event, which replaces `count` active positions, and close the gradient window.
 
         At most `most_zeros` zeros grow. For each of them, one nonzero becomes zero. The other grown positions are
-        nonzeros. If there are too few of these, the event replaces fewer positions.
+        nonzeros. If too few nonzeros can grow, the event replaces fewer positions.
 
         The gradient window observed `steps` steps of `pieces` micro-batches each. If it observed no gradient, nothing
         changes.
@@ -173,7 +173,7 @@ class RepairedLinear:
 
     @torch.no_grad()
     def observe(self) -> None:
-        """Add the last micro-batch to an open gradient window that `waits`, if any process has tokens for this linear.
+        """Add the last micro-batch to the open gradient window, if `waits` is true and any process got tokens.
 
         All processes must call it in the same order.
         """

@@ -211,8 +211,8 @@ class Repair:
     def _batch(self, step: int) -> tuple[Packed, float]:
         """Return the windows of a step, and the number by which the sum of their losses is divided.
 
-        The mean loss of the user's text and that of the retained text are weighted by their numbers of windows, because
-        few tokens of a window are predicted in some texts.
+        The mean losses of the user's text and of the retained text are weighted by their numbers of windows, because in
+        some texts only few tokens of a window are predicted.
         """
         own = self._windows[schedule.rows_of_step(self.config, len(self._windows), step)]
         if self._retained is None:
@@ -251,7 +251,7 @@ def _mean_loss(objective: Objective, windows: Packed, micro_batch: int, device: 
 
 
 def _split_checked(windows: Packed) -> tuple[Packed, Packed]:
-    """Return the windows to train on, and the last ones, which check topology events."""
+    """Return the windows to train on, and the last ones, on which the loss is compared before and after each swap."""
     if len(windows) <= CHECK_WINDOWS:
         rule = f"must be 0 if the text has only {len(windows)} windows, because {CHECK_WINDOWS} are held out"
         raise ConfigError("swap_tokens", rule, len(windows), "Give a longer text.", lead="the number of windows is")

@@ -95,7 +95,7 @@ class LoraReprune(MethodDefaults):
 def _adapted(work: Work) -> tuple[dict[str, torch.nn.Parameter], Any]:
     """Add PEFT adapters to the model. Returns the adapter matrices by "target/A" and "target/B", and PEFT's model.
 
-    The initial values are those of `masked_lora`. PEFT would draw them from the global generator of torch.
+    The initial values are drawn as in `masked_lora`. PEFT would draw them from the global generator of torch.
     """
     from peft import LoraConfig, get_peft_model
 

@@ -1,8 +1,8 @@
 """LoRA under the mask, `W = W0 + 2 * mask(B A)`, as in SQFT's SparsePEFT (arXiv 2410.03750) and LoRS (2501.08582).
 
 The masked product is computed again when it is needed, as in LoRS. The gradients of `A` and `B` are exact, as in SQFT.
-Those in the published code of LoRS ignore the mask. They cost less, but docs/log.md has worse losses with them. [ours]
-`A` and `B` start as in LoRA. In LoRS their start is computed from gradients.
+The gradients in the published code of LoRS ignore the mask. They cost less, but gave worse losses (docs/log.md). [ours]
+`A` and `B` start as in LoRA. In LoRS their initial values are computed from gradients.
 """
 
 import torch

@@ -85,7 +85,7 @@ class Method(Protocol):
         """Run the topology event that is due after a step. Returns None if none is due."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors that are needed to resume. Most are not copies.
+        """Return all tensors that are needed to resume. Most of them are the tensors in use, not copies.
 
         The key of a tensor is the name of what is trained, a slash, and the name of the part.
         """

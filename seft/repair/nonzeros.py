@@ -126,7 +126,7 @@ class NonzeroLinear:
     def update(self, gradient: Float[Tensor, "values"], rate: float, _weight_decay: float = 0.0) -> None:
         """Take one optimizer step with the gradient of the nonzeros, unless the backward pass has taken it."""
         if self.plan.rate is None:
-            # Contiguous also if the weight matrix is transposed, like the gradient of a backward pass.
+            # Like the gradient of a backward pass, it is contiguous, even if the weight matrix is transposed.
             dense = torch.zeros(self.weight.shape, dtype=gradient.dtype, device=gradient.device)
             _scatter(dense, self.weight != 0, gradient)
             self._step(dense, rate)
@@ -233,8 +233,8 @@ class NonzeroLinear:
     def _corrected_outputs(self, batch_tokens: float) -> Float[Tensor, "rows"]:
         """Return the averages of output gradients, corrected for an expert that only some of the tokens reach.
 
-        The product with the averages of inputs is proportional to the square of the number of tokens. The curvature is
-        proportional to the number of tokens.
+        Without the correction, the product with the averages of inputs is proportional to the square of the number of
+        tokens. The curvature is proportional to the number of tokens.
         """
         return self._outputs * (batch_tokens / self.tokens) if batch_tokens and self.tokens else self._outputs
 
@@ -247,7 +247,8 @@ class NonzeroLinear:
         if self.plan.step == self._stepped:
             raise TrainError(
                 f"{self._name} must run once in a step of one micro-batch; the model calls it several times. Set"
-                " batch_tokens to more than micro_batch times sequence_tokens, so that a step has several."
+                " batch_tokens to more than micro_batch times sequence_tokens, so that a step has several"
+                " micro-batches."
             )
         self._stepped = self.plan.step
         name = f"{self._name} {self.plan.step}"

@@ -6,7 +6,7 @@ moments the first step would have full size, however small the gradient.
 
 [ours] If a gradient is larger than typical for the linear, the step is smaller in proportion: a position with more
 effect on the loss needs to move less. So one learning rate suits both the positions with large gradients, which growth
-prefers, and those that it draws by chance.
+prefers, and the other positions that growth draws at random.
 """
 
 import math
@@ -22,10 +22,10 @@ from seft.repair.window import GradientSums
 
 MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8
 MAX_AGE = torch.iinfo(torch.int16).max - 1
-"""Limit of the ages: one more still fits int16. The bias correction is 1 long before it.
+"""Largest age. One more still fits int16. The bias correction reaches 1 long before this age.
 
-From there on, the bfloat16 moments of a position without gradients are rounded the same way in every step, so they
-stop falling.
+At this age, the bfloat16 moments of a position without gradients are rounded the same way in every step, so they stop
+falling.
 """
 
 

@@ -1,8 +1,8 @@
 """The three passes of a step of `seft.repair.factored` over a weight matrix and its gradient.
 
-On a CPU the kernels of `seft.native` run them, and on CUDA those of `seft.repair.cuda`. Each of them reads and writes
-every entry once. For other dtypes and memory layouts, or without a kernel, torch computes the same in more passes, a
-few rows at a time. All ways round with the same random numbers and agree up to the rounding of their sums.
+On a CPU the kernels of `seft.native` run them, and on CUDA the kernels of `seft.repair.cuda`. Each kernel visits every
+entry once. For other dtypes and memory layouts, or without a kernel, torch computes the same in more passes, a few rows
+at a time. All implementations round with the same random numbers and agree up to the rounding of their sums.
 """
 
 import ctypes
@@ -19,10 +19,10 @@ from seft.repair.sampled import row_chunks
 from seft.seeds import number
 
 CACHED, CHUNK = 1 << 18, 1 << 24
-"""Number of entries that torch changes at a time, on a CPU, where their copies stay in the cache, and on other
-devices."""
+"""Number of entries that torch changes at a time: on a CPU, so that their copies fit its cache, and on other devices.
+"""
 ROWS_OF_SUMS = 64
-"""Number of rows of which a kernel of the CPU adds the columns, before these sums are added."""
+"""Number of rows over which a kernel of the CPU sums each column. These partial sums are added afterwards."""
 
 
 def square_sums(
@@ -58,7 +58,7 @@ def scaled_square_sum(
 ) -> Float[Tensor, ""]:
     """Return the sum of the squares of the gradient, each entry multiplied by the scales of its row and column.
 
-    `weight` is the matrix of the gradient. It is not read.
+    `weight` is the matrix to which the gradient belongs. Its values are not read.
     """
     if _on_cuda(weight, gradient):
         from seft.repair import cuda

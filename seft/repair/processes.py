@@ -1,8 +1,9 @@
 """Data parallelism: several processes repair one model together, each on its part of every micro-batch.
 
-The processes are those of `torch.distributed`. If it is not initialised, there is one process, and these functions
+They are the processes of `torch.distributed`. If it is not initialised, there is one process, and these functions
 change nothing. Every process has the same state, and the whole model unless `seft.repair.shards` splits it. Gradients
-are summed over all processes, so all take the same steps and decisions as one process with the whole micro-batches.
+are summed over all processes. So all processes take the same steps and decisions, like one process that reads the whole
+micro-batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 SENT_TOGETHER = 1 << 22
-"""Largest number of values of several tensors that are sent together, in a copy."""
+"""Largest number of values in a group of tensors that are copied and sent together."""
 
 
 def process_count() -> int:
@@ -65,7 +66,7 @@ def _sent_together(tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
 
 
 def broadcast(value: Any) -> Any:
-    """Return the value that the first process gives, in every process. The others give anything.
+    """Return the value that the first process gives, in every process. The values of the other processes are ignored.
 
     All processes must call this function in the same order. They trust each other, because the value is pickled.
     """
@@ -78,7 +79,7 @@ def broadcast(value: Any) -> Any:
 
 @torch.no_grad()
 def broadcast_weights(model: Any) -> None:
-    """Replace the parameters of `model` by those of the first process. All processes must call this function."""
+    """Replace the parameters of `model` by the ones of the first process. All processes must call this function."""
     if process_count() > 1:
         for parameter in model.parameters():
             weight = parameter.contiguous()

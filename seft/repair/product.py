@@ -53,7 +53,7 @@ def with_bias_gradient(
 
 
 class _BiasGradient(torch.autograd.Function):
-    """Returns the outputs, to which the bias was added before. Its backward pass computes the gradient of the bias."""
+    """Returns the outputs as they are; they contain the bias. Its backward pass computes the gradient of the bias."""
 
     @staticmethod
     def forward(_: Any, outputs: Float[Tensor, "*batch rows"], _bias: Tensor) -> Float[Tensor, "*batch rows"]:

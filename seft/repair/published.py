@@ -5,9 +5,10 @@
 - In an N:M pattern only nonzeros grow, so no zero moves.
 - No typical gradient is measured, so all steps of the optimizer have full size.
 
-Both choices depend on the gradients of all positions. No list of candidates finds them: a sum that is small or large by
-chance shows only at the end. So this window stores the dense sum of gradients, which the other variant avoids. The
-squares of gradients are not stored. The moments of grown positions are those of a constant gradient.
+Both choices depend on the sums of gradients of all positions. A list of candidates cannot find them, because a sum may
+become small or large by chance, which shows only at the end of the window. So this window stores the dense sum of
+gradients, which the other variant avoids. The squares of gradients are not stored. Grown positions get the moments that
+a constant gradient would give.
 """
 
 from collections.abc import Mapping
@@ -70,7 +71,7 @@ class PublishedWindow(Window):
 
 
 def _largest_positive(scores: Float[Tensor, "entries"], count: int) -> Int[Tensor, "chosen"]:
-    """Return the places of the `count` largest scores, or of all that are positive if there are fewer."""
+    """Return the places of the `count` largest positive scores, or of all positive scores if there are fewer."""
     places = largest(scores, count)
     return places[scores[places] > 0]
 

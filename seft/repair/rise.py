@@ -1,10 +1,10 @@
 """The rise of the sparsity during training: how many weights are zero after an event, and which ones.
 
 The sparsity rises cubically over a fraction of the steps (Zhu & Gupta 2017, arXiv 1710.01878, section 3). The weights
-with the smallest importance (`seft.prune.curvature`) become zero. Its sums over the tokens of a step are moving
-averages over steps. Output gradients are those of a mean over the tokens, so the product estimates the curvature of the
-mean loss. If only some of the tokens reach an expert, the product is multiplied by the number of all tokens and divided
-by that of its tokens. No function here changes a weight.
+with the smallest importance (`seft.prune.curvature`) become zero. Its sums over the tokens of a step are replaced by
+moving averages over steps. The output gradients are gradients of a mean over the tokens, so the product estimates the
+curvature of the mean loss. If only some of the tokens reach an expert, the product is multiplied by the number of all
+tokens and divided by the number of the expert's tokens. No function here changes a weight.
 """
 
 import torch
@@ -27,7 +27,7 @@ def zeros_at(start: int, end: int, progress: float) -> int:
 
 
 def zeros_in_pattern(weight: Float[Tensor, "rows cols"], pattern: Pattern) -> int:
-    """Return how many zeros a matrix has if every group gets the zeros of the pattern and keeps those it has."""
+    """Return how many zeros a matrix has if every group gets the zeros of the pattern and keeps its present zeros."""
     present = (weight == 0).reshape(-1, pattern.of).sum(1)
     return int(present.clamp(min=pattern.of - pattern.kept).sum())
 
@@ -37,8 +37,8 @@ def choose(
 ) -> Bool[Tensor, "rows cols"]:
     """Return the mask of `zeros` entries with the smallest scores. Present zeros have the score -1 and come first.
 
-    In an N:M pattern every group has at most M - N zeros, except present ones. [ours] Groups fill up one weight at a
-    time during the rise; the least important of all weights that a group may lose go first.
+    In an N:M pattern no group gets more than M - N zeros; present zeros stay. [ours] During the rise, groups get their
+    zeros one at a time: of all weights that the pattern lets become zero, the least important ones come first.
     """
     if pattern.grouped:
         allowed = smallest_in_groups(score, pattern) | (score < 0)

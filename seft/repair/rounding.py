@@ -15,11 +15,11 @@ _FACTORS = (-1640531527, -2048144789)
 def round_stochastically(
     values: Float[Tensor, "*shape"], dtype: torch.dtype, seed: int, name: str, first: int = 0
 ) -> Shaped[Tensor, "*shape"]:
-    """Return the values in a narrower dtype, rounded up or down at random so that the mean of the result is the value.
+    """Return the values in a narrower dtype, rounded up or down at random so that the expected result is the value.
 
     Overwrites `values`. A wider dtype needs no rounding. Zero stays zero. Values below the normal numbers of float16
-    (6e-5) are rounded to the nearest number. `seed` and `name` set the random numbers, and so does the index of each
-    value. `first` is the index of the first one.
+    (6e-5) are rounded to the nearest number. The random numbers depend on `seed`, `name` and the index of each value.
+    `first` is the index of the first value.
     """
     if dtype not in DROPPED_BITS:
         return values.to(dtype)
@@ -69,7 +69,7 @@ def _round(
     values: Float[Tensor, "*shape"], dtype: torch.dtype, random: Int[Tensor, "*shape"]
 ) -> Shaped[Tensor, "*shape"]:
     """Round by numbers whose lowest 16 bits are random. Overwrites both tensors."""
-    # Adding a random number below the last kept bit and cutting the rest off carries with the right probability.
+    # Adding random bits below the last kept bit, and then clearing those bits, rounds up with the right probability.
     raw, bits = values.view(torch.int32), DROPPED_BITS[dtype]
     raw.add_(random.bitwise_and_((1 << bits) - 1)).bitwise_and_(-1 << bits)
     return values.to(dtype)

@@ -1,9 +1,9 @@
 """Schedules as functions of the step (the first is 1): learning rate, topology events, and the text of each step.
 
 A topology event changes which weights are trained. The first event, called the opening, replaces all active positions,
-because the first ones are an arbitrary sample of the nonzeros. Their weight changes are undone; the gradients of these
-steps are used. SpIEL's published code, on which SEFT is built, has this event too (github.com/AlanAnsell/peft, commit
-73b455b). [ours] It comes after step 1 instead of 5, and a gradient window has 2 steps instead of 5.
+because the first ones are an arbitrary sample of the nonzeros. It undoes their weight changes, but uses the gradients
+of the steps before it. SpIEL's published code, on which SEFT is built, has this event too (github.com/AlanAnsell/peft,
+commit 73b455b). [ours] It comes after step 1 instead of 5, and a gradient window has 2 steps instead of 5.
 """
 
 import functools

@@ -5,14 +5,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 STRIDE = 61
-"""Every so many scores, one is in the sample that gives a bound. A prime, so that the sample has all columns."""
+"""One of this number of scores is in the sample that gives a bound. It is prime, so that the sample has all columns."""
 
 
 def largest(scores: Float[Tensor, "entries"], count: int) -> Int[Tensor, "largest"]:
     """Return the places of the `count` largest scores, or of all if there are fewer, in any order.
 
-    On a CPU, `topk` sorts pairs of score and place, which takes longer the more entries there are. So a bound from a
-    sample leaves out most of the smaller scores first. The bound is so low that it seldom leaves too few.
+    On a CPU, `topk` sorts pairs of score and place, which takes longer for more entries. So most of the smaller scores
+    are left out first, by a bound from a sample. The bound is so low that too few scores remain only rarely; then
+    `topk` sorts all.
     """
     if count >= len(scores):
         return torch.arange(len(scores), device=scores.device)

@@ -1,11 +1,11 @@
 """Splits the decoder blocks of a model over several processes, so that the model need not fit one device (FSDP2).
 
 Each process keeps a part of every parameter of a block, such as some rows of a weight matrix (`fully_shard` of torch,
-Zhao et al. 2023, arXiv 2304.11277). The processes bring one block together while it computes, and free it afterwards.
+Zhao et al. 2023, arXiv 2304.11277). The processes gather one block while it computes, and free it afterwards.
 Embeddings, head, norms and biases are whole in every process.
 
-Outside training the first process works alone: it evaluates and prunes. The others only help to bring blocks together,
-and receive its changes. In training all processes do the same, each on its part of a batch.
+Outside training the first process works alone: it evaluates and prunes. The other processes only help to gather blocks,
+and receive the changes of the first process. In training all processes do the same, each on its part of a batch.
 """
 
 import copy
@@ -29,7 +29,7 @@ _Name = Literal["gather", "store", "free", "run"]
 
 
 class _Command(NamedTuple):
-    """What the other processes must do together with the first one, with a block or with one of its parameters."""
+    """A command of the first process to the others: what they all must do with a block or one of its parameters."""
 
     name: _Name
     block: int
@@ -52,7 +52,7 @@ class _Part:
 
     @property
     def whole(self) -> Tensor:
-        """The whole parameter. Its block must be together."""
+        """The whole parameter. Its block must be gathered."""
         parameter: nn.Parameter = getattr(self._module, self._key)
         return parameter.detach()
 
@@ -67,7 +67,7 @@ class _Part:
             kept[number - self._start] = now[number - self._start]
 
     def exchange(self) -> None:
-        """Replace the whole parameter by that of the first process. Keep a part of it."""
+        """Replace the whole parameter by the one of the first process. Keep this process's part of it."""
         dist.broadcast(self.whole, src=0)
         self.store()
 
@@ -94,16 +94,16 @@ class _Block:
 
     @property
     def versions(self) -> list[int]:
-        """Numbers that change with the parameters. The block must be together."""
+        """Numbers that change with the parameters. The block must be gathered."""
         return [part.whole._version for part in self.parts]
 
     def forget(self) -> None:
-        """Let nobody bring the block together any more."""
+        """Stop gathering the block when one of its parameters is used."""
         for module, _ in self._parts:
             SPLIT.pop(module, None)
 
     def gather(self) -> None:
-        """Bring the block together, if it is not."""
+        """Gather the block, unless it is gathered already."""
         if self.parts[0].split:
             self._shards.gather(self)
 
@@ -119,8 +119,8 @@ class Shards:
     The first process has the whole model on any device. Its parameters are freed one after another, while all processes
     receive their parts. The other processes give None. `device` is the device of this process.
 
-    Whoever uses a parameter of a target brings its block together, until another block is used. So all processes must
-    use the same targets in the same order, except while the others are in `receive`.
+    Using a parameter of a target gathers its block. The block stays gathered until another block is used. So all
+    processes must use the same targets in the same order, except while the other processes are in `receive`.
     """
 
     def __init__(self, model: Any | None, device: str) -> None:
@@ -130,7 +130,7 @@ class Shards:
         self._empty: Any = broadcast(_without_weights(model) if model is not None else None)
         self.model: Any = self._empty if model is None else model
         self.held: _Block | None = None
-        """The block that is together because its parameters are used, and not because it computes."""
+        """The block that is gathered because its parameters are used, and not because it computes."""
         self._versions: list[int] = []
         self._running: _Block | None = None
         blocks, vectors = decoder_blocks(self.model), list(norms_and_biases(self.model))
@@ -177,20 +177,20 @@ class Shards:
         return message
 
     def share(self) -> None:
-        """Replace the parameters that are not split by those of the first process. All processes must call this."""
+        """Replace the parameters that are not split by the ones of the first process. All processes must call this."""
         for parameter in self.model.parameters():
             if not isinstance(parameter, DTensor):
                 dist.broadcast(parameter.detach(), src=0)
 
     def gather(self, block: _Block) -> None:
-        """Bring a block together, and free the one that was together before."""
+        """Gather a block, and free the block that was gathered before."""
         self.free()
         self._tell("gather", block)
         block.module.unshard()
         self.held, self._versions = block, block.versions
 
     def free(self) -> None:
-        """Keep the changes of the block that is together, and free it."""
+        """Keep the changes of the gathered block, and free it."""
         running, self._running = self._running, None
         if running:
             running.module.reshard()  # if an exception has ended its forward pass
@@ -198,7 +198,7 @@ class Shards:
         if block is None:
             return
         if block.parts[0].split:
-            raise RuntimeError("a block must stay together until its changes are kept; other code has freed it")
+            raise RuntimeError("a block must stay gathered until its changes are kept; other code has freed it")
         for number, (part, before) in enumerate(zip(block.parts, self._versions, strict=True)):
             if part.whole._version == before:
                 continue

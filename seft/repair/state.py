@@ -110,7 +110,7 @@ def outdated(folder: Path, config: RepairConfig) -> str | None:
 def _software(config: RepairConfig) -> dict[str, Any]:
     """Return the facts that identify the software that wrote a state, as read back from JSON.
 
-    They include the learning rate that "auto" means, and the width from which it falls.
+    They include the peak learning rate, and the width above which it falls, or None if it does not depend on the width.
     """
     return {
         "kind": FORMAT_VERSION,

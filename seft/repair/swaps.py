@@ -2,7 +2,7 @@
 
 A zero grows if its estimated gain is larger than the estimated loss of setting another weight to zero. With the mean
 gradient g of many steps and the curvature h, growing gains up to g^2 / 2h, and removing a weight w costs h w^2 / 2
-(LeCun et al. 1990, Optimal Brain Damage). The curvature is that of `seft.repair.rise`.
+(LeCun et al. 1990, Optimal Brain Damage). `seft.repair.rise` describes the curvature.
 
 [ours] Gradients of few tokens are mostly noise, and the largest of many noisy gains is large. So the variance of the
 mean gradient is subtracted from g^2, and a new weight gets only the part -g / h of its best value that is not noise.
@@ -40,7 +40,7 @@ def is_event(config: RepairConfig, first: int, step: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Number of steps since the last event, and of micro-batches in them, whose gradients are summed."""
+    """Number of steps, and of micro-batches in these steps, whose gradients were summed since the last event."""
 
     steps: int = 0
     micro_batches: int = 0
@@ -63,7 +63,7 @@ class Observed:
 class Swap:
     """The positions that grow, with their new values, and the positions that become zero, with their old values.
 
-    There are equally many of both.
+    The number of both is the same.
     """
 
     grown: Int[Tensor, "swaps"]

@@ -30,7 +30,7 @@ from seft.repair.window import Candidates
 class Choice(NamedTuple):
     """Result of an event: `grown` positions become active, `removed` become zero, `spared` stay active.
 
-    The `spared` positions had been dropped. For each removed position that was active, one more position is grown.
+    The `spared` positions were dropped before. For each removed position that was active, one more position grows.
     """
 
     grown: Candidates
@@ -57,9 +57,9 @@ def choose(
 ) -> Choice:
     """Choose the positions to grow and the positions to set to zero, within the budget and the pattern.
 
-    Candidates in `growth` are taken by falling score. Positions in `removal` are taken in their order; all must be
-    used. As many positions grow as were dropped. `weight` must have its base values at the dropped positions. Raises
-    TrainError if the budget cannot be kept.
+    Candidates in `growth` are taken by falling score. Positions in `removal` are taken in their order; each of them
+    must be a used position. As many positions grow as were dropped. `weight` must have its base values at the dropped
+    positions. Raises TrainError if the budget cannot be kept.
     """
     # Example: three nonzeros were dropped, and the budget is full. The three best candidates are zeros, so three
     # positions must be removed. One of them is a kept active position, so a fourth candidate grows in its place. If
@@ -123,7 +123,7 @@ class _Adapt:
     pattern: Pattern
 
     def __call__(self, grown: Int[Tensor, "grown"], staying: Int[Tensor, "staying"]) -> Int[Tensor, "removed"]:
-        """Return the positions to set to zero when `grown` become active. None of `staying` is among them.
+        """Return the positions to set to zero when `grown` become active. Positions in `staying` are not chosen.
 
         They are chosen first in groups with more than N used positions, then to keep the budget. Raises TrainError if
         the budget cannot be kept.

@@ -1,4 +1,4 @@
-"""Dataclasses of tensors, and one of them: a vector of trained values with Adam's moments."""
+"""A base for dataclasses of tensors, and a vector of trained values with Adam's moments."""
 
 from dataclasses import dataclass, fields
 
@@ -35,5 +35,5 @@ class Values(TensorFields):
 
     @property
     def deltas(self) -> Vector:
-        """Values that weight decay pulls to zero, which are all of them."""
+        """Values that weight decay pulls to zero: all trained values."""
         return self.values

@@ -89,7 +89,7 @@ class Candidates(GradientSums):
 
     @property
     def scores(self) -> Float[Tensor, "positions"]:
-        """Scores of the candidates. Those with the largest grow first."""
+        """Scores of the candidates. Candidates with the largest scores grow first."""
         return self.sums.abs() / self.draws
 
     def best(self, count: int) -> "Candidates":
@@ -164,9 +164,9 @@ class Window:
     def removal(self, kept: Int[Tensor, "positions"]) -> Int[Tensor, "removal"]:
         """Return the positions that may become zero, the least sensitive first.
 
-        `kept` has the active positions that were kept. In an N:M pattern these are all nonzero or kept positions in the
-        groups of the zeros that may grow. Otherwise they are the least sensitive nonzeros, as many as the largest
-        number of candidates for growth.
+        `kept` has the active positions that were kept. In an N:M pattern, all nonzero or kept positions in the groups
+        of the zeros that may grow are returned. Without a pattern, the least sensitive nonzeros are returned, at most
+        as many as the largest number of candidates for growth.
         """
         places = self._rivals(kept) if self._pattern.grouped else self._least_sensitive()
         return places[self._sensitivity(places).argsort(stable=True)]
@@ -242,7 +242,7 @@ class Window:
         return uniform.log_().neg_()  # several times as fast as `exponential_` on a CPU
 
     def _sample(self) -> Int[Tensor, "sampled"]:
-        """Return the sorted positions of a uniform sample of the nonzeros: those among evenly drawn positions."""
+        """Return a uniform sample of the nonzeros, sorted: the nonzeros among uniformly drawn positions."""
         drawn = torch.randint(self._weight.numel(), (4 * SAMPLE_SIZE,), generator=generator(self._seed, "sample"))
         places = drawn.to(self._weight.device)
         sampled: Tensor = torch.unique(places[entries(self._weight, places) != 0][:SAMPLE_SIZE])
