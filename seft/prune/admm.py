@@ -1,8 +1,8 @@
 """ADMM pruning (Boža 2024, arXiv 2401.02938): choose the zeros gradually while the remaining weights are corrected.
 
 The Hessian is scaled to a diagonal of one, then 0.1 is added to the diagonal. Each of 15 iterations of the alternating
-direction method of multipliers (ADMM) chooses the mask again, with more zeros than before. These numbers are those of
-the published code. Four things differ [ours]. For a model in bfloat16, the products of the iterations are in bfloat16;
+direction method of multipliers (ADMM) chooses the mask again, with more zeros than before. These numbers come from the
+published code. Four things differ [ours]. For a model in bfloat16, the products of the iterations are in bfloat16;
 all else is float32. Conjugate gradients compute the final values of the nonzeros; the published code runs 5 more
 iterations with the last mask. In an N:M pattern, the number of zeros rises in each group separately. Existing zeros
 stay.
@@ -37,7 +37,7 @@ class ADMM(Corrected):
 
 
 def prune_gradually(weight: Weight, hessian: Hessian, rule: Rule, dtype: torch.dtype) -> Weight:
-    """Return a matrix with the zeros that `rule` sets, whose outputs are close to those of `weight`.
+    """Return a matrix with the zeros that `rule` sets, whose outputs are close to the outputs of `weight`.
 
     The penalty of ADMM is 1. `sparse` is the matrix nearest to `candidate` that has the present mask. `dual` is the
     scaled Lagrange multiplier. `candidate` is the sum of `dual` and the matrix that minimises error and penalty. Where

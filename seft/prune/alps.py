@@ -41,7 +41,7 @@ class ALPS(Corrected):
 
 
 def find_support(weight: Weight, hessian: Hessian, rule: Rule, dtype: torch.dtype) -> Weight:
-    """Return a matrix with the zeros that `rule` sets, whose outputs are close to those of `weight` (algorithm 1).
+    """Return a matrix with the zeros that `rule` sets and outputs close to the outputs of `weight` (algorithm 1).
 
     `sparse` is the matrix nearest to `candidate` that has the present mask. `dual` is the Lagrange multiplier divided
     by the penalty. `candidate` is the sum of `dual` and the matrix that minimises error and penalty. Where `weight` is

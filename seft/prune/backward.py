@@ -1,4 +1,4 @@
-"""Gradients of the loss of a model that may be larger than the device: one block at a time is there.
+"""Gradients of the loss of a model that may be larger than the device. One block at a time is on the device.
 
 A window (a sequence of tokens) runs forward through all blocks without gradients, and the inputs of each block are
 kept. Then the blocks run again in reverse order, each with its gradients, so the activations of only one block are in
@@ -68,7 +68,7 @@ def _last_gradient(model: Any, window: Int[Tensor, "1 tokens"], state: Hidden, l
 
 @contextmanager
 def _gradients(module: nn.Module) -> Iterator[None]:
-    """Compute gradients while the `with` block runs, but none of the parameters of `module`."""
+    """Compute gradients while the `with` block runs, but no gradients of the parameters of `module`."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad = False
@@ -82,7 +82,7 @@ def _gradients(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def moved(block: nn.Module, device: torch.device, home: torch.device) -> Iterator[None]:
-    """Move a block to `device` while the `with` block runs, and back to `home` then."""
+    """Move a block to `device` while the `with` block runs, and back to `home` afterwards."""
     if device == home:  # a block that is split over processes must not even be moved to its own device
         yield
         return

@@ -1,11 +1,11 @@
 """The importance of a weight: how much the loss of the model would rise if the weight became zero.
 
-It is W^2 times the curvature (LeCun et al. 1990, Optimal Brain Damage). The curvature is the sum over tokens of the
-squares of the output's gradient, times that of the input (Martens & Grosse 2015, section 3).
+It is W^2 times the curvature (LeCun et al. 1990, Optimal Brain Damage). The curvature is the product of two sums over
+tokens: of the squares of the output's gradient, and of the squares of the input (Martens & Grosse 2015, section 3).
 
 The importances of different linears can be compared. [ours] With the allocation `curvature`, the least important
 weights of the dense model decide how many zeros each linear gets. The pruning method then chooses the zeros of a linear
-by its own scores, in which each row has the weight of its output gradients.
+by its own scores. It multiplies the scores of a row by the root mean square of the row's output gradients.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,9 +59,9 @@ class Curvature:
         return importance(self._target.weight, self.inputs / max(1, self._tokens), self.outputs)
 
     def row_factors(self) -> Float[Tensor, "rows 1"] | None:
-        """Return the root of the mean square of the gradients of each output, relative to all outputs.
+        """Return the root mean square of the gradients of each output, relative to all outputs.
 
-        They are on the device on which the weight is now. None if they are not known.
+        They are on the device on which the weight is now. Returns None if the curvature is not `known`.
         """
         if not self.known:
             return None
@@ -74,7 +74,7 @@ def measure(walk: Walk, targets: Sequence[Mapping[str, Target]], windows: Window
     """Return the curvature of every target, by block and name, from the gradients of the loss on some windows.
 
     Raises PruneError with the name of a target if an input or a gradient is not finite. Raises ConfigError if the model
-    is split over processes, because the others take no part in a backward pass.
+    is split over processes, because only the first process runs this backward pass.
     """
     if any(target.module in SPLIT for of_block in targets for target in of_block.values()):
         way_out = "Use uniform, or a model that is not split."
@@ -104,8 +104,9 @@ def allocate(
     """Return the number of zeros of each target.
 
     The least important weights of the whole model are chosen, and each target gets a zero for each of its chosen
-    weights. `uniform` has the numbers by which all targets are equally sparse. The total is the same. A target whose
-    importance is not known keeps its number [ours]. No target gets more zeros than the fraction `MOST_SPARSE`.
+    weights. `uniform` has the numbers of zeros with which all targets are equally sparse. The total stays the same. A
+    target whose importance is not known keeps its number [ours]. No target gets more zeros than the fraction
+    `MOST_SPARSE`.
     `heartbeat` is called regularly, and may raise an exception to stop.
     """
     counts = [list(of_block) for of_block in uniform]
@@ -132,9 +133,9 @@ def importance(
 ) -> Float[Tensor, "rows cols"]:
     """Return the estimated loss increase if a weight became zero, up to a factor that all weights share.
 
-    The product of `inputs` and `outputs` is the curvature: the mean over tokens of the squares of each input, and the
-    sum of those of each output's gradient, or both up to a common factor. [ours] If `outputs` is zero, because no token
-    reached an expert, the square of the weight counts.
+    The product of `inputs` and `outputs` is the curvature, up to a common factor. `inputs` has the mean over tokens of
+    the square of each input. `outputs` has the sum over tokens of the square of each output's gradient. [ours] If
+    `outputs` is zero, because no token reached an expert, the importance is the square of the weight.
     """
     if not outputs.any():
         inputs, outputs = torch.ones_like(inputs), torch.ones_like(outputs)
@@ -144,7 +145,7 @@ def importance(
 def split_below_limit(scores: Sequence[Callable[[], Float[Tensor, "rows cols"]]], zeros: int) -> list[int]:
     """Return the same as `split_over_model`, except that no matrix gets more zeros than the fraction `MOST_SPARSE`.
 
-    A matrix that has more zeros keeps them. The zeros above the limit go to the other matrices.
+    A matrix that already has more zeros keeps them. The zeros above the limit go to the other matrices.
     """
     limits = [_limit(score()) for score in scores]
     free = list(range(len(scores)))
@@ -167,7 +168,7 @@ def split_over_model(scores: Sequence[Callable[[], Float[Tensor, "rows cols"]]],
     """Return how many zeros each matrix gets if the `zeros` smallest scores of all matrices become zero.
 
     `scores` has one function per matrix, because all scores together may not fit into memory. Each is called several
-    times. Present zeros have the score -1 and come first. Of equal scores those of the first matrices are chosen.
+    times. Present zeros have the score -1 and come first. Of equal scores, the ones in the first matrices are chosen.
     """
     present = [int((score() < 0).sum()) for score in scores]
     wanted = zeros - sum(present)
@@ -188,7 +189,7 @@ def split_over_model(scores: Sequence[Callable[[], Float[Tensor, "rows cols"]]],
 
 
 def _bits(score: Float[Tensor, "rows cols"]) -> Int[Tensor, "rows cols"]:
-    """Return the scores, rounded to float32, as whole numbers in the same order. Those of present zeros are -1."""
+    """Return the scores, rounded to float32, as whole numbers in the same order. Present zeros get -1."""
     return score.float().view(torch.int32).masked_fill(score < 0, -1)
 
 
@@ -215,5 +216,5 @@ def _find_bin(counts: Iterable[Int[Tensor, "bins"]], wanted: int) -> tuple[int, 
 
 
 def _squares(values: Float[Tensor, "*batch size"]) -> Float[Tensor, "size"]:
-    """Return the sum of the squares of each entry of the last dimension."""
+    """Return the sum of squares for each index of the last dimension."""
     return values.detach().reshape(-1, values.shape[-1]).float().square().sum(0)

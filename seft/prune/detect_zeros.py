@@ -40,7 +40,7 @@ def find_zeros(model: Any) -> ZerosFound | None:
 
 
 def config_of_zeros(config: PruneConfig, found: ZerosFound) -> PruneConfig:
-    """Return the settings of pruning that describe the zeros, with the seed of `config`, which kept them.
+    """Return the settings of pruning that describe the zeros. The seed is taken from `config`, which kept the zeros.
 
     Raises ConfigError if the model has too many zeros.
     """
@@ -55,7 +55,7 @@ def config_of_zeros(config: PruneConfig, found: ZerosFound) -> PruneConfig:
 def _pattern(targets: Sequence[Target]) -> Pattern:
     """Return the N:M pattern that the weight matrices of all targets follow, or `UNSTRUCTURED`.
 
-    Of several patterns, the one with the most zeros is returned, in its smallest groups.
+    Of several patterns, the one with the most zeros is returned. Of equal ones, it is the one with the smallest groups.
     """
     groups = {size: torch.zeros(size + 1, dtype=torch.int64) for size in GROUPS}
     for target in targets:

@@ -66,9 +66,9 @@ def refine(dense: Weight, pruned: Weight, columns: Columns, pattern: Pattern = U
     """Return `pruned` after at most 50 swaps per row, each of which lowers the mean error (sections 3.2 and 3.3).
 
     A swap restores one pruned weight and prunes another. The restored weight lowers the mean error most, relative to
-    the variance of its input. The newly pruned weight lowers the error and has the smallest `|W| * norm`. In an N:M
-    pattern it has the smallest in the group of the restored weight. Zeros of `dense` are never restored, and no weight
-    moves twice.
+    the variance of its input. The newly pruned weight has the smallest `|W| * norm` of all weights whose removal lowers
+    the error, or, in an N:M pattern, of all weights in the group of the restored weight. Zeros of `dense` are never
+    restored, and no weight moves twice.
     """
     mean, refined = columns.mean, pruned.clone()
     gain_of, error = mean / columns.variance.clamp_min(1e-12), ((pruned - dense) @ mean)[:, None]

@@ -18,9 +18,10 @@ SMALLEST_SCALE = 1e-8
 
 
 def unit_diagonal(hessian: Hessian) -> tuple[Hessian, Float[Tensor, "cols"]]:
-    """Return the Hessian of the weights times `scale`, whose diagonal is one, and this scale of each column.
+    """Return the Hessian scaled to a diagonal of one, and the scale of each column.
 
-    The diagonal is smaller than one in columns whose inputs are zero or extremely small.
+    It is the Hessian of the weights times this scale. Its diagonal is smaller than one in columns whose inputs are zero
+    or extremely small.
     """
     scale = hessian.diagonal().sqrt()
     scale = scale.clamp_min(SMALLEST_SCALE * scale.max())
@@ -70,7 +71,7 @@ def _inverse(matrix: Hessian) -> Hessian:
 def solve_on_support(sparse: Weight, weight: Weight, hessian: Hessian, steps: int) -> Weight:
     """Return `sparse` with better values of its nonzeros, by steps of conjugate gradients on all rows at once.
 
-    The outputs become more similar to those of `weight` (algorithm 2 of ALPS, arXiv 2406.07831).
+    The outputs become more similar to the outputs of `weight` (algorithm 2 of ALPS, arXiv 2406.07831).
     """
     support = as_float(sparse != 0)
     residual = ((weight - sparse) @ hessian).mul_(support)

@@ -92,7 +92,7 @@ def final_zeros(model: Any, calibration: Windows, config: PruneConfig) -> dict[s
 
 
 def _token(targets: Sequence[Mapping[str, Target]], calibration: Windows) -> Windows:
-    """Return the windows for pruners that need no text: one token if a parameter stacks several experts, else none.
+    """Return the windows for pruners that need no text: one token if a parameter stacks several experts, else nothing.
 
     Stacked experts must run once, because only their matrix products show whether the weight matrices are laid out as
     assumed. If they are not, the run raises SourceError.
@@ -176,9 +176,8 @@ def _prune_block(
 ) -> int:
     """Run the block with one pruner per target, which observes the inputs of the target. Then prune each target.
 
-    `factors` has the factors of the rows of targets by name.
-
-    Returns how many targets had no inputs because they belong to experts that no token reached.
+    `factors` has the row factors of each target by name (`Rule`). Returns how many targets had no inputs because they
+    belong to experts that no token reached.
     """
     pruners = {
         name: make_pruner(target.weight, zeros[name], config, factors.get(name)) for name, target in targets.items()

@@ -32,7 +32,7 @@ def make_pruner(
 ) -> Pruner:
     """Return the pruner that `config` describes, for a weight matrix that gets `zeros` zeros.
 
-    `factors` are those of `Rule`.
+    `factors` are the row factors of `Rule`.
     """
     inner = PRUNERS[config.method](weight, Rule(zeros, comparison(config), config.pattern, factors), config)
     return DSnoT(weight, inner, config.pattern) if config.refine is Refinement.DSNOT else inner

@@ -59,7 +59,7 @@ def reconstruct(
 class _Part:
     """A module of a pruned block, its inputs per window, and the outputs of the same module of the dense model.
 
-    Inputs and outputs are stored on `home`; those of one window at a time move to `device`.
+    Inputs and outputs are stored on `home`. One window at a time moves to `device`.
     """
 
     def __init__(

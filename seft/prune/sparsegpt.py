@@ -78,7 +78,7 @@ def _stripes(zeros: Bool[Tensor, "rows cols"], rule: Rule) -> Iterator[tuple[int
     """Yield the first column, the end and the number of zeros of each stripe of columns. No pattern group is split.
 
     Each stripe gets its part of the remaining zeros, rounded down, so the last stripes get what rounding left over.
-    `zeros` marks the weights that are zero at the start. No stripe gets fewer zeros than it has there.
+    `zeros` marks the weights that are zero at the start. No stripe gets fewer zeros than it has at the start.
     """
     cols, width = zeros.shape[1], max(BLOCK // rule.pattern.of, 1) * rule.pattern.of
     present, left = zeros.sum(0).cpu().tolist(), rule.zeros

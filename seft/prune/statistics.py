@@ -39,9 +39,9 @@ class Batch:
         return self.rows.square().sum(0)
 
     def mean_after(self, mean: "Mean | None", calls: int) -> "Mean":
-        """Return the mean of `2 x x^T` over all calls, given `mean`, that of the `calls` calls before this one.
+        """Return the mean of `2 x x^T` over all calls. `mean` is the mean over the `calls` calls before this one.
 
-        The first call has None. Linears that give the same object get the same object.
+        It is None for the first call. Linears that give the same object `mean` get the same object.
         """
         if self._means is None or self._means[0] is not mean:
             inputs = self._inputs.reshape(-1, self._inputs.shape[-1])
@@ -76,7 +76,7 @@ class Norms:
 class Gram:
     """The Hessian of the linear's squared error: the running mean of `2 x x^T`, as in SparseGPT's published code.
 
-    Linears that observed the same batches have one matrix in common, and what is computed from it.
+    Linears that observed the same batches share one matrix, and everything that is computed from it.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Gram:
         self._calls += 1
 
     def hessian(self) -> Float[Tensor, "cols cols"]:
-        """Return the Hessian. The caller must not change it, because other linears may have the same.
+        """Return the Hessian. The caller must not change it, because other linears may share it.
 
         Raises PruneError if the inputs were missing, all zero, or not finite.
         """
@@ -100,7 +100,7 @@ class Gram:
     def derived(self, compute: Callable[..., Tensor], *arguments: float) -> Tensor:
         """Return `compute(hessian, *arguments)`, which is computed once for all linears with this Hessian.
 
-        The caller must not change it. Does not check the inputs, as `hessian` does.
+        The caller must not change it. Unlike `hessian`, this function does not check the inputs.
         """
         assert self._mean
         found, key = self._mean.derived, (compute, arguments)

@@ -27,8 +27,8 @@ Runs = Sequence[Callable[[], Hidden]]
 class Walk:
     """Visits all blocks each time it is called, and reports progress.
 
-    `passes` is the number of calls that will be made. `gradients` is the work of `backward`, if that will be called, in
-    units of the visit of a block.
+    `passes` is the number of calls that will be made. `gradients` is the work of `backward` in units of one visit of a
+    block, or 0 if `backward` will not be called.
     """
 
     def __init__(
