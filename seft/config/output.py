@@ -1,4 +1,4 @@
-"""The formats of a published model, and the rule which of them may hold zeros. Needs no torch."""
+"""The formats of a published model, and the reasons why other formats would not keep the model. Needs no torch."""
 
 import difflib
 import math
@@ -67,10 +67,10 @@ _BITS = {
     OutputFormat.GGUF_Q8_0: 8.5,
     OutputFormat.GGUF_Q4_0: 4.5,
 }
-"""Bits per weight, with the scales. Those of `compact` depend on the zeros."""
+"""Bits per weight, with the scales. The bits of a compact file also depend on the zeros (`_KEPT_BITS`)."""
 _KEPT_BITS = {OutputFormat.COMPACT: 11.0, OutputFormat.COMPACT_INT8: 8.0, OutputFormat.COMPACT_NF4: 4.6}
-"""Bits of a weight in a compact file that is not zero. In `compact`, sign and mantissa have 8, and exponents of
-bfloat16 weights have an entropy of up to 3 bits. In `compact_nf4`, the scale of 64 weights, zeros included, has 16."""
+"""Bits of a nonzero weight in a compact file. In `compact`, sign and mantissa have 8 bits, and exponents of bfloat16
+weights have an entropy of up to 3 bits. In `compact_nf4`, 64 weights, zeros included, share a scale of 16 bits."""
 _SHARED = frozenset({"README.md", "sparsity.json", "manifest.json", "manifest.json.minisig"})
 _NOTICE = re.compile(
     r"(LICEN[CS]E|NOTICE|COPYING|COPYRIGHT|USE[_-]POLICY)([_.-][\w.-]{1,60})?", re.ASCII | re.IGNORECASE

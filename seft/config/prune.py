@@ -50,8 +50,9 @@ class Compare(StrEnum):
 class Allocation(StrEnum):
     """How the zeros are distributed over the linears that are pruned.
 
-    `auto` is `curvature` for the methods `admm` and `alps` if rows may have different numbers of zeros, which they may
-    not in an N:M pattern or with `compare: row`. Else, and with the schedule `gradual`, it is `uniform`.
+    `auto` is `curvature` for the methods `admm` and `alps`, and `uniform` for all others. It is also `uniform` with an
+    N:M pattern or `compare: row`, because rows may then not have different numbers of zeros, and with the schedule
+    `gradual`.
     """
 
     AUTO = "auto"
@@ -90,13 +91,13 @@ DEFAULT_PRUNER = PruneMethod.ADMM
 MOST_SPARSE = 0.99
 """Largest allowed fraction of zeros in a linear."""
 CURVATURE_TOKENS = 8192
-"""Largest number of calibration tokens from which curvatures are computed. One longer window is used too."""
+"""Largest number of calibration tokens from which curvatures are computed. A longer window is used alone."""
 _DEFAULTS = (Refinement.NONE, Allocation.UNIFORM)
 
 
 @dataclass(frozen=True, slots=True)
 class PruneConfig:
-    """Settings of pruning. With an N:M pattern, `sparsity` must be that of the pattern.
+    """Settings of pruning. With an N:M pattern, `sparsity` must be the sparsity of the pattern.
 
     Every linear layer in the decoder blocks is pruned, except routers. With the schedule `gradual`, no pruning method
     runs: the sparsity rises during the repair.

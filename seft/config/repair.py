@@ -81,7 +81,7 @@ def default_steps(batch_tokens: int) -> int:
 
 
 def trains_all(density: float | str, method: str, variant: str) -> bool:
-    """Return whether these settings train all nonzeros in place. The density `auto` does with `seft` as improved."""
+    """Return whether these settings train all nonzeros in place. `auto` does for `seft` with the variant `improved`."""
     if density == "auto":
         return method == RepairMethod.SEFT and variant == Variant.IMPROVED
     return density == "all"
@@ -91,7 +91,7 @@ WRITTEN_AT_ONCE = 1 << 13
 """Number of tokens that the dense model writes at a time, in several windows. It limits the key-value cache."""
 
 READ_ONCE, READS = 1 << 16, 4
-"""Tokens of written text of which training reads none twice, and how often it reads each token of a longer text."""
+"""Training reads written text of up to `READ_ONCE` tokens only once, and longer written text at most `READS` times."""
 
 RATES = {
     RepairMethod.SEFT: 3e-2,
@@ -104,19 +104,19 @@ RATES = {
 """Peak learning rates if 0.5 % of the weights are trained. docs/log.md has the measurements."""
 
 ALL_RATE, ALL_RATE_TOKENS, ALL_RATE_EXPONENT = 5e-4, 102_400, 0.32
-"""Peak learning rate of `density: all` in a training of so many tokens, and the power of the tokens by which it falls.
+"""Peak learning rate of `density: all` in a training of this number of tokens. It falls with this power of the number.
 
-The exponent is that of Bjorck et al. 2024, Scaling Optimal LR Across Token Horizons (arXiv 2409.19913).
+The exponent comes from Bjorck et al. 2024, Scaling Optimal LR Across Token Horizons (arXiv 2409.19913).
 """
 LOWEST_RATE, HIGHEST_RATE = 2.5e-4, 1e-3
-"""Limits of the rate that follows from the number of tokens. Lower ones were not measured (docs/log.md)."""
+"""Limits of the rate that follows from the number of tokens. Lower rates were not measured (docs/log.md)."""
 PUBLISHED_RATE = 3e-3
 """Peak rate of `seft` as published. It trains the positions with the largest gradients, with steps of full size."""
 
 RATED_WIDTH, RATED_DENSITY = 576, 0.005
 """Largest hidden size and density for which these rates hold. They were measured with SmolLM2-135M."""
 LOW_RANK = {RepairMethod.MASKED_LORA, RepairMethod.LORA_REPRUNE, RepairMethod.SPP}
-"""Methods that train no single weights. Their rates do not depend on the width."""
+"""Methods that do not train individual weights. Their rates do not depend on the width."""
 
 UNSCALED = {RepairMethod.SPP, RepairMethod.MASKED_FULL}
 """Methods whose learning rate does not depend on the number of trained values, because more values do not move a linear
@@ -133,13 +133,13 @@ class RepairConfig:
     events.
     """
 
-    steps: Annotated[int, Doc("Number of optimizer steps. If not given, so many that training reads 8,388,608 tokens.")]
+    steps: Annotated[int, Doc("Number of optimizer steps. If not given, as many as read 8,388,608 training tokens.")]
     method: Annotated[RepairMethod, Doc("What is trained.")] = RepairMethod.SEFT
     density: Annotated[
         float | Literal["auto", "all"],
         Doc(
             "Trained values as a fraction of the target weights. all trains every nonzero in place, with seft only."
-            " auto is all with the method seft, except the variant published, and otherwise 0.005."
+            " auto is all for the method seft with the variant improved, and 0.005 in all other cases."
         ),
     ] = "auto"
     learning_rate: Annotated[
@@ -263,7 +263,7 @@ class RepairConfig:
             raise ConfigError("swap_tokens", rule, self.swap_tokens, way_out)
 
     def require_processes(self, count: int) -> None:
-        """Raise ConfigError unless `count` processes get equal parts of each micro-batch, and can do all that is set.
+        """Raise ConfigError if `count` processes cannot get equal parts of each micro-batch, or cannot swap as set.
 
         Several processes cannot swap, because each collects candidates in its own backward pass.
         """
@@ -295,7 +295,7 @@ class RepairConfig:
         return DEFAULT_DENSITY if isinstance(self.density, str) else self.density
 
     def peak_rate(self, width: int = RATED_WIDTH) -> float:
-        """Return the peak rate in a model with this hidden size: the configured one, or for "auto" that of the method.
+        """Return the configured peak rate, or for "auto" the peak rate of the method in a model with this hidden size.
 
         "auto" divides the rate of the method by the square root of the ratio of the density to 0.5 %, if the density is
         larger (not for `UNSCALED`), and by the ratio of the width to 576, if the model is wider (not for `LOW_RANK`).
@@ -329,11 +329,11 @@ class RepairConfig:
 
     @property
     def retained_windows(self) -> int:
-        """Number of windows of retained text, of which an eighth, at least one, is only measured on.
+        """Number of windows of retained text. An eighth of them, at least one, is not trained on but only measured on.
 
         It is the smallest number with which the training reads no window twice. But writing takes as long as training
-        on the same tokens. So from `READ_ONCE` written tokens on, it is the smallest number with which each window is
-        read at most `READS` times. `retain_tokens` limits both.
+        on the same tokens. So if the model writes the text, then from `READ_ONCE` tokens on it is the smallest number
+        with which each window is read at most `READS` times. `retain_tokens` limits both.
         """
         read = self.retained_before(self.steps + 1)
         once = read + max(1, (read - 1) // 7)
@@ -385,7 +385,7 @@ class RepairConfig:
 
 
 def require_repair_of(prune: PruneConfig, repair: RepairConfig | None) -> None:
-    """Raise ConfigError if the sparsity rises during training and the repair cannot do that, or if nothing swaps."""
+    """Raise ConfigError if the repair cannot raise the sparsity as `prune` asks, or if configured swaps never run."""
     if not prune.gradual:
         if repair:
             repair.require_swap_after(0)

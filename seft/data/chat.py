@@ -87,7 +87,7 @@ class _Template:
         ]
         bounds = [bound for span in spans for bound in span]
         tokens, *prefixes = self._token_lists([whole, *(whole[:bound] for bound in bounds)])
-        # The last token of a prefix may differ from the whole text's. It then belongs to what comes after the prefix.
+        # The last token of a prefix may differ in the whole text. There it then belongs to what comes after the prefix.
         places = [common_length(tokens, prefix) for prefix in prefixes]
         trained = [False] * len(tokens)
         for start, end in zip(places[::2], places[1::2], strict=True):

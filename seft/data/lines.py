@@ -128,7 +128,7 @@ class _Bounded(io.RawIOBase):
         try:
             chunk = self._read(len(buffer))
         except (OSError, EOFError, zlib.error) as error:
-            # An OSError without a number is one of this module. Its text already says what the file is.
+            # An OSError without a number comes from this module. Its text already says what is wrong with the file.
             is_own = type(error) is OSError and error.errno is None
             value = str(error).rstrip(".") if is_own else f"damaged ({error})"
             raise FileError("must be complete and readable", value, "Create the file again.") from error

@@ -21,10 +21,10 @@ PADDING = 0
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One record as tokens, with a mask of those that are trained on.
+    """One record as tokens, with a mask of the tokens that are trained on.
 
-    `head` has the tokens at the start of each part of a record in a window. The tokens of a text do not contain it.
-    Those of another record begin with it.
+    `head` has the tokens at the start of each part of a record in a window. The `tokens` of a text do not contain it.
+    The `tokens` of any other record begin with it.
     """
 
     tokens: Int[Tensor, "tokens"]
@@ -33,7 +33,7 @@ class Encoded:
 
     @classmethod
     def text(cls, tokens: Sequence[int], head: Sequence[int] = ()) -> "Encoded":
-        """Return a record of which every token is trained on."""
+        """Return a record that is trained on completely."""
         tensor = torch.tensor(tokens, dtype=torch.int64)
         return cls(tensor, torch.ones_like(tensor, dtype=torch.bool), head)
 
@@ -43,7 +43,7 @@ class Encoded:
         return bool(self.trained.all())
 
     def pieces(self, length: int) -> list["Encoded"]:
-        """Return the record cut into pieces of at most `length` tokens, each of which begins with `head`.
+        """Return the record cut into pieces of at most `length` tokens. Each piece begins with `head`.
 
         Pieces that have nothing to train on are left out.
         """
@@ -60,8 +60,8 @@ class Encoded:
 class Predictions:
     """What a model predicted for every token of some windows: its most probable tokens, and their log-probabilities.
 
-    `known` marks the windows for which there are predictions. The values of the other windows mean nothing. `weight` is
-    the weight of these windows in the loss.
+    `known` marks the windows with predictions. `weight` is the weight of these windows in the loss. The values of the
+    other windows have no meaning.
     """
 
     tokens: Int[Tensor, "windows length top"]
@@ -113,7 +113,7 @@ class Packed:
 
     @classmethod
     def plain(cls, tokens: Int[Tensor, "windows length"]) -> "Packed":
-        """Return windows that contain one record each, of which all tokens are trained on."""
+        """Return windows that contain one record each. All tokens but the first are trained on."""
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         return cls(tokens, positions > 0, positions)
 
@@ -149,7 +149,7 @@ class Packed:
         return bool((self.positions[:, 1:] == 0).any())
 
     def __add__(self, other: "Packed") -> "Packed":
-        """Return the windows of both. If one has no predictions of a teacher, its windows get unknown ones."""
+        """Return the windows of both. If only one has predictions of a teacher, those of the other are unknown."""
         teacher = None
         if some := self.teacher or other.teacher:
             teacher = (self.teacher or some.unknown(len(self))) + (other.teacher or some.unknown(len(other)))
@@ -219,9 +219,9 @@ def pack_whole(records: Sequence[Encoded], length: int) -> Packed:
 
 
 def _pack_cut(records: Sequence[Encoded], length: int) -> Packed:
-    """Concatenate the records, cut the result into windows of `length` tokens, and drop those with nothing to train on.
+    """Concatenate the records, and cut the result into windows of `length` tokens.
 
-    Raises DataError if nothing is left.
+    Windows with nothing to train on are left out. Raises DataError if no window is left.
     """
     parts, filled = [torch.zeros(0, dtype=torch.int64)], 0
     for record in records:

@@ -46,7 +46,7 @@ class Message:
 class Chat:
     """A conversation. The assistant's messages are trained on.
 
-    `place` is where errors say that it is. It is no part of the record: equal conversations in two lines are equal.
+    `place` is its place in the file, for errors. It is not compared: equal conversations in two lines are equal.
     """
 
     messages: tuple[Message, ...]
@@ -233,7 +233,7 @@ def _identity(record: Record) -> str:
 def _instruction(fields: "_Fields") -> Completion:
     """Return the instruction as a prompt and its output as the completion.
 
-    The layout is that of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca, train.py).
+    The layout comes from Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca, train.py).
     """
     context = fields.string("input") if "input" in fields.values else ""
     layout = _ALPACA_WITH_INPUT if context.strip() else _ALPACA
@@ -242,7 +242,7 @@ def _instruction(fields: "_Fields") -> Completion:
 
 
 def _format_of(fields: "_Fields") -> Format:
-    """Return the format whose keys this record, the first of its file, has."""
+    """Return the format whose keys this record has. It is the first record of its file."""
     matches = [form for form, keys in KEYS.items() if all(key in fields.values for key in keys)]
     if len(matches) == 1:
         return matches[0]
@@ -335,7 +335,7 @@ def _parse_object(line: int, raw: bytes) -> dict[str, Any]:
     if not text.strip():
         raise RecordError(line, "a line must not be blank", "a blank line", "Run grep '[^[:space:]]' FILE > NEW.jsonl.")
     try:
-        # Without the line end, an object that is not closed is broken at the end of this line.
+        # Without the line end, the error for an object that is not closed is at the end of this line.
         record = json.loads(text.rstrip())
     except (ValueError, RecursionError) as error:
         flaw = f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)

@@ -44,9 +44,9 @@ def encode(
 
 @contextmanager
 def named(text: str, *fields: str) -> Iterator[None]:
-    """Put the name of a text before the message of a DataError of the `with` block.
+    """Put the name of a text before the message of a DataError that the `with` block raises.
 
-    `fields` are the fields of a request that decide how long the text is and must be. The message names them.
+    `fields` are the fields of a request that set how long the text is, and how long it must be. The message names them.
     """
     try:
         yield
@@ -57,7 +57,7 @@ def named(text: str, *fields: str) -> Iterator[None]:
 
 @contextmanager
 def split_described(training: Sequence[Encoded], held_out: Sequence[Encoded]) -> Iterator[None]:
-    """Add to a DataError of the `with` block how many records and tokens are on each side of the split."""
+    """Add to a DataError that the `with` block raises how many records and tokens are on each side of the split."""
     try:
         yield
     except DataError as error:
@@ -83,7 +83,7 @@ def windows(
     *,
     head: Sequence[int] = (),
 ) -> Int[Tensor, "windows {length}"]:
-    """Return `count` windows of `length` tokens, each of which begins with the tokens `head`.
+    """Return `count` windows of `length` tokens. Each window begins with the tokens `head`.
 
     Sequential windows are the first ones of the text; there are fewer if the text is too short. Random windows start at
     uniformly drawn positions, so they may overlap. Raises DataError if the text is shorter than one window.

@@ -49,7 +49,7 @@ def validate(file: BinaryIO, max_bytes: float = math.inf, skip_percentage: float
     """Read and check a whole file. The result is `rejected` if more than `skip_percentage` of the lines are invalid.
 
     If no line may be invalid, reading stops after `MAX_FLAWS` invalid lines. Raises FileError if the file cannot be
-    read, has more than `max_bytes` after decompression, has its records not one per line, or has fewer than two
+    read, has more than `max_bytes` after decompression, does not have one record per line, or has fewer than two
     different records.
     """
     parse, digest = Parser(), hashlib.sha256()
