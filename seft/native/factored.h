@@ -11,8 +11,8 @@ static void add_square(const Weight* weight, Gradient* gradient, float* sum, flo
     *col_sum += masked * masked;
 }
 
-// Sets the gradient to zero at the zeros of the weight. Writes the sums of its squares in the rows from `first` to before
-// `last` to `row_sums`, and adds those in the columns to `col_sums`.
+// For the rows from `first` to before `last`: sets the gradient to zero at the zeros of the weight, writes the sum of
+// its squares in each row to `row_sums`, and adds its squares in each column to `col_sums`.
 template <class Weight, class Gradient>
 static void add_squares(const Factored& work, int64_t first, int64_t last, float* col_sums) {
     for (int64_t row = first; row < last; row++) {

@@ -282,8 +282,8 @@ SEFT_API int32_t seft_gram([[maybe_unused]] const uint16_t* x, [[maybe_unused]] 
 // The three functions below work on a weight matrix and its gradient, of the given dtypes; the gradient of a float32 weight
 // is float32. Sums are float32.
 
-// Sets the gradient to zero at the zeros of the weight. Writes the sums of its squares in each row, and those in the columns
-// of each `height` rows.
+// Sets the gradient to zero at the zeros of the weight. Writes the sum of its squares in each row, and in each column
+// of every `height` rows.
 SEFT_API void seft_squares(const Factored* work, float* col_sums, int64_t height, int32_t weight, int32_t gradient,
                            int32_t threads) {
     const FactoredLoops level = factored_loops(chosen, Dtype(weight), Dtype(gradient));

@@ -47,7 +47,7 @@ class Matrix(ctypes.Structure):
     )
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to be copied or pickled: the addresses would be those of other tensors."""
+        """Refuse to be copied or pickled: the copy would keep the addresses of the original tensors."""
         raise AccelerateError("an accelerated model cannot be copied or pickled. Load it again and accelerate it.")
 
 

@@ -252,7 +252,7 @@ struct Int8 {
     }
 };
 
-// The same for one row of x. Its 12 bits are two unsigned numbers of 6 bits, so that int8 weights need no conversion:
+// Int8 for one row of x. The 12 bits of x are two unsigned numbers of 6 bits, so that int8 weights need no conversion:
 // x = 64 * high + low - 2048. A block of x has the low parts of its 64 columns, then the high parts.
 struct Int8Row {
     using Input = int16_t; using Value = int8_t; using Sum = int64_t;

@@ -63,7 +63,7 @@ static void sparse_panel(const Matrix& m, int64_t panel, const typename Lanes::I
         for (int b = 0; b < B; b++) out[b][row] = Lanes::sum(acc[row][b]);
 }
 
-// The same for R rows of a dense matrix. The sums have the order of sparse_panel, so they are bit-identical.
+// Sums of R rows of a dense matrix for B rows of x. They have the order of sparse_panel, so they are bit-identical.
 template <class Lanes, int B, int R>
 static void dense_rows(const Matrix& m, int64_t first, const typename Lanes::Input* x, int64_t stride,
                        typename Lanes::Sum (*out)[PANEL]) {
@@ -80,7 +80,7 @@ static void dense_rows(const Matrix& m, int64_t first, const typename Lanes::Inp
         for (int b = 0; b < B; b++) out[b][row] = Lanes::sum(acc[row][b]);
 }
 
-// Rows of y for B rows of x, of panel `panel`.
+// The values of y that belong to panel `panel` and to B rows of x.
 template <class Lanes, int B>
 static void panel_product(const Job& job, int64_t panel, int64_t row_of_x) {
     const Matrix& m = *job.matrix;

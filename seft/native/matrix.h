@@ -81,7 +81,7 @@ struct Factored {
     uint64_t random;         // the seed of the random bits
 };
 
-// Writes 8 rows of 8 floats as columns. `width` and `height` are the distances of rows in `in` and of columns in `out`.
+// Writes 8 rows of 8 floats as columns. Rows in `in` are `width` apart, and columns in `out` are `height` apart.
 // The levels AVX2 and AVX-512 have their own version.
 static inline void transpose(const float* in, int64_t width, float* out, int64_t height) {
     for (int64_t col = 0; col < TILE_SIZE; col++)
@@ -124,7 +124,7 @@ static inline uint32_t random_bits(uint32_t index, uint64_t seed) {
     return bits ^ bits >> 16;
 }
 
-// Rounds up with the probability of the bits that bfloat16 lacks.
+// Rounds up with a probability proportional to the value of the bits that bfloat16 lacks.
 static inline void round_stochastically(float value, uint32_t random, uint16_t* out) {
     uint32_t bits;
     memcpy(&bits, &value, 4);

@@ -45,7 +45,7 @@ struct FloatProduct {
         return sample.dtype == BFLOAT16 ? from_bfloat16(static_cast<const uint16_t*>(matrix)[index])
                                         : static_cast<const float*>(matrix)[index];
     }
-    // Copies 8 columns of 8 tokens. `width` is the number of columns of the matrix, `height` that of tokens of a copy.
+    // Copies 8 columns of 8 tokens. The matrix has `width` columns, and a column of the copy has `height` tokens.
     static void copy(const Sample& sample, const void* matrix, int64_t at, int64_t width, Input* out, int64_t height) {
         if (sample.dtype == FLOAT32) return transpose(static_cast<const float*>(matrix) + at, width, out, height);
         float tile[TILE_SIZE * TILE_SIZE];

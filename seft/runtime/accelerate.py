@@ -99,10 +99,12 @@ def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_ze
     """Replace the linear layers of a model, in place. Returns the model, on the same device: the CPU or CUDA.
 
     `bfloat16` compresses every layer with at least the share `least_zeros` of zeros, and changes no weight. `int8`
-    compresses every layer, and also the head. Matrices of stacked experts, and layers that compute more than a product
-    and a bias, stay as they are. Raises AccelerateError if `values` is unknown, if the model is accelerated already or
-    on another device, if Triton cannot compile for CUDA, if a weight is not finite or has another dtype than bfloat16
-    or float32, or if a weight in a matrix that `bfloat16` compresses would be rounded. Then no layer was replaced.
+    compresses every layer. The head is treated like the layers. Matrices of stacked experts, and layers that compute
+    more than a product and a bias, stay as they are.
+
+    Raises AccelerateError if `values` is unknown, if the model is accelerated already or on another device, if Triton
+    cannot compile for CUDA, if a weight is not finite or has another dtype than bfloat16 or float32, or if `bfloat16`
+    would round a weight in a matrix that it compresses. After an error, no layer was replaced.
     """
     if values not in set(Values):
         raise AccelerateError(f"values must be {' or '.join(Values)}; it is {values!r}.")
@@ -190,7 +192,7 @@ def _faster(
         and weight.shape[1] % BLOCK == 0
     )
     if fits and kernels.level() in {kernels.Level.AVX2, kernels.Level.AVX512}:
-        weight.data = memory.copy(weight.data)  # of a head also the embedding, if they share it
+        weight.data = memory.copy(weight.data)  # also changes the embedding, if a head shares this weight
         return DenseLinear(weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, False), bias)
     return None
 

@@ -26,7 +26,9 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--temperature", type=_not_negative, default=0.0, help="0 takes the most probable token each time. Default: 0."
     )
-    command.add_argument("--top-p", type=_share, default=1.0, help="Draw from the tokens with this probability.")
+    command.add_argument(
+        "--top-p", type=_share, default=1.0, help="Draw from the fewest tokens that have this probability together."
+    )
     command.add_argument("--seed", type=_seed, help="Seed of the random choice.")
 
 
@@ -87,7 +89,7 @@ def serve(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], str
 
 
 def _require_free(host: str, port: int) -> None:
-    """Raise ConfigError if the server cannot listen there. It is asked before the model is loaded, which takes long."""
+    """Raise ConfigError if the server cannot listen there. Call this before loading the model, which takes long."""
     if reason := _refusal(host, 0) if host else "an empty name":
         rule = f"must be a name or an address of this machine, which refuses it ({reason})"
         raise ConfigError("host", rule, host, "Use 127.0.0.1, or 0.0.0.0 or :: for all addresses.")
@@ -101,7 +103,7 @@ def _refusal(host: str, port: int) -> str:
     from seft.runtime.serve import family
 
     try:
-        # Like the server, at :: it also listens on the addresses of IPv4.
+        # Like the server, this also listens on the addresses of IPv4 if the host is ::.
         socket.create_server((host, port), family=family(host), dualstack_ipv6=family(host) is socket.AF_INET6).close()
     except (OSError, OverflowError) as error:
         return str(getattr(error, "strerror", error)).partition(" (")[0]

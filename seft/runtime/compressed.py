@@ -39,7 +39,7 @@ class Values(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Compressed:
-    """A compressed matrix. `struct` has the addresses of the tensors on the CPU. None of them may move."""
+    """A compressed matrix. `struct` has the addresses of the tensors on the CPU, so these tensors must not move."""
 
     rows: int
     cols: int
@@ -124,7 +124,7 @@ def dense_struct(weight: Float[Tensor, "rows cols"], bias: Float[Tensor, "rows"]
 
 
 def quantise(weight: Float[Tensor, "rows cols"]) -> tuple[Int8[Tensor, "rows cols"], Float[Tensor, "rows"]]:
-    """Return int8 values from -127 to 127 and the scale of each row, such that value * scale is nearest the weight."""
+    """Return int8 values from -127 to 127 and the scale of each row. The values are the nearest to weight / scale."""
     scales = weight.abs().amax(dim=1).float() / 127
     divisors = torch.where(scales > 0, scales, 1)
     return (weight.float() / divisors[:, None]).round_().clamp_(-127, 127).to(torch.int8), scales
@@ -144,7 +144,7 @@ def _panels(matrix: Shaped[Tensor, "rows cols"]) -> Shaped[Tensor, "panels block
 def expand(matrix: Compressed, first: int = 0, last: int | None = None) -> Tensor:
     """Return the rows from `first`, a multiple of PANEL, to before `last` as a dense bfloat16 matrix.
 
-    int8 values come without their scales, because bfloat16 holds them exactly without.
+    int8 values are returned without their scales, because bfloat16 can hold them exactly.
     """
     last = matrix.rows if last is None else last
     if matrix.values.device.type == "cuda":
@@ -167,7 +167,7 @@ def expand(matrix: Compressed, first: int = 0, last: int | None = None) -> Tenso
 def multiply(x: Float[Tensor, "batch cols"], matrix: Compressed) -> Float[Tensor, "batch rows"]:
     """Return x times the transposed matrix, plus the bias, in the dtype of x: bfloat16 or float32.
 
-    Many rows of x are multiplied with the expanded matrix, where int8 weights meet x as it is, not quantised.
+    Many rows of x are multiplied with the expanded matrix. For int8 weights, x is then not quantised.
     """
     if len(x) >= EXPANDED_FROM:
         return _multiply_expanded(x, matrix)

@@ -60,9 +60,9 @@ class TextModel:
     def load(cls, reference: str, values: Values | None, dtype: torch.dtype, device: str = "cpu") -> "TextModel":
         """Load a folder, a compact file or its address, a GGUF file or a model of the hub, and accelerate it.
 
-        Without `values`, they are int8 for a compact file with int8 matrices, and otherwise bfloat16.
+        If `values` is None, it is int8 for a compact file with int8 matrices, and bfloat16 for all others.
         """
-        # float32 holds int8 values with their scales well enough to give the integers of an nn.Linear again.
+        # In float32, int8 values times their scales are exact enough to become the same integers again.
         int8 = None if values is Values.BFLOAT16 else torch.float32
         loaded, stored = load_whole(reference, dtype=dtype, int8=int8)
         values = values or (Values.INT8 if stored == "int8" else Values.BFLOAT16)
@@ -80,7 +80,10 @@ class TextModel:
         return tokens
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Return the tokens of a conversation, up to where the answer begins. Raises AccelerateError if it cannot."""
+        """Return the tokens of a conversation, up to where the answer begins.
+
+        Raises AccelerateError if there is no chat template, or if the template rejects the messages.
+        """
         if not self.tokenizer.chat_template:
             raise AccelerateError(
                 "a chat needs a model with a chat template; this tokenizer has none. Send the text as a completion."
@@ -93,7 +96,7 @@ class TextModel:
         return tokens
 
     def room(self, prompt: Sequence[int]) -> int | None:
-        """Return how many tokens fit behind a prompt, or None if the model has no limit."""
+        """Return how many tokens fit after a prompt, or None if the model has no limit."""
         return None if self.context is None else self.context - len(prompt)
 
     def tokens(self, prompt: Sequence[int], most: int, sampling: Sampling) -> Iterator[int]:
@@ -122,17 +125,17 @@ class TextModel:
     ) -> Iterator[Piece]:
         """Yield the text as it is generated. It ends before the first of the `stops`.
 
-        It continues the text of the prompt, so it may begin with a space. The answer of a `chat` is a text of its own.
-        Text that may be the beginning of a stop is held back until that is decided. Raises AccelerateError if there is
-        no prompt, or if prompt and text together do not fit the model's context.
+        The text continues the prompt, so it may begin with a space. The answer of a `chat` is decoded as a separate
+        text. Text that may be the beginning of a stop is held back until this is certain. Raises AccelerateError if
+        there is no prompt, or if prompt and text together do not fit the model's context.
         """
         room = self.room(prompt)
         if not prompt:
             raise AccelerateError("the prompt must have a token; it has none. Use a longer text.")
         if room is not None and room < most:
             raise AccelerateError(
-                f"the prompt must leave room for {most} more in {self.context} tokens; it has {len(prompt)}. Shorten"
-                " the prompt or ask for fewer tokens."
+                f"the prompt must leave room for {most} more tokens in the context of {self.context}; it has"
+                f" {len(prompt)}. Shorten the prompt or ask for fewer tokens."
             )
         text, held = TextStream(self.tokenizer, () if chat else prompt), ""
         for count, token in enumerate(self.tokens(prompt, most, sampling), 1):
@@ -210,7 +213,7 @@ def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 
 def held_back(text: str, stops: Sequence[str]) -> int:
-    """Return the length of the longest end of the text with which a stop begins."""
+    """Return the length of the longest suffix of the text that is a prefix of a stop."""
     longest = max((len(stop) for stop in stops), default=1) - 1
     for length in range(min(longest, len(text)), 0, -1):
         if any(stop.startswith(text[-length:]) for stop in stops):

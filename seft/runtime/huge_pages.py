@@ -17,9 +17,9 @@ ALIGNED = 64
 
 
 class HugePages:
-    """Memory for tensors, many in one chunk, because a page of its own for each would waste up to 2 MB.
+    """Memory for tensors. Many tensors share a chunk, because separate huge pages would waste up to 2 MB per tensor.
 
-    A chunk is freed with the last of its tensors. Pages that no tensor has reached take no memory.
+    A chunk is freed with the last of its tensors. Pages without a tensor take no memory.
     """
 
     def __init__(self) -> None:

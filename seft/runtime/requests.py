@@ -133,7 +133,7 @@ def parse(kind: type[Request], body: bytes) -> Any:
         first = error.errors()[0]
         param = ".".join(map(str, first["loc"])) or None
         raise RequestError(400, f"{param or 'body'}: {first['msg']}", param=param, code="invalid_value") from error
-    # Python takes 0 for False, but logprobs: 0 asks for the probabilities of the chosen tokens.
+    # In Python 0 equals False, but logprobs: 0 asks for the probabilities of the chosen tokens.
     for name, harmless in UNSUPPORTED.items():
         given = (request.model_extra or {}).get(name)
         if (given, isinstance(given, bool)) not in ((each, isinstance(each, bool)) for each in harmless):

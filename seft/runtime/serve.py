@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         card = {"id": self.app.name, "object": "model", "created": self.app.started, "owned_by": "seft"}
         try:
             if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
-                self._body()  # otherwise it would be read as the next request
+                self._body()  # an unread body would be taken for the next request
             if self._path == "/v1/models":
                 self._send(200, {"object": "list", "data": [card]})
             elif f"/v1/models/{self.app.name}" in (self._path, unquote(self._path)):
@@ -183,7 +183,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _stream(self, answer: Answer, pieces: Iterator[Piece], *, usage: bool) -> None:
         """Send server-sent events. The end of the connection ends the body.
 
-        The first piece is generated before the headers, so that its failure gets a status. A later one is an event.
+        The first piece is generated before the headers are sent, so that its failure gets an HTTP status. A later
+        failure is sent as an event.
         """
         begin = [next(pieces)]
         self.close_connection = True

@@ -6,17 +6,18 @@ from itertools import dropwhile, islice
 from typing import Any
 
 CONTEXT = 4
-"""Tokens that stay before the new ones. A character has up to 4 bytes, so no earlier token changes the new text."""
+"""Number of earlier tokens that are decoded with the new ones. A character has up to 4 bytes, so these are enough."""
 UNDECIDED = "\ufffd"
 """What a decoder returns for bytes that are not, or not yet, a character."""
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-"""A token of one byte. Such tokens that follow each other become text together, or each the replacement character."""
+"""A token of one byte. A run of such tokens is decoded together, or each of them becomes the replacement character."""
 
 
 class TextStream:
     """The text of tokens that arrive one by one. The parts, joined, equal the text of all tokens decoded at once.
 
-    If the tokens follow others, `before`, it is the text that they add: a decoder may remove the space before a text.
+    If the tokens follow the tokens `before`, it is the text that they add to the text of `before`. This can differ from
+    decoding them alone, because a decoder may remove the space before a text.
     """
 
     def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
@@ -24,7 +25,7 @@ class TextStream:
         added = self._tokenizer.get_added_tokens_decoder()
         self._skipped = {number for number, token in added.items() if token.special}
         visible = (token for token in reversed(before) if self._name(token))
-        # Bytes at the end are whole characters. New bytes are not part of them.
+        # Tokens of bytes at the end are whole characters. They are left out, so that new bytes do not join them.
         ends = dropwhile(lambda token: BYTE.fullmatch(self._name(token)), visible)
         self._tokens = [*islice(ends, CONTEXT)][::-1]
         self._shown = len(self._text())
