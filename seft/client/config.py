@@ -26,9 +26,9 @@ class Address:
     def resolve(cls, url: str | None = None, api_key: str | None = None) -> Self:
         """Return the given address and key.
 
-        What is None comes from SEFT_URL and SEFT_API_KEY, or else from the saved file. The key in the file is only used
-        with the address in the file. An empty variable counts as not set. Raises SetupError if the address or the key
-        is missing or invalid.
+        An argument that is None comes from SEFT_URL or SEFT_API_KEY, or else from the saved file. The key in the file
+        is only used with the address in the file. An empty variable counts as not set. Raises SetupError if the address
+        or the key is missing or invalid.
         """
         if url is None:
             url = os.environ.get("SEFT_URL") or None

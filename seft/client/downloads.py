@@ -58,7 +58,7 @@ def fetch(
 def require_no_other(folder: Path, name: str, files: Sequence[File]) -> None:
     """Raise ClientError if the folder has the manifest of another checkpoint than `name`, whose files are `files`.
 
-    A download of the same checkpoint may add files, for example those of another format.
+    A download of the same checkpoint may add files, for example the files of another format.
     """
     found, listed = folder / MANIFEST, {file["sha256"] for file in files if file["name"] == MANIFEST}
     if found.is_file() and sha256_of(found) not in listed:
@@ -167,7 +167,7 @@ class _Session:
         self.links: dict[str, str] = {}
 
     def renew(self, files: Sequence[File]) -> None:
-        """Replace the expired links by those of `files`."""
+        """Replace the expired links by the links of `files`."""
         self.links = {file["name"]: file["url"] for file in files}
 
     def part(self, part: _Part) -> Steps[None]:

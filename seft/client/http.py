@@ -31,7 +31,7 @@ class Client(Operations, Blocking):
         address = Address.resolve(url, api_key)
         self.url, self.pauses = address.url, pauses
         self._service = httpx2.Client(base_url=address.url, headers=_headers(address), timeout=TIMEOUT)
-        # A presigned link needs no key, and the object storage must not see ours.
+        # A presigned link needs no key, and the object storage must not see the API key.
         self._links = httpx2.Client(timeout=TIMEOUT)
 
     @override

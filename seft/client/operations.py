@@ -219,7 +219,7 @@ class Operations(Administration):
 
     @operation
     def push(self, job_id: str, repository: str, *, private: bool = True, revision: str = "main") -> Steps[Push]:
-        """Push the result of a job into a repository of the hub, or push it again. Does nothing while it is running.
+        """Push the result of a job into a repository of the hub, or push it again. Does nothing while this push runs.
 
         `private` is for a repository that the push creates, and `revision` is a branch.
         """

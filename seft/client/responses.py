@@ -1,4 +1,4 @@
-"""Types of the responses of the API. A test checks that their fields equal those of the API's schemas."""
+"""Types of the responses of the API. A test checks that they have the same fields as the API's schemas."""
 
 from typing import Any, NotRequired, TypedDict
 
@@ -195,7 +195,7 @@ class PushError(TypedDict):
 class Push(TypedDict):
     """A push of a job's result into a repository of the hub. Its status is `pending`, `running`, `pushed` or `failed`.
 
-    `error` is that of the last try that failed.
+    `error` says why the last failed try failed.
     """
 
     id: str

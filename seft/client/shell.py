@@ -129,7 +129,7 @@ def show_rows(
 ) -> None:
     """Print a list of responses as JSON, or `rows` as a table. The first column is never cut.
 
-    Only the one that is printed is iterated.
+    Only the printed one of the two is iterated.
     """
     if as_json:
         typer.echo(json.dumps(list(answers)))
