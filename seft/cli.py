@@ -37,7 +37,7 @@ REPAIR = "repair "
 LENGTHS = {"tokens", "sequence_tokens"}
 """Options with the length of a window. A default that is longer than the context of the model is lowered to it."""
 ALIKE = {"--data": "--calibration", "--calibration": "--data"}
-"""Options for the text that one command reads and another does not."""
+"""Option for a text -> option for the text of another command. An error suggests it for the command that has it."""
 DERIVED = {*LENGTHS, "batch_tokens", "steps"}
 """Options whose defaults depend on the model or on other options."""
 
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
 
 
 def _require_texts(options: argparse.Namespace) -> None:
-    """Raise ConfigError if a text that an option names is no file of records."""
+    """Raise ConfigError if a text that an option names is not a file of records."""
     for name in ("calibration", "data", "held_out", "retain_data"):
         if path := getattr(options, name, None):
             require_file(path, name)
@@ -82,7 +82,7 @@ def _require_texts(options: argparse.Namespace) -> None:
 def _writing(out: Path, report: Reporter) -> Iterator[None]:
     """Check the folder `out` and start the process that will verify it. Then report, before torch is imported.
 
-    It is a copy of this process, so it is not started if torch may have computed something in this process already.
+    The started process is a copy of this one, so it is not started if torch may already have computed something here.
     Torch is made deterministic, as in the service, so that `seft reproduce` gives the same bits.
     """
     from seft.checkpoint.outputs import require_empty

@@ -18,14 +18,14 @@ from seft.loss import Criterion, cross_entropy, losses, top_divergence, with_rec
 from seft.models.predictor import Predictor
 
 TOP_LOGITS = 64
-"""Number of teacher logits that are used per prediction, the largest ones. The others cost time and add little."""
+"""Number of the largest teacher logits, which are used per prediction. The others cost time and add little."""
 
 
 class Distillation:
     """Objective that mixes cross-entropy with the divergence from the teacher, and adds SquareHead.
 
     SquareHead compares the block outputs. `distill_weight` is the weight of the divergence in the mix, and
-    `hidden_weight` the factor of SquareHead. Raises ConfigError if the teacher has not the same shape as the model.
+    `hidden_weight` the factor of SquareHead. Raises ConfigError if the teacher has another shape than the model.
     """
 
     def __init__(self, model: Any, teacher: Any, config: RepairConfig) -> None:
@@ -78,7 +78,7 @@ def square_head(
 
     This is SquareHead (arXiv 2310.06927). The mean over the blocks is computed per window and multiplied by the number
     of the window's predicted tokens, `counts`, and by its weight in the loss, 1 if `weights` is None. [ours] The
-    division is done per window, so that the size of micro-batches changes nothing.
+    division is done per window, so that the result does not depend on the size of micro-batches.
     """
     numbers = counts.tolist()
     factors = numbers if weights is None else (counts * weights).tolist()

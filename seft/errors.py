@@ -5,7 +5,7 @@ Each has a stable `code` for programs, and a message for people that says what m
 
 
 class SeftError(Exception):
-    """Base class of all errors of this library. `exit_code` is that of a command that fails with it."""
+    """Base class of all errors of this library. A command that fails with the error ends with its `exit_code`."""
 
     code = "seft_error"
     exit_code = 2

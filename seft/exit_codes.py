@@ -1,7 +1,7 @@
 """How a command of the library ends: its exit code, and one line about an error.
 
-An error of the input ends with 2, and what the disk refuses with 1. Ctrl-C ends with 130 and SIGTERM with 143, after
-unfinished files were removed.
+After an error in the input the exit code is 2, and after an error of the disk it is 1. It is 130 after Ctrl-C and 143
+after SIGTERM; unfinished files are removed before.
 """
 
 import json
@@ -20,9 +20,9 @@ EXTRA = "Run pip install '.[torch]' in the folder of the repository."
 
 @contextmanager
 def stoppable() -> Iterator[list[int]]:
-    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt. The list then has the exit code.
+    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt. The yielded list then has the exit code.
 
-    It is needed because some libraries convert the exception to another one. Call this in the main thread.
+    The list is needed because some libraries convert the exception to another one. Call this in the main thread.
     """
     codes: list[int] = []
 
@@ -44,7 +44,7 @@ def stoppable() -> Iterator[list[int]]:
 def report_error(error: BaseException, command: str, *, as_json: bool) -> int:
     """Write an error to stderr, with `as_json` also as an object to stdout. Returns the exit code.
 
-    An error that is not expected is raised again.
+    An unexpected error is raised again.
     """
     exit_code = BAD_INPUT
     match error:

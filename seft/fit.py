@@ -37,7 +37,7 @@ MOST_WEIGHTS = (1 << 31) - 1
 MOST_PACKED = 32_000
 """Largest number of pruned tensors in a compact file. Its index has room for about 1,000 tensors more."""
 PACKED_TENSORS = {OutputFormat.COMPACT: 1, OutputFormat.COMPACT_INT8: 2, OutputFormat.COMPACT_NF4: 2}
-"""Tensors in a compact file for each tensor that is pruned, with the scales."""
+"""Number of tensors in a compact file for each tensor that is pruned. The scales are counted too."""
 MOST_VALUES = 1 << 50
 """More trained values than any model has."""
 
@@ -72,7 +72,7 @@ def require_dense_model(prune: PruneConfig, repair: RepairConfig) -> None:
 def require_packable(model: Dimensions, formats: Iterable[OutputFormat]) -> None:
     """Raise ConfigError if a compact file is wanted and cannot have all tensors of a model.
 
-    A model that stacks its experts has two matrices of each, which are three tensors in a file.
+    A model that stacks its experts has two matrices per expert. In the file, they are three tensors per expert.
     """
     matrices = sum(matrix.count for block in model.blocks for matrix in block)
     tensors = matrices * 3 // 2 if model.stacked else matrices
@@ -108,7 +108,7 @@ def _require_repair_fit(model: Dimensions, config: RepairConfig) -> None:
 
 
 def require_teacher_fit(model: Mapping[str, int | None], teacher: Mapping[str, int | None]) -> None:
-    """Raise ConfigError if the sizes of a teacher are not those of the pruned model. Both are by name."""
+    """Raise ConfigError if the sizes of a teacher differ from the pruned model's. Both have the sizes by name."""
     for name, own in model.items():
         if teacher[name] != own:
             rule = f"must have the {name} of the pruned model, {own}"
@@ -117,7 +117,7 @@ def require_teacher_fit(model: Mapping[str, int | None], teacher: Mapping[str, i
 
 
 def require_within(field: str, tokens: int, context: int | None) -> None:
-    """Raise ConfigError if a window of `tokens` tokens is longer than the context of the model, if that is known."""
+    """Raise ConfigError if a window of `tokens` tokens is longer than the context of the model; None is unknown."""
     if context is not None and tokens > context:
         rule = f"must be at most {context}, the context length of the model"
         raise ConfigError(field, rule, tokens, f"Use {context} or less, or a model with a longer context.")
@@ -145,10 +145,10 @@ def require_divisible(pattern: Pattern, inputs: Iterable[tuple[str, int]]) -> No
 
 
 def target_sparsity(config: PruneConfig, *, parameters: int, targets: int) -> float:
-    """Return the sparsity of the linears that are pruned which gives the requested sparsity.
+    """Return the sparsity that the pruned linears must have to give the requested sparsity.
 
-    `parameters` is the number of weights of the model, and `targets` is that of the linears. Raises ConfigError if
-    pruning the linears alone cannot reach the sparsity, which is possible with `sparsity_of: model`.
+    `parameters` is the number of weights of the model, and `targets` is the number of weights of these linears. Raises
+    ConfigError if pruning the linears alone cannot reach the sparsity, which is possible with `sparsity_of: model`.
     """
     if config.sparsity_of is SparsityOf.TARGETS:
         return config.sparsity
@@ -187,8 +187,8 @@ def base_rank(shapes: Mapping[Shape, int], config: RepairConfig) -> tuple[int, i
     """Return the largest rank that all linears can have, and the number of values that is left for higher ranks.
 
     `shapes` has the number of linears of each shape. All linears together may train `density` times the number of their
-    weights. Raises ConfigError if that is too little for rank 1 in one linear, or if a linear may get a rank that is
-    not below both sides of its matrix.
+    weights. Raises ConfigError if that is less than half of the values that rank 1 takes in the largest linear, or if a
+    linear may get a rank that is not below both sides of its matrix.
     """
     size = SIZES[config.method]
     count = round(config.trained_fraction * sum(number * rows * cols for (rows, cols), number in shapes.items()))

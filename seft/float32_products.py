@@ -35,9 +35,10 @@ def use_float32_products() -> None:
 def replace_products() -> None:
     """Replace torch's products of bfloat16 matrices on the CPU, for the whole process. This is idempotent.
 
-    They are those of `matmul`, `linear` and their gradients, and the gradients of `scaled_dot_product_attention`.
-    Torch's variants with `out=` stay as they are. They compute all other products, and refuse operands that do not fit.
-    The products of stacked experts (`grouped_mm`) have a kernel of their own and are not replaced.
+    These are the products of `matmul`, `linear` and their gradients, and the gradients of
+    `scaled_dot_product_attention`. Torch's variants with `out=` stay as they are: they compute all other products, and
+    reject operands that do not fit. The products of stacked experts (`grouped_mm`) have their own kernel and are not
+    replaced.
     """
     if _registered:
         return
@@ -112,7 +113,7 @@ def _differentiate_attention(kernel: Any, keys: Any, gradient: Tensor, *operands
 
 
 def _replaced(dimensions: int, left: Tensor, right: Tensor, *start: Tensor) -> bool:
-    """Return whether `_multiply` computes a product. The operands of all others go to torch, which may refuse them."""
+    """Return whether `_multiply` computes a product. Torch computes all other products, or rejects their operands."""
     return (
         all(each.dtype == torch.bfloat16 for each in (left, right, *start))
         and left.dim() == right.dim() == dimensions

@@ -23,7 +23,7 @@ def require_installed(task: str) -> None:
 def find_task(task: str, folder: Path | None = None) -> Any:
     """Return the task manager of the harness that has the task with this name. Loads no model.
 
-    `folder` contains YAML files of tasks, which are used instead of those of the harness. Raises ConfigError if
+    `folder` contains YAML files of tasks, which are used instead of the harness's tasks. Raises ConfigError if
     lm-evaluation-harness is not installed or the task is unknown.
     """
     require_installed(task)
@@ -41,8 +41,8 @@ def find_task(task: str, folder: Path | None = None) -> Any:
 def run_task(model: Any, tokenizer: Any, task: str, tasks: Any) -> Scores:
     """Return the metrics of the task with this name. `tasks` is the result of `find_task`.
 
-    If the task is a group or a tag, each metric of another task has the name of that task before it. Raises
-    EvaluateError if the task's data is unavailable.
+    A group or a tag also gives metrics of other tasks. These begin with the name of their task. Raises EvaluateError
+    if the task's data is unavailable.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM

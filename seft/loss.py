@@ -52,9 +52,9 @@ def cross_entropy(batch: Packed) -> Criterion:
 
 
 def with_recorded(batch: Packed, criterion: Criterion) -> Criterion:
-    """Return a criterion that uses the divergence from recorded predictions, in windows that have recorded predictions.
+    """Return a criterion for windows of which some have recorded predictions.
 
-    In the other windows it is `criterion`.
+    It is the divergence from the predictions in these windows, and `criterion` in all others.
     """
     if (teacher := batch.teacher) is None:
         return criterion

@@ -4,7 +4,7 @@ from pathlib import Path
 
 CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""Flags of a processor that multiplies in bfloat16. `bf16` is that of ARM.
+"""Flags of a processor that multiplies in bfloat16. `bf16` is the flag of ARM.
 
 Without such instructions, bfloat16 is slower than float32 (docs/log.md).
 """

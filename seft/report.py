@@ -35,8 +35,9 @@ class Progress:
 class ZerosFound:
     """The zeros of a model that another tool pruned.
 
-    `sparsity` is the fraction of zeros in all linears that are pruned; `lowest` and `highest` are those of one linear.
-    `dense` of the `linears` have no zeros. `pattern` is the N:M pattern that all of them follow, or `unstructured`.
+    `sparsity` is the fraction of zeros in all linears that are pruned. `lowest` and `highest` are the lowest and the
+    highest fraction in one linear. `linears` is the number of linears, and `dense` the number without zeros. `pattern`
+    is the N:M pattern that all linears follow, or `unstructured`.
     """
 
     sparsity: float
@@ -105,7 +106,7 @@ class Evolved:
     """One topology event, after a training step: the change of each linear by name, and the sums over all.
 
     `sparsity` is the fraction of zeros in all linears after the event. `undone` is True if the event made a held-out
-    loss worse and was undone; the counts are then those of the attempt.
+    loss worse and was undone; the counts then describe the undone event.
     """
 
     step: int

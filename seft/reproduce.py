@@ -1,8 +1,8 @@
 """Runs the recipe of a checkpoint again, from its `sparsity.json`, and compares the bytes with the recorded ones.
 
-Nothing in that file names a folder, so the caller gives the model and the texts, unless they are where this process
-runs. Each is checked against the recorded SHA-256 before it is used. The stages are those of the commands and of the
-service (`seft.stages`), in the same order, with the recorded device, dtype and number of threads.
+That file names no folder, so the caller gives the model and the texts, unless they are in the current folder. Each is
+checked against the recorded SHA-256 before it is used. The stages are the same as in the commands and in the service
+(`seft.stages`), in the same order, with the recorded device, dtype and number of threads.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ COPIED = ("evaluate", "texts", "held_out_share", "dataset_sha256", "retained_sha
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The model, its teacher and the texts that the caller gives. What is None is looked for by its recorded name."""
+    """The model, its teacher and the texts that the caller gives. If one is None, it is found by its recorded name."""
 
     model: str | None = None
     teacher: str | None = None
@@ -72,7 +72,7 @@ def reproduce(recorded: Record, inputs: Inputs, out: Path, *, formats: Any, repo
 
 
 def _changes(recorded: Record) -> list[str]:
-    """Return what is not as it was recorded and may change the last bits."""
+    """Return what differs from the record and may change the last bits."""
     pairs = {name: (value, versions().get(name)) for name, value in recorded.versions.items()}
     for machine in (recorded.facts.pruned_on, recorded.facts.repaired_on):
         if machine:
@@ -163,11 +163,11 @@ def _in_this_folder(name: str) -> Path | None:
 
 
 def _find_model(base: Base, given: str | None, option: str) -> ModelSource:
-    """Return the recorded model: the given one, or the one of the hub or of this folder that has its name."""
+    """Return the recorded model: the given one, or the one with the recorded name on the hub or in this folder."""
     if given is not None:
         return find(given, revision=base.revision)
     if base.kind is Kind.HUB:
-        # Without roots, no local folder has the name.
+        # With empty roots, no local folder is taken for the model.
         return find(base.reference, roots=(), revision=base.revision)
     path = _in_this_folder(base.reference)
     if path is None:
@@ -286,7 +286,7 @@ class _Rerun:
             weight.data = weight.data.to(getattr(torch, machine.dtype))
         model.to(machine.device)
         held_out = self.held_out or (pack(judged, config.sequence_tokens) if judged else None)
-        # A record without the rate is of a version whose rate did not depend on the width.
+        # A record without the rate comes from a version whose rate did not depend on the width.
         rate = self.facts.peak_rate or config.peak_rate()
         work = stages.start_repair(
             loaded,

@@ -2,7 +2,7 @@
 
 Repair on one text improves the model on this text and can damage everything else. So a part of each batch is other
 text, and its loss is the divergence from the dense model. The dense model's predictions are recorded before it is
-pruned, and so no second model is in memory during the training. The text comes from the user, or the dense model
+pruned, so no second model is in memory during the training. The text comes from the user, or the dense model
 writes it itself, as in LLM-QAT (Liu et al. 2023, arXiv 2305.17888). [ours] A model with a chat template begins with a
 question, as in Magpie (Xu et al. 2024, arXiv 2406.08464), and samples at a temperature below 1.
 """
@@ -39,7 +39,7 @@ MEASURED = 8
 REPORTED = 4
 """Number of tokens of a window between two reports."""
 WRITTEN_PARTS = 3
-"""Time to write a token, in times to record the prediction of one. Used for the progress only."""
+"""Time to write a token, relative to the time to record its prediction. Used for the progress only."""
 LONGEST_START = 0.5
 """Largest part of a window that the start tokens may fill."""
 
@@ -106,7 +106,7 @@ def write_windows(model: Any, start: Sequence[int], config: RepairConfig, report
 
 
 class _Progress(StoppingCriteria):  # type: ignore[misc]
-    """Reports how many tokens of all are written, of which `before` were written earlier. It stops nothing itself."""
+    """Reports how many of all tokens are written. `before` tokens were written earlier. It never stops the writing."""
 
     def __init__(self, report: Reporter, before: int, total: int) -> None:
         self._report, self._before, self._total = report, before, total

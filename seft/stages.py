@@ -154,7 +154,7 @@ def start_repair(
 
 
 def _held_out_loss(model: Any, held_out: Packed, retained: Packed | None, share: float, heartbeat: Reporter) -> float:
-    """Return the mean loss on held-out text. With retained text, its loss has the weight that it has in training."""
+    """Return the mean loss on held-out text, mixed with the loss on retained text, if any, as in training."""
     loss = mean_loss(model, held_out, heartbeat)
     return loss if retained is None else (1 - share) * loss + share * mean_loss(model, retained, heartbeat)
 
@@ -208,7 +208,9 @@ def repaired_facts(
     dataset_sha256: str,
     machine: Machine,
 ) -> Facts:
-    """Return the facts of a model repaired on this machine, made from those of the pruned model without its scores.
+    """Return the facts of a model repaired on this machine. `facts` are the facts of the pruned model.
+
+    The scores of the pruned model are left out.
 
     `teacher` is recorded only if `config` distills or retains.
     """
@@ -245,9 +247,9 @@ def publish(
 ) -> Record:
     """Export the model to the folder `out` and verify the folder. Returns the content of its `sparsity.json`.
 
-    With `store`, the files of other formats are there and not in the folder. The process that `standby(store)` started
-    verifies them from there. Reports half of the phase EXPORTING after the export, and all of it after the
-    verification. If `dense` is not among the formats, the dense files are removed after the verification.
+    With `store`, the files of other formats are in the store and not in the folder. The process that `standby(store)`
+    started reads them from the store to verify them. Reports half of the phase EXPORTING after the export, and all of
+    it after the verification. If `dense` is not among the formats, the dense files are removed after the verification.
     """
     stored = export(loaded, out, facts, formats, store)
     report(Progress(Phase.EXPORTING, 1, 2))

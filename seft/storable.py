@@ -3,7 +3,7 @@
 import re
 
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-"""NUL and halves of surrogate pairs. Postgres cannot store the first, and UTF-8 cannot encode the second."""
+"""NUL, which Postgres cannot store, and halves of surrogate pairs, which UTF-8 cannot encode."""
 
 
 def printable(text: str) -> str:

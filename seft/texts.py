@@ -21,7 +21,7 @@ class TextFile:
 
     @classmethod
     def read(cls, path: Path) -> "TextFile":
-        """Read a `.jsonl` or `.txt` file. Raises ConfigError, RecordError or DataError if it is no text."""
+        """Read a `.jsonl` or `.txt` file. Raises ConfigError, RecordError or DataError if it has no valid records."""
         return cls(records.read(path), path.name, sha256(path))
 
     def without(self, held_out: "TextFile | None") -> "TextFile":
@@ -83,8 +83,8 @@ def split_dataset(
 ) -> tuple[list[records.Record], list[records.Record]]:
     """Return the records of a job's dataset to train on, and the records to evaluate on.
 
-    The latter are `held_out`, or the fraction `share` of the dataset if that is None. No record is in both. Raises
-    DataError if a part is empty.
+    The records to evaluate on are `held_out`, or, if `held_out` is None, the fraction `share` of the dataset. No record
+    is in both parts. Raises DataError if a part is empty.
     """
     if held_out is not None:
         return records.exclude(found, held_out), held_out
