@@ -8,8 +8,8 @@ other device that a plain build of torch supports.
 The mode counts every referenced storage on the device, to the byte: weights, activations, statistics and results of
 operations, as long as Python or a module holds them. Memory used inside one operation is not counted.
 
-The mode also counts the operations at which the host waits for a real accelerator: those that read an entry or whose
-result has a shape that depends on entries.
+The mode also counts the operations at which the host waits for a real accelerator. They read an entry, or their result
+has a shape that depends on entries.
 """
 
 import weakref

@@ -49,7 +49,7 @@ def make(*shape: int, seed: int = 0) -> Tensor:
 
 
 def check(found: Tensor, expected: Tensor, size: Tensor) -> None:
-    """Compare with float64. The error is that of one rounding to bfloat16, and of float32 sums of this `size`."""
+    """Compare with float64. The error may come from one rounding to bfloat16, and from float32 sums of this `size`."""
     assert found.dtype == torch.bfloat16
     assert found.shape == expected.shape
     assert ((found.double() - expected).abs() <= 2**-8 * expected.abs() + 2**-20 * size).all()
@@ -118,7 +118,7 @@ def test_attention_and_its_gradients_are_those_of_float64(
 
 
 def test_other_products_are_torchs(replaced: list[str]) -> None:
-    """Those of other types and of few rows. The variants with `out=` are never replaced."""
+    """Torch computes products of other types and of few rows. The variants with `out=` are never replaced."""
     few, right = make(FEW_ROWS - 1, 24), make(24, 40)
     left, second = torch.randn(3, 20, 24), torch.randn(3, 24, 40)
     start = torch.randn(3, 20, 40)

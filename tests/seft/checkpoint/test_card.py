@@ -1,4 +1,4 @@
-"""The model card: its front matter is that of the hub's package, and its sections say what is known."""
+"""The model card: the hub's package writes its front matter, and its sections say what is known."""
 
 import json
 from dataclasses import replace

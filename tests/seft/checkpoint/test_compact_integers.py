@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def random_bits(count: int, zeros: float) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
-    """Return normal values in bfloat16 of which the smallest are zero. One of the zeros is negative."""
+    """Return normal values in bfloat16. The smallest are replaced by zeros, and one of the zeros is negative."""
     values = np.random.default_rng(0).standard_normal(count).astype(np.float32)
     values[np.abs(values) <= np.quantile(np.abs(values), zeros)] = 0
     bits = to_bfloat16(values)

@@ -328,7 +328,7 @@ def test_the_padding_of_a_training_is_not_in_the_file(tmp_path: Path) -> None:
 
 
 def sentencepiece() -> PreTrainedTokenizerFast:
-    """A tokenizer as that of Llama 2: BPE on characters, with tokens for bytes and a space before a text."""
+    """A tokenizer like the one of Llama 2: BPE on characters, with tokens for bytes and a space before a text."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])

@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """Let the system refuse to write more than so many bytes to a file."""
+    """Let the system refuse to write more than `size` bytes to a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

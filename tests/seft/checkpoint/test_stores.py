@@ -20,7 +20,7 @@ SINGLE = [each for each in OutputFormat if each.file]
 
 
 class Source:
-    """Bytes of which any range can be read."""
+    """Bytes in memory. Any range of them can be read."""
 
     def __init__(self, name: str, content: bytes) -> None:
         self.name, self.content, self.size = name, content, len(content)

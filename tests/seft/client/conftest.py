@@ -82,7 +82,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Running:
-    """An API that the tests of a file share, its settings, those of the database's owner, and its models."""
+    """An API that the tests of a file share: its settings, the settings of the database's owner, and its models."""
 
     api: Api
     settings: Settings

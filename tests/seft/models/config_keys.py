@@ -40,7 +40,7 @@ GENERAL = frozenset(
 )
 """Keys that every configuration has. The base class has more fields, which name code, devices or other files."""
 REFUSED = re.compile(r".*(implementation|auto_map|name_or_path|quantization|trust).*|.*(Config|_plan|_file)")
-"""Names that are no key of a model, although its code mentions them."""
+"""Names that are not keys of a model, although its code mentions them."""
 _KEY = re.compile(r"_?[A-Za-z][A-Za-z0-9_]*")
 
 

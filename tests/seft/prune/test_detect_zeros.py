@@ -49,7 +49,7 @@ def test_the_pattern_is_found_and_its_sparsity_is_that_of_the_settings(text: str
     assert (config.method, config.seed) == (PruneMethod.MAGNITUDE, 5)
 
 
-def test_further_zeros_in_a_pattern_hide_it_not() -> None:
+def test_further_zeros_do_not_hide_a_pattern() -> None:
     model = untrained_tiny()
     prune_to(model, Pattern(2, 4))
     prune_freely(model, 0.6)
@@ -58,7 +58,7 @@ def test_further_zeros_in_a_pattern_hide_it_not() -> None:
     assert result.sparsity == pytest.approx(0.6, abs=1e-3)
 
 
-def test_more_zeros_by_chance_hide_no_pattern() -> None:
+def test_a_few_groups_without_nonzeros_do_not_hide_a_pattern() -> None:
     model = untrained_tiny()
     prune_to(model, Pattern(2, 4))
     with torch.no_grad():

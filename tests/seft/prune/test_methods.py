@@ -112,9 +112,7 @@ def test_the_fraction_of_zeros_is_the_one_that_was_asked_for(cols: int, sparsity
 
 @settings(deadline=None)
 @given(rows=st.integers(1, 8), cols=st.integers(1, 20), fraction=st.floats(0, 1), seed=st.integers(0, 999))
-def test_rows_with_one_zero_more_are_those_where_it_costs_least(
-    rows: int, cols: int, fraction: float, seed: int
-) -> None:
+def test_the_rows_where_it_costs_least_get_one_zero_more(rows: int, cols: int, fraction: float, seed: int) -> None:
     # Few different scores, so that many are equal.
     score = torch.randint(12, (rows, cols), generator=torch.Generator().manual_seed(seed)).float()
     zeros = int(rows * cols * fraction)

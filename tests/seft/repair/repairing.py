@@ -125,11 +125,11 @@ def repaired(
 def assert_resumes(start: Callable[[], tuple[Any, Repair]], folder: Path) -> tuple[Any, Repair]:
     """Assert that a repair that is resumed after any step gives the bits of an uninterrupted one.
 
-    `start` returns a model and its new repair. Those of the uninterrupted repair are returned at its end. A second new
-    repair must save the same bytes at step 0.
+    `start` returns a model and its new repair. Returns the model and the repair of the uninterrupted run, at its end. A
+    second new repair must save the same bytes at step 0.
 
     From every saved state a new repair takes one step, and must then save the bytes that the uninterrupted repair saved
-    after this step. From the third one it takes all further steps, because a wrong state in memory may show later.
+    after this step. From the third state it takes all further steps, because a wrong state in memory may show later.
     """
     model, repair = start()
     repair.save(folder / "0")

@@ -11,7 +11,7 @@ from seft.repair.linear import RepairedLinear
 from tests.seft.repair.repairing import as_target, sparse_linear
 
 SIZES = [(24, 16), (1, 1), (70, 33), (400, 300)]
-"""The last one has so many active positions that torch splits them among threads."""
+"""Shapes of the linears. In the largest one, torch splits the active positions among threads."""
 
 
 def linears(dtypes: list[torch.dtype], *, transposed: bool = False) -> list[RepairedLinear]:
@@ -32,7 +32,7 @@ def gradients(of: list[RepairedLinear], seed: int) -> list[Tensor]:
 
 
 def step_alone(linear: RepairedLinear, active: Active, gradient: Tensor) -> None:
-    """Take a step with a list of active positions that shares no memory with that of the linear."""
+    """Take a step with a list of active positions that shares no memory with the linear's own list."""
     typical = float(linear.typical) or torch.inf
     optimizer.step(active, gradient, 0.1, 0.5, torch.full_like(gradient, typical))
 

@@ -162,7 +162,7 @@ def outcome(config: RepairConfig, steps: int | None = None) -> dict[str, Tensor]
 def test_gradients_are_clipped_to_their_total_norm_and_smaller_ones_are_unchanged(
     monkeypatch: pytest.MonkeyPatch, method: RepairMethod
 ) -> None:
-    """Compare the gradients that the method receives with those of the first step of an unclipped run."""
+    """Compare the gradients that the method receives with the gradients in the first step of an unclipped run."""
 
     def first_gradients(clip_norm: float | None) -> list[Tensor]:
         received: list[Tensor] = []

@@ -144,7 +144,7 @@ def test_a_model_of_another_dtype_is_refused(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("least_zeros", [0.3, 1.1])
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
 def test_an_accelerated_model_is_not_copied(copied: Callable[[Any], Any], least_zeros: float) -> None:
-    """Neither one with sparse matrices nor one with dense matrices, whose addresses are kept too."""
+    """This holds for sparse matrices and for dense ones, because the addresses of both are kept."""
     model = seft.accelerate(pruned().to(torch.bfloat16), least_zeros=least_zeros)
     if not any(isinstance(module, SparseLinear | DenseLinear) for module in model.modules()):
         pytest.skip("this processor has no faster dense product")

@@ -1,4 +1,4 @@
-"""The parts of a streamed text are the text of all tokens, also where bytes are no characters."""
+"""The parts of a streamed text are the text of all tokens, also where bytes do not form characters."""
 
 import random
 import string
@@ -15,7 +15,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def falling_back_to_bytes() -> PreTrainedTokenizerFast:
-    """A tokenizer like that of Llama 2, which writes a character that it does not know as tokens of one byte."""
+    """A tokenizer like the one of Llama 2. It writes a character that it does not know as tokens of one byte."""
     words = ["<unk>", "</s>", *BYTES, "\u2581", "\u2581the", *string.ascii_lowercase, "\ufffd"]
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
