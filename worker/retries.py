@@ -11,7 +11,10 @@ from seft.errors import SourceError
 from seft.models.hub_files import UNREACHABLE
 
 RETRY_SECONDS = 600.0
-"""Seconds for which a request is repeated."""
+"""Seconds after the first failure for which a request is repeated."""
+LONG_TRY_SECONDS = 600.0
+"""A try that ran for longer has transferred bytes, so its failure counts as the first. A server that does not answer
+ends a try earlier."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 """Seconds between two tries. Each pause is twice as long as the one before."""
 
@@ -26,12 +29,16 @@ def retry(
 
     `wait` waits for a number of seconds. It may raise an error to end the tries.
     """
-    deadline, pause = time.monotonic() + RETRY_SECONDS, FIRST_PAUSE
+    deadline, pause = None, FIRST_PAUSE
     while True:
+        began = time.monotonic()
         try:
             return action()
         except Exception as error:
-            if not is_outage(error) or time.monotonic() > deadline:
+            now = time.monotonic()
+            if deadline is None or now - began > LONG_TRY_SECONDS:
+                deadline, pause = now + RETRY_SECONDS, FIRST_PAUSE
+            if not is_outage(error) or now > deadline:
                 raise
             log.warning("The next try is in %s s: %s", pause, error)
         wait(pause)

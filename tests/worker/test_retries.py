@@ -1,0 +1,45 @@
+"""How long a request is repeated, with a clock that only the test moves."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from worker.retries import LONG_TRY_SECONDS, RETRY_SECONDS, retry
+
+
+class Server:
+    """Each try takes the next number of seconds. It fails if that is negative, and succeeds otherwise."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *tries: float) -> None:
+        self.now, self.tries = 0.0, list(tries)
+        monkeypatch.setattr("worker.retries.time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    def answer(self) -> str:
+        seconds = self.tries.pop(0)
+        self.now += abs(seconds)
+        if seconds < 0:
+            raise OSError("no answer")
+        return "answer"
+
+    def ask(self) -> str:
+        return retry(self.answer, lambda error: isinstance(error, OSError), self.wait)
+
+
+LONG = LONG_TRY_SECONDS + 1
+
+
+@pytest.mark.parametrize("tries", [(-LONG, 1.0), (-1.0, -LONG, -1.0, 1.0), (-LONG, -LONG, -LONG, 1.0)])
+def test_a_long_transfer_that_fails_is_repeated(monkeypatch: pytest.MonkeyPatch, tries: tuple[float, ...]) -> None:
+    server = Server(monkeypatch, *tries)
+    assert server.ask() == "answer"
+    assert not server.tries
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch, *[-60.0] * 100)
+    with pytest.raises(OSError, match="no answer"):
+        server.ask()
+    assert RETRY_SECONDS < server.now - 60 <= RETRY_SECONDS + 70
