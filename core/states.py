@@ -100,6 +100,8 @@ class Reason(StrEnum):
     ASKED = "asked"  # POST /jobs/{job_id}/pause
     DISK_FULL = "disk_full"  # until a worker has enough disk space
     STORAGE_FULL = "storage_full"  # until the bucket has enough space
+    STORAGE_UNREACHABLE = "storage_unreachable"  # until the object storage answers
+    HUB_UNREACHABLE = "hub_unreachable"  # until the model hub answers
 
 
 TRANSITIONS: dict[Transition, tuple[frozenset[Status], Status | None]] = {

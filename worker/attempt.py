@@ -38,7 +38,7 @@ from seft.models.hub_files import UNREACHABLE
 from worker import cleanup, disk_space, memory
 from worker.attempt_writer import AttemptWriter
 from worker.child_files import RefusedFileError
-from worker.failures import AttemptError, Failures
+from worker.failures import AttemptError, Failures, PauseError
 from worker.files import Files
 from worker.lifecycle import Lifecycle, State
 from worker.phases import Phases
@@ -58,7 +58,7 @@ from worker.protocol import (
     TopologyEvolved,
     decode,
 )
-from worker.transfers import GoneError, StorageFullError, TransferError, Transfers
+from worker.transfers import GoneError, TransferError, Transfers
 from worker.watchdog import Watchdog
 
 TRAINING = (sys.executable, "-m", "worker.child")
@@ -106,7 +106,8 @@ class Supervisor:
     def run(self) -> bool:
         """Run the attempt until the job's status is no longer `running`. Afterwards no process of the attempt is left.
 
-        Returns False if the attempt failed and the user did not cause it. Then this worker may be broken.
+        Returns False if this worker may be broken: the attempt failed and the user did not cause it, or the worker
+        could not reach the object storage or the hub.
         """
         try:
             self._run()
@@ -129,13 +130,14 @@ class Supervisor:
             self._fail(error)
         except RefusedFileError as error:
             self._fail(AttemptError("protocol_broken", f"The training process wrote files that are refused: {error}."))
-        except StorageFullError as error:
-            self._pause_for_space(Reason.STORAGE_FULL, str(error), 0)
+        except PauseError as error:
+            self.healthy = error.reason == Reason.STORAGE_FULL
+            self._pause_for(error.reason, str(error), 0)
         except TransferError as error:
             self._fail(AttemptError("storage_failed", str(error)))
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                self._pause_for_space(Reason.DISK_FULL, str(error), getattr(error, "needed", None))
+                self._pause_for(Reason.DISK_FULL, str(error), getattr(error, "needed", None))
             else:
                 message = (
                     f"The worker cannot use its scratch folder: {error}. Check the disk of {self.settings.scratch}."
@@ -165,7 +167,10 @@ class Supervisor:
         try:
             return self.files.fetch(speed)
         except SourceError as error:
-            raise AttemptError(error.code, str(error), user_error=error.code != UNREACHABLE) from error
+            if error.code == UNREACHABLE:
+                log.warning("hub.unreachable", error=str(error))
+                raise PauseError(Reason.HUB_UNREACHABLE) from error
+            raise AttemptError(error.code, str(error), user_error=True) from error
         except ProblemError as error:
             message = f"{error.message} Give this worker the same SEFT_SECRET_KEY and SEFT_OLD_SECRET_KEYS as the API."
             raise AttemptError("hub_token_not_decryptable", message) from error
@@ -215,7 +220,7 @@ class Supervisor:
             case Failed():
                 raise self.failures.of_message(message)
             case NoDiskSpace():
-                self._pause_for_space(Reason.DISK_FULL, message.message, message.needed)
+                self._pause_for(Reason.DISK_FULL, message.message, message.needed)
             case Stopped():
                 log.info("training.stopped")
 
@@ -350,12 +355,12 @@ class Supervisor:
             larger=of_device and workers.has_larger(session, has, self.settings.sweep_seconds, spec.devices),
         )
 
-    def _pause_for_space(self, reason: Reason, message: str, needed: int | None) -> None:
-        """Pause the job until the disk or storage has space for the job's folder and for `needed` more bytes."""
+    def _pause_for(self, reason: Reason, message: str, needed: int | None) -> None:
+        """Pause the job until the cause is over, and a disk has space for its folder and `needed` more bytes."""
         self._end_process()
         needs = disk_space.required_space(self.files.folder, needed)
         self.writer.flush()
-        self.writer.write(lambda session: attempts.hold_for_space(session, self.attempt, reason, message, needs))
+        self.writer.write(lambda session: attempts.pause_for(session, self.attempt, reason, message, needs))
         self._end("attempt.paused", code=reason, message=message)
 
     def _record_event(self, type: str, data: Json) -> None:  # noqa: A002

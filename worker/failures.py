@@ -2,11 +2,40 @@
 
 import signal
 
+import structlog
+
 from core.specs import JobSpec
-from core.states import OUT_OF_MEMORY
+from core.states import OUT_OF_MEMORY, Reason
 from seft.errors import VerifierKilledError
+from seft.models.hub_files import UNREACHABLE
 from worker import memory
 from worker.protocol import Failed
+
+log = structlog.get_logger(__name__)
+
+
+PAUSES = {
+    Reason.STORAGE_FULL: "The object storage is full. The job continues by itself as soon as the storage has space.",
+    Reason.STORAGE_UNREACHABLE: (
+        "The object storage does not answer, or answers with an error. The job continues by itself as soon as the"
+        " storage works again."
+    ),
+    Reason.HUB_UNREACHABLE: (
+        "The worker cannot reach the model hub. The job continues by itself as soon as the hub answers."
+    ),
+}
+"""What the user reads about a pause."""
+
+
+class PauseError(Exception):
+    """The attempt needs a server that does not do its part now. The job is paused for `reason`, which is in `PAUSES`.
+
+    It does not count as a failure, however long it takes.
+    """
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(PAUSES[reason])
+        self.reason = reason
 
 
 class AttemptError(Exception):
@@ -27,8 +56,11 @@ class Failures:
         self._devices = spec.devices
         self._kills_before = memory.oom_kills()
 
-    def of_message(self, message: Failed) -> AttemptError:
+    def of_message(self, message: Failed) -> AttemptError | PauseError:
         """Return the error that the process has sent."""
+        if message.code == UNREACHABLE:
+            log.warning("hub.unreachable", error=message.message)
+            return PauseError(Reason.HUB_UNREACHABLE)
         if message.code == VerifierKilledError.code and self._kernel_killed:
             return _killed("the process that verifies the checkpoint")
         return AttemptError(message.code, message.message, user_error=message.user_error, of_host=message.of_host)

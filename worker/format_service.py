@@ -51,7 +51,7 @@ class FormatService:
         """Answer requests until the process ends. Called in the transfer thread.
 
         Calls `heartbeat` for each message of the process. Raises RefusedFileError if a request is not allowed, and
-        TransferError if the object storage does not do its part.
+        PauseError or TransferError if the object storage does not do its part.
         """
         try:
             while True:

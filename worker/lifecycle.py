@@ -38,13 +38,13 @@ TRANSITIONS = {
     State.TRAINING: {
         State.SAVING,  # the process exits after a request to stop
         State.UPLOADING,  # the process reports `Finished`
-        State.ENDED,  # an error, a full disk, a process that hangs or exits unasked, or `release_by` has passed
+        State.ENDED,  # an error, a pause, a process that hangs or exits unasked, or `release_by` has passed
     },
     State.SAVING: {
         State.ENDED,  # the last state is stored or `release_by` has passed: released; or an error
     },
     State.UPLOADING: {
-        State.ENDED,  # published; or an error, a full object storage, or `release_by` has passed
+        State.ENDED,  # published; or an error, a pause for the object storage, or `release_by` has passed
     },
     State.ENDED: set(),
 }

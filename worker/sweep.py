@@ -16,6 +16,7 @@ from core.infra.storage import Storage
 from core.jobs import recovery, retention
 from core.settings import Settings
 from core.states import Reason
+from seft.models import hub_files
 from worker import cleanup, device
 from worker.calibration import Calibration
 
@@ -46,7 +47,7 @@ class Sweep(threading.Thread):
     def run(self) -> None:
         """Run the steps in two loops that do not end."""
         database = (self.send_heartbeat, self.calibrate, self.requeue_lost, self.notify_waiting)
-        storage = (self.clear_scratch, self.resume_waiting_for_space, self.clean_up, self.expire)
+        storage = (self.clear_scratch, self.resume_paused, self.clean_up, self.expire)
         threading.Thread(target=self._repeat, args=(storage,), name="cleanup", daemon=True).start()
         self._repeat(database)
 
@@ -100,19 +101,23 @@ class Sweep(threading.Thread):
         for job_id in lost:
             log.warning("job.lost", job=job_id)
 
-    def resume_waiting_for_space(self) -> None:
-        """Requeue jobs that were paused for lack of disk or storage space, if there is enough space now."""
-        capability, reasons = device.capability(self.settings), [Reason.DISK_FULL]
-        with self.sessions.begin() as session:
-            waiting = recovery.waiting_for_space(session, Reason.STORAGE_FULL, capability)
-        if waiting and self._storage_accepts_writes():
-            reasons.append(Reason.STORAGE_FULL)
-        with self.sessions.begin() as session:
-            resumed = [
-                job for reason in reasons for job in recovery.resume_waiting_for_space(session, reason, capability)
-            ]
-        for job_id in resumed:
-            log.info("job.has_space", job=job_id)
+    def resume_paused(self) -> None:
+        """Requeue jobs that were paused for lack of space or because a server did not answer, if that is over."""
+        capability = device.capability(self.settings)
+        checks: dict[Reason, Callable[[], bool]] = {
+            Reason.DISK_FULL: lambda: True,  # the capability has the free space
+            Reason.STORAGE_FULL: self._storage_accepts_writes,
+            Reason.STORAGE_UNREACHABLE: self._storage_accepts_writes,
+            Reason.HUB_UNREACHABLE: hub_files.is_reachable,
+        }
+        for reason, is_over in checks.items():
+            with self.sessions.begin() as session:
+                waiting = recovery.paused_for(session, reason, capability)
+            if waiting and is_over():
+                with self.sessions.begin() as session:
+                    resumed = recovery.resume_paused_for(session, reason, capability)
+                for job_id in resumed:
+                    log.info("job.resumed", job=job_id, reason=reason)
 
     def notify_waiting(self) -> None:
         """Send notifications for jobs that have waited for two sweeps.

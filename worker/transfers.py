@@ -1,7 +1,7 @@
 """Transfer files between the disk and object storage in a separate thread, so that no heartbeat waits for them.
 
-A transfer is retried while the object storage is unreachable. If the storage rejects the request, the transfer fails
-at once. Rejected credentials count as unreachable: the operator may be changing them.
+A transfer is retried while the object storage is unreachable. If that takes too long, the job is paused. If the storage
+rejects the request, the transfer fails at once. Rejected credentials count as unreachable: the operator may be changing them.
 """
 
 import contextvars
@@ -19,7 +19,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from core.infra.storage import Part, Storage, answer_of, is_missing, is_outage, status_of
 from seft.checkpoint.compact.ordered import ordered
+from core.states import Reason
 from seft.checkpoint.facts import sha256 as hash_file
+from worker.failures import PauseError
 from worker.retries import retry
 
 UPLOADERS = 2
@@ -34,15 +36,11 @@ T = TypeVar("T")
 
 
 class TransferError(Exception):
-    """The object storage rejected a request, was unreachable for too long, or returned damaged data."""
+    """The object storage rejected a request, or returned damaged data."""
 
 
 class GoneError(TransferError):
     """An object that was stored earlier is missing or damaged."""
-
-
-class StorageFullError(TransferError):
-    """The object storage is full."""
 
 
 class Transfers:
@@ -180,13 +178,21 @@ class Transfers:
         self.check()
 
     def _retry(self, action: Callable[[], T]) -> T:
+        """Return the result of `action`, which is repeated during a short outage.
+
+        Raises PauseError if the storage is full or unreachable for too long, and TransferError if it rejects the
+        request.
+        """
         self.check()
         try:
             return retry(action, _is_temporary, self.pause)
         except STORAGE_ERRORS as error:
-            message = f"object storage: {error}"
+            log.warning("storage.failed", error=str(error))
             if _is_full(error):
-                raise StorageFullError(message) from error
+                raise PauseError(Reason.STORAGE_FULL) from error
+            if is_outage(error):
+                raise PauseError(Reason.STORAGE_UNREACHABLE) from error
+            message = f"object storage: {error}"
             if status_of(error) == HTTPStatus.NOT_FOUND:
                 raise GoneError(message) from error
             raise TransferError(message) from error

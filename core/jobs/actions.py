@@ -28,7 +28,7 @@ def cancel(session: Session, tenant: str, job_id: str) -> Job:
 def pause(session: Session, tenant: str, job_id: str) -> Job:
     """Pause a job. A running job first saves its state and frees its device. Raises CONFLICT if the job has ended.
 
-    A job that was paused for lack of disk space then stays paused until the tenant resumes it.
+    A job that waits for space or for a server then stays paused until the tenant resumes it.
     """
     job = jobs.get(session, tenant, job_id, change=True)
     _require_not_ended(job, "paused")

@@ -325,11 +325,11 @@ def fail_out_of_memory(
     return True
 
 
-def hold_for_space(session: Session, attempt: Attempt, reason: Reason, message: str, needs: int) -> None:
-    """Release the job and pause it until `needs` bytes are free. The attempt does not count as a failure.
+def pause_for(session: Session, attempt: Attempt, reason: Reason, message: str, needs: int) -> None:
+    """Release the job and pause it until the cause `reason` is over. The attempt does not count as a failure.
 
-    If the tenant has requested a pause, that pause takes precedence. From now on only workers with that much free
-    disk space can run the job.
+    If the tenant has requested a pause, that pause takes precedence. From now on only workers with `needs`
+    bytes of free disk space can run the job.
     """
     _requeue(session, attempt, Transition.RELEASED, {}, needs=Job.needs.concat({"disk": needs}))
     if session.scalar(select(Job.status).where(Job.id == attempt.job_id)) == Status.QUEUED:

@@ -17,11 +17,10 @@ from core.states import STATUS_EVENT_PREFIX, Reason, Status, Transition
 from core.tables import Job, JobEvent
 
 FIRST_WAIT, LONGEST_WAIT = 30.0, 3600.0
-"""Seconds that a job stays paused for lack of space, after its second pause of a day, and at most.
+"""`FIRST_WAIT`: seconds that a job waits after its second pause for the same reason within a day.
 
-After the third pause it is 90 seconds, and after each further one twice the time before and 30 seconds. A check for
-space can be wrong: a bucket may accept a small object and not a large one. Without the wait, the job would run again
-and again.
+Each further wait is twice the one before plus 30 seconds (90, 210, …), but at most `LONGEST_WAIT`. A check can be
+wrong: a bucket may accept a small object and not a large one. Without the wait, the job would run again and again.
 """
 
 
@@ -41,7 +40,7 @@ def requeue_lost(session: Session, max_failures: int) -> list[str]:
     return [job.id for job in session.scalars(expired).all() if _requeue_or_fail(session, job, max_failures)]
 
 
-def waiting_for_space(session: Session, reason: Reason, capability: Capability) -> Sequence[str]:
+def paused_for(session: Session, reason: Reason, capability: Capability) -> Sequence[str]:
     """Lock the jobs that are paused for `reason` and can run on a worker with this capability. Return their ids.
 
     Jobs that were paused several times lately are left out until they have waited, see `FIRST_WAIT`.
@@ -68,9 +67,9 @@ def _has_waited(reason: Reason) -> ColumnElement[bool]:
     return or_(last.is_(None), func.now() - last >= wait * timedelta(seconds=1))
 
 
-def resume_waiting_for_space(session: Session, reason: Reason, capability: Capability) -> list[str]:
+def resume_paused_for(session: Session, reason: Reason, capability: Capability) -> list[str]:
     """Requeue the jobs that are paused for `reason` and can run on a worker with this capability. Return their ids."""
-    job_ids = waiting_for_space(session, reason, capability)
+    job_ids = paused_for(session, reason, capability)
     return [job_id for job_id in job_ids if transition(session, job_id, Transition.RESUMED)]
 
 

@@ -75,7 +75,10 @@ class Job(Base):
     stop_step: Mapped[int | None]
     """Step of the job when it was stopped. None if it was not stopped, or if older software handled the stop."""
     reason: Mapped[Json | None]
-    """Why a paused job is paused: {"code", "message"}. If disk space ran out, "needs" are the bytes that it needs."""
+    """Why a paused job is paused: {"code", "message"}.
+
+    If the sweep resumes it, "needs" are the bytes of free disk space that it needs.
+    """
     micro_batch: Mapped[int | None]
     """Number of sequences on the device at a time, set after an attempt ran out of memory. None before that."""
     needs: Mapped[Json] = mapped_column(server_default=text("'{}'"))

@@ -48,6 +48,14 @@ class AccessDeniedError(SourceError):
     """The hub denies access to this model or its files. A different token may have access."""
 
 
+def is_reachable() -> bool:
+    """Return whether the hub answers, and not with an error of its server."""
+    try:
+        return not hub.get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS).is_server_error
+    except (HTTPError, OSError):
+        return False
+
+
 def read_part(reference: str, name: str, start: int, size: int, *, revision: str | None, token: str | None) -> bytes:
     """Return at most `size` bytes of a file of a hub model, from offset `start`.
 

@@ -79,7 +79,7 @@ def test_a_worker_with_too_little_disk_space_claims_the_next_job(sessions: Sessi
     large, small = make_job(5), make_job()
     attempt = claimed(sessions, UNLIMITED)
     with sessions.begin() as session:
-        attempts.hold_for_space(session, attempt, Reason.DISK_FULL, "m", needs=100)
+        attempts.pause_for(session, attempt, Reason.DISK_FULL, "m", needs=100)
         session.execute(text("UPDATE jobs SET status = 'queued', reason = NULL WHERE status = 'paused'"))
     assert claimed(sessions, replace(UNLIMITED, disk=99)).job_id == small
     assert claim(sessions, replace(UNLIMITED, disk=99)) is None

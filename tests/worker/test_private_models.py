@@ -12,8 +12,9 @@ from pydantic import SecretStr
 from core.access import hub_tokens
 from core.access.encryption import Encryption
 from core.estimate.speed import Speed
+from core.infra import queue
 from core.jobs import actions
-from core.states import Status
+from core.states import Reason, Status
 from seft.models.source import fetch_into, find_on_hub
 from tests.hollow import write_hollow
 from tests.hub import COMMIT, Repo, hub, use_hub
@@ -22,6 +23,7 @@ from tests.worker.conftest import TENANT, Backend, Running
 from worker.attempt import Supervisor
 from worker.files import Files
 from worker.protocol import MODELS, Task
+from worker.sweep import Sweep
 from worker.transfers import TransferError, Transfers
 
 TOKEN = "hf_ours"
@@ -92,21 +94,37 @@ def test_the_training_process_downloads_a_model_that_needs_no_token(backend: Bac
     assert not (files.folder / MODELS).exists()
 
 
-def test_a_missing_model_is_a_user_error_and_an_unreachable_hub_is_not(
-    backend: Backend, repo: Repo, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_model_is_a_user_error(backend: Backend, repo: Repo, capfd: pytest.CaptureFixture[str]) -> None:
     job = add_job(backend, "acme/private")
-    with monkeypatch.context() as unreachable:
-        unreachable.setattr("worker.retries.RETRY_SECONDS", 0.0)
-        unreachable.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-        assert not supervisor(backend).run()
-    assert (backend.job(job).status, backend.job(job).failures) == (Status.QUEUED, 1)
     repo.readers = ()
     assert supervisor(backend).run()
     row = backend.job(job)
     assert row.error
     assert (row.status, row.error["code"], row.error["fault"]) == ("failed", "model_not_found", "user_error")
     assert TOKEN not in "".join(capfd.readouterr())
+
+
+def test_an_unreachable_hub_pauses_the_job_until_it_answers(
+    backend: Backend, away: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sweep() -> None:
+        app = queue.make_app(backend.settings)
+        Sweep("worker-1", backend.settings, app, backend.sessions, backend.storage).resume_paused()
+
+    job = add_job(backend, "acme/private")
+    away.set()
+    monkeypatch.setattr("worker.retries.RETRY_SECONDS", 0.0)
+    assert not supervisor(backend).run()
+    sweep()
+    row = backend.job(job)
+    assert row.reason
+    assert (row.status, row.failures, row.reason["code"]) == (Status.PAUSED, 0, Reason.HUB_UNREACHABLE)
+    assert "cannot reach the model hub" in row.reason["message"]
+    away.clear()
+    sweep()
+    assert backend.job(job).status == Status.QUEUED
+    assert supervisor(backend).run()
+    assert backend.job(job).status == Status.SUCCEEDED
 
 
 def test_a_short_outage_of_the_hub_fails_no_attempt(

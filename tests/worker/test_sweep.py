@@ -9,12 +9,12 @@ from typing import BinaryIO
 
 import pytest
 import redis
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError
 from sqlalchemy import text, update
 
 from core.infra import queue
 from core.infra.storage import Storage
-from core.jobs import attempts, recovery
+from core.jobs import actions, attempts, recovery
 from core.states import Reason, Status
 from core.tables import Job
 from tests.claims import UNLIMITED
@@ -31,10 +31,10 @@ def test_a_full_disk_pauses_the_job_until_there_is_space(backend: Backend, job_i
     assert (job.status, job.failures, job.reason["code"]) == (Status.PAUSED, 0, Reason.DISK_FULL)
     assert job.reason["needs"] >= missing + (1 << 16) + RESERVE_BYTES
     with backend.sessions.begin() as session:
-        assert recovery.resume_waiting_for_space(session, Reason.DISK_FULL, replace(UNLIMITED, disk=missing)) == []
-        assert recovery.resume_waiting_for_space(session, Reason.STORAGE_FULL, UNLIMITED) == []
+        assert recovery.resume_paused_for(session, Reason.DISK_FULL, replace(UNLIMITED, disk=missing)) == []
+        assert recovery.resume_paused_for(session, Reason.STORAGE_FULL, UNLIMITED) == []
     sweep = Sweep("worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, backend.storage)
-    sweep.resume_waiting_for_space()
+    sweep.resume_paused()
     assert backend.job(job_id).status == Status.QUEUED
     supervisor(backend, "succeed").run()
     assert backend.job(job_id).status == Status.SUCCEEDED
@@ -62,12 +62,12 @@ def test_a_job_that_is_paused_again_and_again_waits_longer_each_time(
 ) -> None:
     def resumed() -> list[str]:
         with backend.sessions.begin() as session:
-            return recovery.resume_waiting_for_space(session, Reason.DISK_FULL, UNLIMITED)
+            return recovery.resume_paused_for(session, Reason.DISK_FULL, UNLIMITED)
 
     waits = []
     for _ in range(4):
         with backend.sessions.begin() as session:
-            attempts.hold_for_space(session, backend.claim(), Reason.DISK_FULL, "m", needs=1)
+            attempts.pause_for(session, backend.claim(), Reason.DISK_FULL, "m", needs=1)
         waited = 0
         while not resumed():
             with backend.sessions.begin() as session:
@@ -77,11 +77,11 @@ def test_a_job_that_is_paused_again_and_again_waits_longer_each_time(
     assert waits == [0, 30, 90, 210]
     with backend.sessions.begin() as session:
         session.execute(text("UPDATE job_events SET created_at = created_at - interval '1 day'"))
-        attempts.hold_for_space(session, backend.claim(), Reason.DISK_FULL, "m", needs=1)
+        attempts.pause_for(session, backend.claim(), Reason.DISK_FULL, "m", needs=1)
     assert resumed() == [job_id], "the pauses of yesterday do not count"
     monkeypatch.setattr(recovery, "LONGEST_WAIT", 0.0)
     with backend.sessions.begin() as session:
-        attempts.hold_for_space(session, backend.claim(), Reason.DISK_FULL, "m", needs=1)
+        attempts.pause_for(session, backend.claim(), Reason.DISK_FULL, "m", needs=1)
     assert resumed() == [job_id]
 
 
@@ -111,7 +111,7 @@ def test_a_storage_that_does_not_answer_does_not_delay_the_heartbeat(backend: Ba
         def calibrate(self) -> None:
             """Start no measurement."""
 
-        def resume_waiting_for_space(self) -> None:
+        def resume_paused(self) -> None:
             never.wait()
 
     settings = backend.settings.model_copy(update={"sweep_seconds": 0.01})
@@ -123,6 +123,60 @@ def test_an_unreachable_bucket_accepts_no_writes(backend: Backend) -> None:
     unreachable = Storage(backend.settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"}))
     sweep = Sweep("worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, unreachable)
     assert not sweep._storage_accepts_writes()
+
+
+def test_an_outage_of_the_storage_pauses_the_job_until_it_answers(
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Away(Storage):
+        """Does not answer, except that a job finds what it needs to start."""
+
+        def upload(self, source: Path | BinaryIO, key: str, sent: object = None) -> None:
+            raise EndpointConnectionError(endpoint_url="http://storage.internal:9000")
+
+        def put(self, key: str, content: bytes) -> None:
+            raise EndpointConnectionError(endpoint_url="http://storage.internal:9000")
+
+    class GoneAtStart(Away):
+        def download(self, key: str, path: Path) -> None:
+            raise EndpointConnectionError(endpoint_url="http://storage.internal:9000")
+
+    def sweep(storage: Storage) -> None:
+        app = queue.make_app(backend.settings)
+        Sweep("worker-1", backend.settings, app, backend.sessions, storage).resume_paused()
+
+    monkeypatch.setattr("worker.retries.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("core.jobs.recovery.FIRST_WAIT", 0.0)
+    supervisor(backend, "succeed_when_resumed").run()  # its process crashes after two states are stored
+    for _ in range(backend.settings.max_failures):
+        for away in (Away(backend.settings), GoneAtStart(backend.settings)):
+            assert not supervisor(replace(backend, storage=away), "succeed_when_resumed").run()
+            sweep(away)
+            job = backend.job(job_id)
+            assert job.reason is not None
+            assert (job.status, job.failures) == (Status.PAUSED, 1), "the outage is no failure"
+            assert job.reason["code"] == "storage_unreachable"
+            assert job.reason["message"].startswith("The object storage does not answer")
+            assert "internal" not in job.reason["message"]
+            sweep(backend.storage)
+            assert backend.job(job_id).status == Status.QUEUED
+    supervisor(backend, "succeed_when_resumed").run()
+    assert backend.job(job_id).status == Status.SUCCEEDED
+    assert "state.missing" not in backend.events(job_id)
+
+
+def test_a_job_that_waits_for_the_storage_can_be_paused_and_cancelled(backend: Backend, job_id: str) -> None:
+    with backend.sessions.begin() as session:
+        attempts.pause_for(session, backend.claim(), Reason.STORAGE_UNREACHABLE, "m", needs=1)
+    backend.request(actions.pause, job_id)
+    Sweep(
+        "worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, backend.storage
+    ).resume_paused()
+    job = backend.job(job_id)
+    assert job.reason is not None
+    assert (job.status, job.reason["code"]) == (Status.PAUSED, Reason.ASKED)
+    backend.request(actions.cancel, job_id)
+    assert backend.job(job_id).status == Status.CANCELLED
 
 
 def test_a_full_bucket_pauses_the_job_until_it_accepts_objects(backend: Backend, job_id: str) -> None:
@@ -139,7 +193,5 @@ def test_a_full_bucket_pauses_the_job_until_it_accepts_objects(backend: Backend,
     assert job.reason is not None
     assert (job.status, job.failures, job.reason["code"]) == (Status.PAUSED, 0, Reason.STORAGE_FULL)
     for storage, status in ((full, Status.PAUSED), (backend.storage, Status.QUEUED)):
-        Sweep(
-            "worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, storage
-        ).resume_waiting_for_space()
+        Sweep("worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, storage).resume_paused()
         assert backend.job(job_id).status == status

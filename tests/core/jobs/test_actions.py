@@ -61,10 +61,10 @@ def test_a_pause_of_a_job_that_waits_for_space_stays_after_space_is_free(session
     job_id = make_job()
     attempt = claimed(sessions)
     with sessions.begin() as session:
-        attempts.hold_for_space(session, attempt, Reason.DISK_FULL, "m", needs=1)
+        attempts.pause_for(session, attempt, Reason.DISK_FULL, "m", needs=1)
     assert reason_code(act(sessions, actions.pause, job_id)) == Reason.ASKED
     with sessions.begin() as session:
-        assert recovery.resume_waiting_for_space(session, Reason.DISK_FULL, UNLIMITED) == []
+        assert recovery.resume_paused_for(session, Reason.DISK_FULL, UNLIMITED) == []
     assert act(sessions, actions.resume, job_id).status == Status.QUEUED
 
 
@@ -73,7 +73,7 @@ def test_a_pause_of_a_running_job_takes_precedence_over_a_lack_of_space(sessions
     attempt = claimed(sessions)
     act(sessions, actions.pause, job_id)
     with sessions.begin() as session:
-        attempts.hold_for_space(session, attempt, Reason.DISK_FULL, "m", needs=1)
+        attempts.pause_for(session, attempt, Reason.DISK_FULL, "m", needs=1)
     assert reason_code(row(sessions, job_id)) == Reason.ASKED
 
 

@@ -144,7 +144,7 @@ WRITES: list[Callable[[Session, Attempt], object]] = [
     lambda s, a: attempts.publish(s, a, step=1, prefix="p", sha256="0", files=[], scores={}, measured={}),
     lambda s, a: attempts.fail(s, a, fault=Fault.SYSTEM, code="c", message="m", retry=True, max_failures=3),
     lambda s, a: attempts.fail_out_of_memory(s, a, message="m", micro_batch=1, larger=True),
-    lambda s, a: attempts.hold_for_space(s, a, Reason.DISK_FULL, "m", needs=1),
+    lambda s, a: attempts.pause_for(s, a, Reason.DISK_FULL, "m", needs=1),
     attempts.release,
 ]
 
