@@ -147,8 +147,7 @@ class Supervisor:
             raise
         except Exception:
             log.exception("attempt.unexpected_error")
-            message = "An unexpected error occurred in the worker. The log of the worker has the details."
-            self._fail(AttemptError("internal_error", message))
+            self._fail(AttemptError("internal_error", "An unexpected error occurred in the worker."))
 
     def _step(self) -> None:
         """Renew the lease, act on requested actions and on deadlines, then handle at most one item of the mailbox."""

@@ -1,7 +1,8 @@
 """Transfer files between the disk and object storage in a separate thread, so that no heartbeat waits for them.
 
 A transfer is retried while the object storage is unreachable. If that takes too long, the job is paused. If the storage
-rejects the request, the transfer fails at once. Rejected credentials count as unreachable: the operator may be changing them.
+rejects the request, the transfer fails at once. Rejected credentials count as unreachable: the operator may be changing
+them.
 """
 
 import contextvars
@@ -18,8 +19,8 @@ from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
 from core.infra.storage import Part, Storage, answer_of, is_missing, is_outage, status_of
-from seft.checkpoint.compact.ordered import ordered
 from core.states import Reason
+from seft.checkpoint.compact.ordered import ordered
 from seft.checkpoint.facts import sha256 as hash_file
 from worker.failures import PauseError
 from worker.retries import retry
@@ -192,10 +193,9 @@ class Transfers:
                 raise PauseError(Reason.STORAGE_FULL) from error
             if is_outage(error):
                 raise PauseError(Reason.STORAGE_UNREACHABLE) from error
-            message = f"object storage: {error}"
             if status_of(error) == HTTPStatus.NOT_FOUND:
-                raise GoneError(message) from error
-            raise TransferError(message) from error
+                raise GoneError("An object of the job is missing in the object storage.") from error
+            raise TransferError("The object storage rejected a request of the worker.") from error
 
 
 def _is_temporary(error: Exception) -> bool:

@@ -29,6 +29,10 @@ from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Json, Sto
 from core.totals import Kind, Sum
 
 
+CREATE_AGAIN = "Create the job again with POST /jobs/{}/clone, or ask the operator."
+"""What a user can do about a job that failed with a system error."""
+
+
 class Fault(StrEnum):
     """Who can fix a failure: the user (`user_error`) or the operator (`system_error`)."""
 
@@ -297,6 +301,8 @@ def fail(
     if retry and failures < max_failures:
         _requeue(session, attempt, Transition.RETRIED, {"error": error})
         return True
+    if fault is Fault.SYSTEM:  # the output of a process may be at the end
+        error["message"] += ("\n" if "\n" in message else " ") + CREATE_AGAIN.format(attempt.job_id)
     _transition(session, attempt, Transition.FAILED, {"error": error}, error=error, failures=failures)
     return False
 

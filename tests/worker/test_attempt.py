@@ -170,6 +170,7 @@ def test_a_crash_is_retried_until_the_maximum_number_of_failures(backend: Backen
     assert job.error is not None
     assert (job.error["fault"], job.error["code"]) == ("system_error", "training_process_died")
     assert "all the weights fell out" in job.error["message"]
+    assert f"POST /jobs/{job_id}/clone" in job.error["message"].splitlines()[-1]
     assert backend.events(job_id).count("job.retried") == backend.settings.max_failures - 1
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import ClientError
 
 from core.infra.storage import Storage
@@ -23,6 +24,25 @@ def test_a_storage_that_rejects_writes_fails_the_attempt_at_its_first_state(back
 
     supervisor(replace(backend, storage=ReadOnly(backend.settings)), "save_and_wait").run()
     assert (backend.job(job_id).status, backend.job(job_id).failures) == (Status.QUEUED, 1)
+
+
+def test_a_tenant_reads_no_internal_address_and_what_to_do(backend: Backend, job_id: str) -> None:
+    class Rejecting(Storage):
+        def upload(self, source: object, key: str, sent: object = None) -> None:
+            try:
+                raise answer(400)
+            except ClientError as error:
+                raise S3UploadFailedError("Failed to upload /scratch/run to http://storage.internal") from error
+
+    settings = backend.settings.model_copy(update={"max_failures": 1})
+    supervisor(replace(backend, storage=Rejecting(settings), settings=settings), "save_and_wait").run()
+    error = backend.job(job_id).error
+    assert error is not None
+    assert (error["fault"], error["code"]) == ("system_error", "storage_failed")
+    assert error["message"] == (
+        "The object storage rejected a request of the worker."
+        f" Create the job again with POST /jobs/{job_id}/clone, or ask the operator."
+    )
 
 
 def test_credentials_that_the_storage_rejects_for_some_seconds_fail_no_attempt(backend: Backend, job_id: str) -> None:

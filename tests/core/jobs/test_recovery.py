@@ -51,6 +51,7 @@ def test_a_job_that_kills_its_workers_reports_the_last_error(sessions: Sessions,
     error = row(sessions, job_id).error
     assert error is not None
     assert "the tail" in error["message"]
+    assert error["message"].endswith(f" Create the job again with POST /jobs/{job_id}/clone, or ask the operator.")
 
 
 def test_a_late_heartbeat_keeps_a_job_that_is_not_requeued_yet(sessions: Sessions, make_job: MakeJob) -> None:
