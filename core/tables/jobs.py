@@ -191,6 +191,7 @@ class IdempotencyKey(Base):
     """The job that was created with an `Idempotency-Key`, and the hash of the request's body."""
 
     __tablename__ = "idempotency_keys"
+    __table_args__ = (Index("idempotency_keys_by_job", "job_id"),)
 
     tenant: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)

@@ -44,6 +44,31 @@ def test_migrated_schema_equals_the_tables(settings: Settings, empty: Engine) ->
         assert compare_metadata(context, Base.metadata) == []
 
 
+def indexes(engine: Engine) -> dict[str, str]:
+    """Return the definition of every index, which Alembic compares only in part: it ignores the condition."""
+    query = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+    with engine.connect() as connection:
+        return dict(connection.exec_driver_sql(query).all())
+
+
+def test_migrated_indexes_equal_those_of_the_tables(settings: Settings, empty: Engine) -> None:
+    upgrade(settings)
+    migrated = indexes(empty)
+    with empty.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    Base.metadata.create_all(empty)
+    assert migrated == indexes(empty)
+
+
+def test_the_rows_of_a_deleted_job_are_found_by_an_index() -> None:
+    """Otherwise Postgres scans the whole table at each deletion."""
+    for table in Base.metadata.tables.values():
+        firsts = {next(iter(index.expressions)) for index in table.indexes} | {next(iter(table.primary_key))}
+        of_jobs = {key.parent for key in table.foreign_keys if key.ondelete and key.column.table.name == "jobs"}
+        assert of_jobs <= firsts
+
+
 def columns(engine: Engine) -> dict[tuple[str, str], tuple[str, bool, str | None]]:
     """Return type, nullability and default of every column."""
     inspector = inspect(engine)
