@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from core.infra import sandbox
+from core.infra import folders, sandbox
 from core.models import hub_cache
 from core.models.hub_cache import CacheFullError
 from core.states import Phase
 from seft.models.source import Kind, fetch, find
-from worker import disk_space, environment
+from worker import environment
 from worker.parent_death import exit_with_parent
 from worker.protocol import Progressed, Task
 from worker.reporting import errors_sent, sender
@@ -79,12 +79,12 @@ def _growth_reported(folder: Path, report: Callable[[], None]) -> Iterator[None]
 
     The thread has ended when the block ends. So its messages are not mixed with later ones.
     """
-    ended, reported = threading.Event(), disk_space.size(folder)
+    ended, reported = threading.Event(), folders.size(folder)
 
     def watch() -> None:
         nonlocal reported
         while not ended.wait(REPORT_SECONDS):
-            if (size := disk_space.size(folder)) != reported:
+            if (size := folders.size(folder)) != reported:
                 reported = size
                 report()
 

@@ -6,9 +6,10 @@ the service. So no link is followed below the job's folder, and only plain names
 
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,6 +57,64 @@ def write_file(root: Path, name: str, content: str) -> None:
     with os.fdopen(os.open(temporary, flags, 0o644), "w") as file:
         file.write(content)
     temporary.rename(root / name)
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete a folder with everything in it, if it exists. What cannot be deleted stays, without an error.
+
+    Its folders can be nested more deeply than a path can be long, and can lack all rights. So each one gets rights and
+    is moved to the top before its files are deleted. No link is followed.
+    """
+    with suppress(OSError):
+        top = _open_with_rights(os.fspath(folder))
+        try:
+            pending = _delete_files(top, top)
+            while pending:
+                with suppress(OSError):
+                    name = pending.pop()
+                    inner = _open_with_rights(name, top)
+                    try:
+                        pending += _delete_files(inner, top)
+                    finally:
+                        os.close(inner)
+                    os.rmdir(name, dir_fd=top)
+        finally:
+            os.close(top)
+        folder.rmdir()
+
+
+def delete_former_attempts(folder: Path, before: int) -> None:
+    """Delete the folders of the attempts with a number less than `before` from the folder of their job."""
+    for each in folder.iterdir():
+        if each.name.isdecimal() and int(each.name) < before:
+            delete_folder(each)
+
+
+def _delete_files(folder: int, top: int) -> list[str]:
+    """Delete the files of a folder, and move its folders to the folder `top`. Return their new names."""
+    moved = list[str]()
+    with os.scandir(folder) as entries:
+        for entry in list(entries):
+            with suppress(OSError):
+                if entry.is_dir(follow_symlinks=False):
+                    os.close(_open_with_rights(entry.name, folder))  # it cannot be moved without rights
+                    name = secrets.token_hex(16)
+                    os.rename(entry.name, name, src_dir_fd=folder, dst_dir_fd=top)
+                    moved.append(name)
+                else:
+                    os.unlink(entry.name, dir_fd=folder)
+    return moved
+
+
+def _open_with_rights(name: str, parent: int | None = None) -> int:
+    """Give the owner all rights on a folder, and return a descriptor of it."""
+    flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    path = os.open(name, flags | os.O_PATH, dir_fd=parent)  # this needs no rights on the folder itself
+    try:
+        os.chmod(f"/proc/self/fd/{path}", 0o700)  # noqa: PTH101
+        return os.open(".", flags, dir_fd=path)
+    finally:
+        os.close(path)
 
 
 def _open(root: Path, names: tuple[str, ...]) -> int:

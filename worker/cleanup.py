@@ -8,7 +8,6 @@ object without a row may belong to an upload in progress, so it is kept for a da
 database belongs to another service and is kept.
 """
 
-import shutil
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,9 +19,11 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core import doctor
 from core.datasets import datasets, imports
+from core.infra.folders import entries
 from core.infra.storage import Storage, StoredObject
 from core.states import ENDED, ImportState, Status
 from core.tables import ApiKey, Checkpoint, Dataset, Import, Job
+from worker import child_files
 
 UNREFERENCED_AGE = timedelta(days=1)
 """Minimum age at which an object without a row is deleted."""
@@ -81,13 +82,10 @@ def clear_scratch(sessions: sessionmaker[Session], scratch: Path) -> None:
     for job_id, folder in folders.items():
         status, attempt = jobs.get(job_id, (None, 0))
         if _is_unused(folder) if status is None else status in ENDED:
-            shutil.rmtree(folder, ignore_errors=True)
+            child_files.delete_folder(folder)
         elif status:
             # The next attempt has a greater number, so it uses none of these folders.
-            first_needed = attempt if status == Status.RUNNING else attempt + 1
-            for own in folder.iterdir():
-                if own.name.isdigit() and int(own.name) < first_needed:
-                    shutil.rmtree(own, ignore_errors=True)
+            child_files.delete_former_attempts(folder, attempt if status == Status.RUNNING else attempt + 1)
 
 
 def delete_unreferenced(sessions: sessionmaker[Session], storage: Storage) -> int:
@@ -175,7 +173,7 @@ def _delete_of_doctor(sessions: sessionmaker[Session], storage: Storage, page: l
 def _is_unused(folder: Path) -> bool:
     """Return whether nothing in a folder was written within `UNREFERENCED_AGE`. A running job saves its state often."""
     try:
-        newest = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+        newest = max(folder.stat().st_mtime, *(each.stat(follow_symlinks=False).st_mtime for each in entries(folder)))
     except FileNotFoundError:  # a file was just deleted, so the folder is in use
         return False
     return time.time() - newest > UNREFERENCED_AGE.total_seconds()

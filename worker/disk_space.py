@@ -2,8 +2,9 @@
 
 import errno
 import shutil
-from contextlib import suppress
 from pathlib import Path
+
+from core.infra import folders
 
 RESERVE_BYTES = 32 << 20
 """Bytes that always stay free, for logs or for a database on the same disk."""
@@ -43,13 +44,4 @@ def required_space(folder: Path, needed: int | None) -> int:
     If `needed` is None, the result is more than the bytes that are free now.
     """
     further = free(folder) if needed is None else needed
-    return size(folder) + further + RESERVE_BYTES
-
-
-def size(folder: Path) -> int:
-    """Return the total size in bytes of all files in the folder. Links are not followed."""
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # another thread has removed it
-            total += path.lstat().st_size
-    return total
+    return folders.size(folder) + further + RESERVE_BYTES

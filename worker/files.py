@@ -99,10 +99,9 @@ class Files:
         self.settings.scratch.mkdir(parents=True, exist_ok=True)
         # Other users of the machine must not read the datasets, the model and the result.
         self.folder.parent.mkdir(mode=0o700, exist_ok=True)
+        child_files.delete_former_attempts(self.folder.parent, self.attempt.number)
+        child_files.delete_folder(self.folder)  # after a restore of the database, numbers are used again
         self.folder.mkdir(mode=0o700)
-        for other in self.folder.parent.iterdir():
-            if int(other.name) < self.attempt.number:
-                shutil.rmtree(other, ignore_errors=True)
         for name, dataset in self._datasets.items():
             self.transfers.download(dataset.key, self.folder / name, dataset.sha256)
         resume, gone = self.attempt.resume, None
@@ -227,6 +226,6 @@ class Files:
 
     def remove(self) -> None:
         """Delete the folder of the attempt. Also delete the folder of the job, unless another attempt uses it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        child_files.delete_folder(self.folder)
         with suppress(OSError):
             self.folder.parent.rmdir()

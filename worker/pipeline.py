@@ -16,6 +16,7 @@ from typing import Any
 
 from core.estimate.footprint import retained_bytes
 from core.estimate.speed import DENSE_BYTES
+from core.infra import folders
 from core.stages import Stage
 from seft import stages
 from seft.checkpoint.export import round_weights
@@ -303,7 +304,7 @@ class Pipeline:
         disk_space.require_space(self.folder, self.state_bytes)
         repair.save(self._state_folder)
         write_conditions(self._state_folder, self.conditions)
-        self.state_bytes = disk_space.size(self._state_folder)
+        self.state_bytes = folders.size(self._state_folder)
         self.send(Saved(step=self.step))
 
     def _evaluate(self, name: str, stage: Stage, loaded: Loaded, text: JobTexts) -> None:

@@ -28,7 +28,6 @@ from core.states import OUT_OF_MEMORY, PHASE_BEGAN, TOPOLOGY_EVOLVED, Phase, Rea
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Json, StoredDataset
 from core.totals import Kind, Sum
 
-
 CREATE_AGAIN = "Create the job again with POST /jobs/{}/clone, or ask the operator."
 """What a user can do about a job that failed with a system error."""
 

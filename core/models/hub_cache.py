@@ -17,6 +17,7 @@ from pathlib import Path
 import huggingface_hub as hub
 from huggingface_hub import constants
 
+from core.infra import folders
 from seft.errors import SourceError
 from seft.models.hub_files import REFUSED
 from seft.models.source import ModelSource
@@ -91,7 +92,7 @@ def _is_cached(source: ModelSource, name: str) -> bool:
 
 
 def _fits(missing: int, cache: Path, limit: int) -> bool:
-    used = sum(_size(folder) for folder in _folders(cache)) if limit else 0
+    used = sum(folders.size(folder) for folder in _folders(cache)) if limit else 0
     return missing + SPARE_BYTES <= shutil.disk_usage(cache).free and (not limit or used + missing <= limit)
 
 
@@ -139,8 +140,3 @@ def _lock_file(folder: Path) -> Iterator[int]:
         yield lock
     finally:
         os.close(lock)
-
-
-def _size(folder: Path) -> int:
-    """Return the bytes that a folder uses on the disk. Links are not followed: a snapshot has links to the files."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

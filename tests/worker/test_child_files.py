@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from core.infra import folders
 from core.states import Status
 from tests.worker.conftest import Backend, supervisor
 from worker import child_files
@@ -52,6 +53,44 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     os.link(tmp_path / "file", tmp_path / "other")
     with pytest.raises(RefusedFileError, match="one name"):
         child_files.open_file(tmp_path, "other")
+
+
+def test_a_folder_of_any_depth_and_without_rights_is_deleted_and_no_link_is_followed(tmp_path: Path) -> None:
+    (kept := tmp_path / "kept").mkdir()
+    (kept / "file").write_text("content")
+    top = tmp_path / "job"
+    top.mkdir()
+    (top / "link").symlink_to(kept)
+    current = os.open(top, os.O_RDONLY)
+    for number in range(2000):
+        name = "n" * 200
+        os.mkdir(name, dir_fd=current)
+        inner = os.open(name, os.O_RDONLY, dir_fd=current)
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=inner))
+        os.fchmod(current, 0o300 if number % 2 else 0o500)
+        os.close(current)
+        current = inner
+    os.close(current)
+    assert folders.size(top) == 0
+    child_files.delete_folder(top)
+    assert not top.exists()
+    assert (kept / "file").read_text() == "content"
+    child_files.delete_folder(top)
+
+
+def test_only_folders_of_former_attempts_are_deleted(tmp_path: Path) -> None:
+    for name in ("1", "2", "10", "²", "lost+found"):
+        (tmp_path / name).mkdir()
+    child_files.delete_former_attempts(tmp_path, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "10", "²", "lost+found"}
+
+
+def test_an_attempt_whose_folder_exists_already_starts_with_an_empty_one(backend: Backend, job_id: str) -> None:
+    """After a restore of the database, the number of an attempt is used again."""
+    (old := backend.settings.scratch / job_id / "1").mkdir(parents=True)
+    (old / "half").write_text("of the attempt before the restore")
+    supervisor(backend, "succeed").run()
+    assert backend.job(job_id).status == Status.SUCCEEDED
 
 
 def test_a_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:
