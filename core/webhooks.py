@@ -291,14 +291,21 @@ def record_result(session: Session, pending: PendingDelivery, result: DeliveryRe
         _disable(session, webhook, now)
 
 
-def delete_old(session: Session) -> None:
-    """Delete deliveries older than `RETENTION` that have finished, or whose webhook is disabled."""
+def delete_old(session: Session, limit: int) -> int:
+    """Delete deliveries older than `RETENTION` that have finished, or whose webhook is disabled.
+
+    Deletes up to `limit` of them, oldest first, and returns their number.
+    """
     # An event that was recorded while its webhook was disabled can have left a due delivery.
     disabled = select(Webhook.id).where(Webhook.disabled_at.is_not(None)).with_for_update(key_share=True)
     disabled_ids = session.scalars(disabled).all()
     _set_due(session, None, WebhookDelivery.webhook_id.in_(disabled_ids), WebhookDelivery.due_at.is_not(None))
-    old = WebhookDelivery.created_at < func.now() - RETENTION
-    session.execute(delete(WebhookDelivery).where(WebhookDelivery.due_at.is_(None), old))
+    old = select(WebhookDelivery.id).where(
+        WebhookDelivery.due_at.is_(None), WebhookDelivery.created_at < func.now() - RETENTION
+    )
+    first = old.order_by(WebhookDelivery.created_at).limit(limit)
+    deleted = delete(WebhookDelivery).where(WebhookDelivery.id.in_(first.scalar_subquery()))
+    return len(session.scalars(deleted.returning(WebhookDelivery.id)).all())
 
 
 def _add_deliveries(

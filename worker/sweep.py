@@ -154,14 +154,21 @@ class Sweep(threading.Thread):
 
     def expire_rows(self) -> None:
         """Delete expired checkpoints, datasets, deliveries and imports. Their objects then have no row."""
-        with self.sessions.begin() as session:
-            expired = retention.expire_checkpoints(session)
-            expired += retention.expire_datasets(session, self.settings.dataset_days)
-        # Each in a transaction of its own, so that none keeps the rows of another locked.
-        for delete_old in (webhooks.delete_old, imports.delete_old):
-            with self.sessions.begin() as session:
-                delete_old(session)
-        log.info("storage.expired", expired=expired)
+        days = self.settings.dataset_days
+        steps: dict[str, Callable[[Session], int]] = {
+            "checkpoints": lambda session: len(retention.expire_checkpoints(session)),
+            "datasets": lambda session: len(retention.expire_datasets(session, days)),
+            "deliveries": lambda session: webhooks.delete_old(session, retention.BATCH),
+            "imports": lambda session: imports.delete_old(session, retention.BATCH),
+        }
+        for table, expire in steps.items():
+            with _errors_logged("expire_rows", table=table):
+                expired, count = 0, retention.BATCH
+                while count >= retention.BATCH:
+                    with self.sessions.begin() as session:
+                        count = expire(session)
+                    expired += count
+                log.info("rows.expired", table=table, expired=expired)
 
     def expire_uploads(self) -> None:
         """Delete the parts of late uploads, and then mark the uploads as failed.

@@ -192,10 +192,12 @@ def expire(session: Session, import_id: str) -> None:
         fail(row, problem)
 
 
-def delete_old(session: Session) -> None:
-    """Delete finished imports that are older than `RETENTION`."""
+def delete_old(session: Session, limit: int) -> int:
+    """Delete up to `limit` finished imports that are older than `RETENTION`. Return their number."""
     finished = Import.state.in_((ImportState.DONE, ImportState.FAILED))
-    session.execute(delete(Import).where(finished, Import.created_at < func.now() - RETENTION))
+    old = select(Import.id).where(finished, Import.created_at < func.now() - RETENTION).limit(limit)
+    deleted = delete(Import).where(Import.id.in_(old.scalar_subquery()))
+    return len(session.scalars(deleted.returning(Import.id)).all())
 
 
 def _failure(problem: ProblemError) -> Json:

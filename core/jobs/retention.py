@@ -18,7 +18,7 @@ from core.tables import AuditEntry, Checkpoint, Chore, Dataset, Job, Push
 EXPIRED = "checkpoint.expired"
 """Type of the event that a checkpoint has expired."""
 BATCH = 1000
-"""Maximum number of rows that one call expires."""
+"""Maximum number of rows that one call expires. Call again in a new transaction until a call returns fewer."""
 AUDIT_KEY_ID = "retention"
 """Value of `AuditEntry.key_id` if a dataset has expired, because no API key deleted it."""
 

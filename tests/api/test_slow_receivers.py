@@ -155,7 +155,7 @@ def test_the_messages_of_a_disabled_webhook_are_not_due(
     assert all(each["due_at"] for each in deliveries(client, disabled))
     with sessions.begin() as session:  # as if an event was recorded while the webhook was disabled
         session.execute(update(Webhook).where(Webhook.id == disabled["id"]).values(disabled_at=func.now()))
-        webhooks.delete_old(session)
+        webhooks.delete_old(session, 1000)
     assert [each["due_at"] for each in deliveries(client, disabled)] == [None] * 2
 
 

@@ -354,7 +354,7 @@ def test_old_deliveries_are_deleted_once_they_are_finished(
         (delivery,) = webhooks.claim(session, 1)
         webhooks.record_result(session, delivery, DeliveryResult(200, ""))
     with sessions.begin() as session:
-        webhooks.delete_old(session)
+        webhooks.delete_old(session, 1000)
         session.execute(update(WebhookDelivery).values(created_at=func.now() - 2 * webhooks.RETENTION))
-        webhooks.delete_old(session)
+        webhooks.delete_old(session, 1000)
     assert [delivery["state"] for delivery in deliveries(client, hook)] == ["pending"]

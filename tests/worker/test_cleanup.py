@@ -18,7 +18,7 @@ from core.datasets import datasets, imports
 from core.errors import ProblemError
 from core.infra import queue
 from core.infra.storage import Storage, StoredObject
-from core.jobs import actions, attempts
+from core.jobs import actions, attempts, retention
 from core.states import ImportState
 from core.tables import Import
 from seft.data.records import Format
@@ -136,6 +136,36 @@ def test_the_sweep_deletes_expired_rows_and_their_objects(backend: Backend, job_
         session.execute(text("UPDATE chores SET done_at = now() - interval '1 day'"))
     sweep.expire()
     assert backend.storage.keys("") == []
+
+
+def test_all_expired_rows_are_deleted_in_batches(
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dataset of the job, which waits, is kept."""
+    monkeypatch.setattr(retention, "BATCH", 2)
+    age = "now() - interval '1 year'"
+    rows = f"""
+    UPDATE datasets SET uploaded_at = {age};
+    INSERT INTO datasets (id, tenant, name, format, sha256, bytes, records, object_key, uploaded_at)
+    SELECT 'file_' || n, 'ours', 'x', 'text', n::text, 1, 1, 'x' || n, {age} FROM generate_series(1, 5) AS n;
+    INSERT INTO checkpoints (id, job_id, attempt, step, prefix, sha256, files, bytes, scores, expires_at)
+    SELECT 'ckpt_' || n, '{job_id}', 1, 1, 'x', '', '[]', n, '{{}}', {age} FROM generate_series(1, 5) AS n;
+    INSERT INTO webhooks (id, tenant, url, events, secret) VALUES ('hook_1', 'ours', 'x', '[]', 'x');
+    INSERT INTO webhook_deliveries (id, webhook_id, type, body, state, created_at)
+    SELECT 'dlv_' || n, 'hook_1', 'x', 'x', 'failed', {age} FROM generate_series(1, 5) AS n;
+    INSERT INTO imports (id, tenant, name, state, skip_percentage, created_at)
+    SELECT 'imp_' || n, 'ours', 'x', 'done', 0, {age} FROM generate_series(1, 5) AS n;
+    """
+    left = """
+    SELECT (SELECT count(*) FROM datasets WHERE deleted_at IS NULL), (SELECT count(*) FROM checkpoints),
+           (SELECT count(*) FROM webhook_deliveries), (SELECT count(*) FROM imports)
+    """
+    with backend.sessions.begin() as session:
+        for statement in filter(str.strip, rows.split(";")):
+            session.execute(text(statement))
+    Sweep("worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, backend.storage).expire()
+    with backend.sessions.begin() as session:
+        assert tuple(session.execute(text(left)).one()) == (1, 0, 0, 0)
 
 
 def test_nothing_of_a_deleted_job_stays_whoever_dies(backend: Backend, job_id: str, aged: Aged) -> None:
