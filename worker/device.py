@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -30,15 +31,15 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 class Device(NamedTuple):
-    """A device that training runs on."""
+    """The first device that training runs on. The others of a worker are equal."""
 
     kind: str
     name: str
     memory: int
     bfloat16: bool
     """Whether it has instructions for bfloat16."""
-    uuid: str = ""
-    """Id of the device for NVML, NVIDIA's library for monitoring. Empty if the device has none."""
+    uuids: Sequence[str] = ()
+    """Ids of all devices of the worker for NVML, NVIDIA's library for monitoring. Empty if they have none."""
 
 
 def capability(settings: Settings) -> Capability:
@@ -48,27 +49,39 @@ def capability(settings: Settings) -> Capability:
     return Capability(device.kind, device.name, device.memory, free, devices, bfloat16=device.bfloat16)
 
 
-def used_memory(settings: Settings) -> int | None:
-    """Return the bytes of device memory in use. Returns None on a CPU or without NVML."""
-    uuid = find(settings.device, settings.devices).uuid
-    return devices.used_memory(uuid) if uuid else None
+def used_memory(settings: Settings) -> list[int] | None:
+    """Return the bytes of memory in use on each device. Returns None on a CPU or without NVML."""
+    return _known(map(devices.used_memory, find(settings.device, settings.devices).uuids))
 
 
 def temperature(settings: Settings) -> int | None:
-    """Return the temperature of the device in degrees Celsius. Returns None on a CPU or without NVML."""
-    uuid = find(settings.device, settings.devices).uuid
-    return devices.temperature(uuid) if uuid else None
+    """Return the temperature of the hottest device in degrees Celsius. Returns None on a CPU or without NVML."""
+    found = _known(map(devices.temperature, find(settings.device, settings.devices).uuids))
+    return max(found) if found else None
 
 
-def unfreed_memory(settings: Settings, before: int | None) -> int:
-    """Return the bytes of device memory that an ended training process still occupies, or 0 if they were freed.
+def _known(values: Iterable[int | None]) -> list[int] | None:
+    """Return the values, or None if there are none or one of them is None."""
+    known = list[int]()
+    for value in values:
+        if value is None:
+            return None
+        known.append(value)
+    return known or None
+
+
+def unfreed_memory(settings: Settings, before: list[int] | None) -> int:
+    """Return the bytes of memory that an ended training process still occupies on a device, or 0 if they were freed.
 
     `before` is the result of `used_memory` before the process started. Waits up to `FREEING_SECONDS` for the memory.
     """
     until = time.monotonic() + FREEING_SECONDS
-    while before is not None and (now := used_memory(settings)) is not None and now > before + DRIVER_BYTES:
+    while before is not None and (now := used_memory(settings)) is not None:
+        unfreed = max(after - used for used, after in zip(before, now, strict=True))
+        if unfreed <= DRIVER_BYTES:
+            break
         if time.monotonic() > until:
-            return now - before
+            return unfreed
         time.sleep(0.5)
     return 0
 
@@ -95,7 +108,8 @@ def ask_torch(name: str, count: int) -> Device:
             f" is: {reason.removesuffix('.')}. Example: SEFT_DEVICE=cpu\n"
         )
         raise SystemExit(INVALID)
-    return Device(*json.loads(answer.stdout))
+    *fields, uuids = json.loads(answer.stdout)
+    return Device(*fields, tuple(uuids))
 
 
 def cpu() -> Device:
@@ -122,13 +136,15 @@ def main(name: str, count: int) -> None:
         result = cpu()
     else:
         properties, first = torch.cuda.get_device_properties(device), device.index or 0
+        uuids = list[str]()
         for number in range(first, first + count):
             other = torch.cuda.get_device_properties(number)
+            uuids.append(str(other.uuid))
             if (other.name, other.total_memory) != (properties.name, properties.total_memory):
                 needed = f"{properties.name} with {properties.total_memory} bytes, as device {first}"
                 raise ValueError(f"device {number} must be {needed}; it is {other.name} with {other.total_memory}")
         memory, bfloat16 = properties.total_memory, has_bfloat16(str(device))
-        result = Device(device.type, properties.name, memory, bfloat16, str(properties.uuid))
+        result = Device(device.type, properties.name, memory, bfloat16, uuids)
     sys.stdout.write(json.dumps(result))
 
 

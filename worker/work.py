@@ -54,6 +54,7 @@ class Work:
 
     def _work(self) -> None:
         started = time.time_ns()
+        used = device.used_memory(self.settings)  # before the claim, because the driver may be slow to answer
         attempt = self._claim()
         if attempt is None:
             return
@@ -72,7 +73,6 @@ class Work:
             ):
                 TRACER.start_span("claim", start_time=started).end()
                 log.info("attempt.started")
-                used = device.used_memory(self.settings)
                 healthy = Supervisor(
                     attempt, self.sessions, self.storage, self.settings, draining=self.draining, training=self.training
                 ).run()
@@ -83,7 +83,7 @@ class Work:
             self.pause = 0.0 if healthy else min(max(2 * self.pause, FIRST_PAUSE), LONGEST_PAUSE)
             self.draining.wait(self.pause)
 
-    def _is_memory_freed(self, used: int | None) -> bool:
+    def _is_memory_freed(self, used: list[int] | None) -> bool:
         """Return whether the memory that the job used on the device was freed. If not, the next job could fail."""
         unfreed = 0 if self.draining.is_set() else device.unfreed_memory(self.settings, used)
         if unfreed:

@@ -23,7 +23,7 @@ class WorkerView(BaseModel):
         description="Whether the device has instructions for bfloat16. Jobs with the dtype `auto` then run in bfloat16."
     )
     temperature: int | None = Field(
-        description="Device temperature in degrees Celsius at the last heartbeat. `null` without NVML."
+        description="Temperature of the hottest device in degrees Celsius at the last heartbeat. `null` without NVML."
     )
     versions: dict[str, str]
     alive: bool = Field(

@@ -17,10 +17,9 @@ print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "the
 """
 SECONDS = 120
 QUERY_SECONDS = 10
-"""Timeout of a call to nvidia-smi, in seconds.
-
-It is short, because a worker calls it before it first renews a lease.
-"""
+"""Timeout of a call to nvidia-smi, in seconds. It is short, because the heartbeat of a worker waits for it."""
+_given_up: list[subprocess.Popen[str]] = []
+"""Calls that did not end in time. The driver may not even let them be killed. Until they end, none is started."""
 MIB = 1 << 20
 
 
@@ -50,11 +49,18 @@ def temperature(uuid: str) -> int | None:
 
 
 def _query(field: str, uuid: str) -> int | None:
+    if any(process.poll() is None for process in _given_up):
+        return None
     command = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
     try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True)
-        return int(process.stdout)
-    except (OSError, ValueError, subprocess.SubprocessError):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        try:
+            return int(process.communicate(timeout=QUERY_SECONDS)[0])
+        except subprocess.TimeoutExpired:
+            process.kill()
+            _given_up.append(process)
+            return None
+    except (OSError, ValueError):
         return None
 
 

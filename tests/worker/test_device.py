@@ -2,13 +2,14 @@
 
 import os
 import platform
+import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 
 from core.capability import CPU
-from core.infra import queue
+from core.infra import devices, queue
 from core.settings import Settings
 from core.tables import Worker
 from seft import processor
@@ -61,10 +62,10 @@ def card(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) ->
     """A file with the value that a fake `nvidia-smi` prints for the device."""
     value, tool = tmp_path / "used", tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
-    tool.write_text(f'#!/bin/sh\n[ "$1" = --id=GPU-of-ours ] && exec cat {value}\n')
+    tool.write_text(f"#!/bin/sh\ncase $1 in --id=GPU-of-ours) exec cat {value};; *) echo 500;; esac\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
-    card = Device("cuda", "H100", 80 << 30, bfloat16=True, uuid="of-ours")
+    card = Device("cuda", "H100", 80 << 30, bfloat16=True, uuids=["other", "of-ours"])
     monkeypatch.setattr(device, "find", lambda name, count: card)
     value.write_text("500\n")
     return value
@@ -74,7 +75,7 @@ def test_unfreed_waits_for_the_memory_of_an_ended_process(
     card: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = device.used_memory(settings)
-    assert before == 500 << 20
+    assert before == [500 << 20, 500 << 20]
     assert device.unfreed_memory(settings, before) == 0
     card.write_text("9000\n")
     (less := tmp_path / "less").write_text("600\n")
@@ -89,7 +90,7 @@ def test_unfreed_waits_for_the_memory_of_an_ended_process(
 
 def test_the_sweep_records_the_temperature_of_the_device_if_known(card: Path, backend: Backend) -> None:
     sweep = Sweep("gpu-1", backend.settings, queue.make_app(backend.settings), backend.sessions, backend.storage)
-    for output, temperature in (("61\n", 61), ("63\n", 63), ("[N/A]\n", None)):
+    for output, temperature in (("561\n", 561), ("563\n", 563), ("61\n", 500), ("[N/A]\n", None)):
         card.write_text(output)
         sweep.send_heartbeat()
         with backend.sessions.begin() as session:
@@ -100,4 +101,20 @@ def test_without_nvml_nothing_is_waited_for(card: Path, settings: Settings) -> N
     card.unlink()
     assert device.temperature(settings) is None
     assert device.used_memory(settings) is None
-    assert device.unfreed_memory(settings, None) == device.unfreed_memory(settings, 0) == 0
+    assert device.unfreed_memory(settings, None) == device.unfreed_memory(settings, [0, 0]) == 0
+
+
+def test_a_driver_that_does_not_answer_is_asked_once(
+    card: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "QUERY_SECONDS", 0.5)
+    started = tmp_path / "started"
+    (tmp_path / "bin" / "nvidia-smi").write_text(f"#!/bin/sh\necho >> {started}\nexec sleep 3600\n")
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda process: None)  # as if it hung in the driver
+    given_up = list[subprocess.Popen[str]]()
+    monkeypatch.setattr(devices, "_given_up", given_up)
+    assert [device.used_memory(settings), device.temperature(settings)] == [None, None]
+    assert started.read_text() == "\n"
+    for process in given_up:
+        process.terminate()
+        process.communicate()
