@@ -14,7 +14,6 @@ from functools import partial
 from queue import Empty, Queue
 
 import structlog
-from botocore.exceptions import BotoCoreError, ClientError
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,7 +24,7 @@ from core.capability import CPU
 from core.errors import LeaseLostError, ProblemError
 from core.estimate import timings
 from core.estimate.speed import Speed
-from core.infra.storage import Storage
+from core.infra.storage import STORAGE_ERRORS, Storage
 from core.infra.tracing import TRACER
 from core.jobs import attempts, retention
 from core.jobs.attempts import Attempt, Fault
@@ -386,5 +385,5 @@ class Supervisor:
         self.files.remove()
         try:
             cleanup.delete_leftovers(self.sessions, self.storage, self.attempt.job_id, self.attempt.number)
-        except (SQLAlchemyError, BotoCoreError, ClientError) as error:
+        except (SQLAlchemyError, *STORAGE_ERRORS) as error:
             log.warning("cleanup.failed", error=str(error))

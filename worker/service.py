@@ -1,4 +1,4 @@
-"""Run a Celery worker with one thread for jobs, two for the sweep and one for pushes. This process does not load torch.
+"""Run a Celery worker with one thread for jobs, three for the sweep and one for pushes. The process loads no torch.
 
 On the first SIGTERM or Ctrl-C, the running job saves its state and goes back to the queue. A second signal ends the
 worker at once.

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import structlog
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import webhooks, workers
 from core.datasets import imports
 from core.infra import queue
-from core.infra.storage import Storage
+from core.infra.storage import STORAGE_ERRORS, Storage
 from core.jobs import recovery, retention
 from core.settings import Settings
 from core.states import Reason
@@ -31,8 +31,8 @@ log = structlog.get_logger(__name__)
 class Sweep(threading.Thread):
     """A background thread of every worker that runs the sweep regularly. Errors are logged and do not end it.
 
-    A second thread does what needs the object storage, which may take minutes to answer. So this does not delay the
-    heartbeat of the worker.
+    Two more threads do what needs the object storage, which may take minutes to answer. So this does not delay the
+    heartbeat of the worker. One of them lists all objects, which may take hours, and delays no paused job.
     """
 
     def __init__(
@@ -45,10 +45,11 @@ class Sweep(threading.Thread):
         self.rounds, self.calibrated = 0, False
 
     def run(self) -> None:
-        """Run the steps in two loops that do not end."""
+        """Run the steps in three loops that do not end."""
         database = (self.send_heartbeat, self.calibrate, self.requeue_lost, self.notify_waiting)
-        storage = (self.clear_scratch, self.resume_paused, self.clean_up, self.expire)
-        threading.Thread(target=self._repeat, args=(storage,), name="cleanup", daemon=True).start()
+        storage = (self.clear_scratch, self.resume_paused, self.clean_up)
+        for name, steps in (("cleanup", storage), ("expire", (self.expire,))):
+            threading.Thread(target=self._repeat, args=(steps,), name=name, daemon=True).start()
         self._repeat(database)
 
     def run_once(self, steps: Iterable[Callable[[], None]]) -> None:
@@ -72,6 +73,8 @@ class Sweep(threading.Thread):
             not_consuming = workers.is_not_consuming(session, self.worker)
         self.rounds_not_consuming = self.rounds_not_consuming + 1 if not_consuming else 0
         if self.rounds_not_consuming > workers.MAX_MISSED_SWEEPS:
+            self.rounds_not_consuming = 0
+            queue.ping(self.app)  # raises an error: while the broker is down, a new process would get no notification
             log.error("worker.no_notifications")
             os._exit(NOT_CONSUMING)
 
@@ -193,7 +196,7 @@ class Sweep(threading.Thread):
         try:
             self.storage.put(PROBE, bytes(PROBE_BYTES))
             self.storage.delete([PROBE])
-        except (BotoCoreError, ClientError):
+        except STORAGE_ERRORS:
             return False
         return True
 

@@ -15,10 +15,9 @@ from queue import Queue
 from typing import BinaryIO, TypeVar
 
 import structlog
-from boto3.exceptions import Boto3Error
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
-from core.infra.storage import Part, Storage, answer_of, is_missing, is_outage, status_of
+from core.infra.storage import STORAGE_ERRORS, Part, Storage, answer_of, is_missing, is_outage, status_of
 from core.states import Reason
 from seft.checkpoint.compact.ordered import ordered
 from seft.checkpoint.facts import sha256 as hash_file
@@ -29,8 +28,6 @@ UPLOADERS = 2
 """Threads that send the parts of one object. Up to twice as many parts wait or are sent, and one is being filled."""
 FULL_STATUS, FULL_CODES = 507, frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"})
 """HTTP status and error codes with which an S3 server reports that it is full. Amazon S3 is never full."""
-STORAGE_ERRORS = (BotoCoreError, Boto3Error, ClientError)
-"""Errors with which a request to the storage can end."""
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -134,7 +131,7 @@ class Transfers:
         except BaseException:
             try:
                 self._storage.abort_upload(key, upload)
-            except (BotoCoreError, ClientError) as error:
+            except STORAGE_ERRORS as error:
                 log.warning("storage.not_aborted", key=key, error=str(error))
             raise
 
@@ -161,7 +158,7 @@ class Transfers:
         """Delete objects. Errors are only logged, because the cleanup after the job deletes the objects that remain."""
         try:
             self._storage.delete(keys)
-        except (BotoCoreError, ClientError) as error:
+        except STORAGE_ERRORS as error:
             log.warning("storage.not_deleted", keys=keys, error=str(error))
 
     def _run(self) -> None:

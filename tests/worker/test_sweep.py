@@ -12,6 +12,7 @@ import redis
 from botocore.exceptions import ClientError, EndpointConnectionError
 from sqlalchemy import text, update
 
+from core import workers
 from core.infra import queue
 from core.infra.storage import Storage
 from core.jobs import actions, attempts, recovery
@@ -20,7 +21,7 @@ from core.tables import Job
 from tests.claims import UNLIMITED
 from tests.worker.conftest import Backend, supervisor
 from worker.disk_space import RESERVE_BYTES
-from worker.sweep import Sweep
+from worker.sweep import NOT_CONSUMING, Sweep
 
 
 def test_a_full_disk_pauses_the_job_until_there_is_space(backend: Backend, job_id: str) -> None:
@@ -114,9 +115,50 @@ def test_a_storage_that_does_not_answer_does_not_delay_the_heartbeat(backend: Ba
         def resume_paused(self) -> None:
             never.wait()
 
+        def expire(self) -> None:
+            never.wait()
+
     settings = backend.settings.model_copy(update={"sweep_seconds": 0.01})
     Waiting("worker-1", settings, queue.make_app(settings), backend.sessions, backend.storage).start()
     assert done.wait(20)
+
+
+def test_a_worker_without_notifications_ends_only_while_the_broker_answers(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends, app = list[int](), queue.make_app(backend.settings)
+    monkeypatch.setattr("os._exit", ends.append)
+    monkeypatch.setattr(workers, "is_not_consuming", lambda session, name: True)
+    monkeypatch.setattr(workers, "MAX_MISSED_SWEEPS", 1)
+    sweep = Sweep("worker-1", backend.settings, app, backend.sessions, backend.storage)
+    with monkeypatch.context() as down:
+        down.setitem(app.conf, "broker_url", "redis://127.0.0.1:9")
+        for _ in range(4):
+            sweep.run_once([sweep.send_heartbeat])
+    assert not ends
+    for _ in range(2):
+        sweep.run_once([sweep.send_heartbeat])
+    assert ends == [NOT_CONSUMING]
+
+
+def test_a_long_list_of_objects_delays_no_paused_job(backend: Backend) -> None:
+    resumed, never = threading.Event(), threading.Event()
+
+    class Listing(Sweep):
+        def send_heartbeat(self) -> None:
+            never.wait()
+
+        def expire(self) -> None:
+            never.wait()
+
+        def resume_paused(self) -> None:
+            if next(rounds) == 3:
+                resumed.set()
+                never.wait()
+
+    rounds, settings = itertools.count(1), backend.settings.model_copy(update={"sweep_seconds": 0.01})
+    Listing("worker-1", settings, queue.make_app(settings), backend.sessions, backend.storage).start()
+    assert resumed.wait(20)
 
 
 def test_an_unreachable_bucket_accepts_no_writes(backend: Backend) -> None:
