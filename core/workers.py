@@ -107,10 +107,14 @@ def _capable_query(sweep_seconds: float) -> Select[int, int]:
     return query.where(is_alive(sweep_seconds))
 
 
-def has_larger(session: Session, capability: Capability, sweep_seconds: float, devices: int = 1) -> bool:
-    """Return whether a live worker has at least `devices` devices of the same kind with more memory than this one."""
+def has_larger(session: Session, job_id: str, capability: Capability, sweep_seconds: float, devices: int = 1) -> bool:
+    """Return whether a live worker can run the job on at least `devices` devices with more memory than this one.
+
+    The devices must be of the same kind, and its software must be able to run the job.
+    """
     larger = (Worker.device == capability.device, Worker.memory > capability.memory, Worker.devices >= devices)
-    return bool(session.scalar(select(exists().where(is_alive(sweep_seconds), *larger))))
+    newer = (Job.id == job_id, Job.spec_version <= Worker.spec_version)
+    return bool(session.scalar(select(exists().where(is_alive(sweep_seconds), *larger, *newer))))
 
 
 def is_not_consuming(session: Session, name: str) -> bool:

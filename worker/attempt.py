@@ -350,7 +350,8 @@ class Supervisor:
             self.attempt,
             message=f"{error} {memory.advice(spec, phase, self.attempt.micro_batch)}",
             micro_batch=memory.smaller_micro_batch(spec, phase, of_host=error.of_host),
-            larger=of_device and workers.has_larger(session, has, self.settings.sweep_seconds, spec.devices),
+            larger=of_device
+            and workers.has_larger(session, self.attempt.job_id, has, self.settings.sweep_seconds, spec.devices),
         )
 
     def _pause_for(self, reason: Reason, message: str, needed: int | None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TypeVar
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -96,7 +96,11 @@ class AttemptWriter:
             try:
                 with self._sessions.begin() as session:
                     return change(session)
-            except (OperationalError, InterfaceError, NoConnectionError) as error:
+            except (DBAPIError, NoConnectionError) as error:
+                # Of the other errors, some end the connection, such as that of a transaction that was idle for too long.
+                unreachable = isinstance(error, (OperationalError, InterfaceError, NoConnectionError))
+                if not unreachable and not error.connection_invalidated:
+                    raise
                 log.warning("database.unreachable", error=str(error))
                 if time.monotonic() > self._renewed + self._settings.lease_seconds:
                     raise LeaseLostError("the database was unreachable for longer than the lease") from error

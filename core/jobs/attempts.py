@@ -21,15 +21,12 @@ from core.access import hub_tokens
 from core.capability import Capability
 from core.errors import LeaseLostError
 from core.jobs import fairness, pushes
-from core.jobs.transitions import hold, record_event, requeue, transition
+from core.jobs.transitions import hold, record_event, requeue, transition, with_way_out
 from core.models import results
 from core.specs import Dtype, JobSpec, read_stored
 from core.states import OUT_OF_MEMORY, PHASE_BEGAN, TOPOLOGY_EVOLVED, Phase, Reason, Status, Transition
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Json, StoredDataset
 from core.totals import Kind, Sum
-
-CREATE_AGAIN = "Create the job again with POST /jobs/{}/clone, or ask the operator."
-"""What a user can do about a job that failed with a system error."""
 
 
 class Fault(StrEnum):
@@ -45,6 +42,7 @@ class Attempt:
 
     job_id: str
     number: int
+    worker: str
     tenant: str
     request_id: str | None
     traceparent: str | None
@@ -98,7 +96,7 @@ def claim(
     """
     limits = {"tenant_limit": tenant_running, "key_limit": key_running}
     while row := fairness.next_job(session, capability, **limits, weights=weights):
-        job, dataset = row
+        job, _ = row
         spec = _read_spec(job, capability)
         if not transition(
             session,
@@ -112,7 +110,7 @@ def claim(
         ):
             raise LeaseLostError(f"{job.id} changed while its row was locked")
         if isinstance(spec, JobSpec):
-            return _attempt(session, job, spec, dataset, capability)
+            return _attempt(session, row, worker, spec, capability)
         transition(session, job.id, Transition.FAILED, attempt=job.attempt + 1, data={"error": spec}, error=spec)
     return None
 
@@ -132,11 +130,13 @@ def _read_spec(job: Job, capability: Capability) -> JobSpec | Json:
         return {"fault": Fault.SYSTEM, "code": "request_outdated", "message": message}
 
 
-def _attempt(session: Session, job: Job, spec: JobSpec, dataset: Dataset, capability: Capability) -> Attempt:
-    """Build the attempt. `job` is the row before the claim, so its `attempt` is one less than the new number."""
+def _attempt(session: Session, row: tuple[Job, Dataset], worker: str, spec: JobSpec, capability: Capability) -> Attempt:
+    """Build the attempt. The job is as before the claim, so its `attempt` is one less than the new number."""
+    job, dataset = row
     return Attempt(
         job_id=job.id,
         number=job.attempt + 1,
+        worker=worker,
         tenant=job.tenant,
         request_id=job.request_id,
         traceparent=job.traceparent,
@@ -300,8 +300,8 @@ def fail(
     if retry and failures < max_failures:
         _requeue(session, attempt, Transition.RETRIED, {"error": error})
         return True
-    if fault is Fault.SYSTEM:  # the output of a process may be at the end
-        error["message"] += ("\n" if "\n" in message else " ") + CREATE_AGAIN.format(attempt.job_id)
+    if fault is Fault.SYSTEM:
+        error["message"] = with_way_out(message, attempt.job_id)
     _transition(session, attempt, Transition.FAILED, {"error": error}, error=error, failures=failures)
     return False
 
@@ -371,25 +371,28 @@ def _stop_step(stopping: bool, stop_step: int | None, step: int) -> int | None:
 
 
 def _after(seconds: float) -> Any:
-    return func.now() + timedelta(seconds=seconds)
+    # Not the time at which the transaction began: a claim may wait for other claims.
+    return func.clock_timestamp() + timedelta(seconds=seconds)
 
 
 def _write(session: Session, attempt: Attempt, **values: Any) -> None:
     # Setting the number to itself takes the row lock even if there is nothing else to set.
-    owned = (Job.id == attempt.job_id, Job.attempt == attempt.number, Job.status == Status.RUNNING)
+    # After a restore of the database, two workers can have the same number.
+    same = (Job.attempt == attempt.number, Job.worker == attempt.worker)
+    owned = (Job.id == attempt.job_id, Job.status == Status.RUNNING, *same)
     statement = update(Job).where(*owned).values({"attempt": attempt.number, **values}).returning(Job.id)
     if session.execute(statement, execution_options={"synchronize_session": False}).first() is None:
         raise _lease_lost(attempt)
 
 
 def _transition(session: Session, attempt: Attempt, change: Transition, data: dict[str, Any], **values: Any) -> None:
-    if not transition(session, attempt.job_id, change, attempt=attempt.number, data=data, **values):
-        raise _lease_lost(attempt)
+    _write(session, attempt)
+    transition(session, attempt.job_id, change, attempt=attempt.number, data=data, **values)
 
 
 def _requeue(session: Session, attempt: Attempt, change: Transition, data: dict[str, Any], **values: Any) -> None:
-    if not requeue(session, attempt.job_id, change, attempt=attempt.number, data=data, **values):
-        raise _lease_lost(attempt)
+    _write(session, attempt)
+    requeue(session, attempt.job_id, change, attempt=attempt.number, data=data, **values)
 
 
 def _lease_lost(attempt: Attempt) -> LeaseLostError:

@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 
 from core.capability import Capability, can_run
 from core.infra.database import Lock, try_lock
-from core.jobs.attempts import CREATE_AGAIN, Fault
-from core.jobs.transitions import requeue, transition
+from core.jobs.attempts import Fault
+from core.jobs.transitions import requeue, transition, with_way_out
 from core.states import STATUS_EVENT_PREFIX, Reason, Status, Transition
 from core.tables import Job, JobEvent
 
@@ -111,7 +111,7 @@ def _requeue_or_fail(session: Session, job: Job, max_failures: int) -> bool:
     )
     if last_message := session.scalar(last_error):
         message += f" The last error that a worker reported: {last_message}"
-    message += ("\n" if last_message and "\n" in last_message else " ") + CREATE_AGAIN.format(job.id)
+    message = with_way_out(message, job.id)
     error = {"fault": Fault.SYSTEM, "code": "worker_lost", "message": message}
     return transition(
         session,

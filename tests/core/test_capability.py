@@ -148,7 +148,7 @@ def test_a_job_of_software_without_data_types_stays_in_float32(sessions: Session
 def run_out(sessions: Sessions, attempt: Attempt) -> bool:
     """Run out of memory in training, where one window at a time can be tried."""
     with sessions.begin() as session:
-        larger = workers.has_larger(session, attempt.capability, SWEEP)
+        larger = workers.has_larger(session, attempt.job_id, attempt.capability, SWEEP)
         return attempts.fail_out_of_memory(session, attempt, message="m", micro_batch=1, larger=larger)
 
 
@@ -172,13 +172,22 @@ def test_a_job_that_runs_out_of_memory_moves_to_larger_devices_until_there_is_no
     assert row(sessions, job_id).status == Status.FAILED
 
 
-def test_larger_devices_count_only_if_there_are_enough_for_the_job(sessions: Sessions) -> None:
+def test_larger_devices_count_only_if_there_are_enough_for_the_job(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
     with sessions.begin() as session:
         workers.record_heartbeat(session, "large", replace(GPU, memory=2 * GPU.memory))
-        assert workers.has_larger(session, GPU, SWEEP, 1)
-        assert not workers.has_larger(session, GPU, SWEEP, 2)
+        assert workers.has_larger(session, job_id, GPU, SWEEP, 1)
+        assert not workers.has_larger(session, job_id, GPU, SWEEP, 2)
         workers.record_heartbeat(session, "two", replace(GPU, memory=2 * GPU.memory, devices=2))
-        assert workers.has_larger(session, GPU, SWEEP, 2)
+        assert workers.has_larger(session, job_id, GPU, SWEEP, 2)
+
+
+def test_larger_devices_of_workers_with_older_software_do_not_count(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    with sessions.begin() as session:
+        older = replace(GPU, memory=2 * GPU.memory, spec_version=SPEC_VERSION - 1)
+        workers.record_heartbeat(session, "older", older)
+        assert not workers.has_larger(session, job_id, GPU, SWEEP)
 
 
 def test_a_job_that_no_live_worker_can_run_reports_the_reason(

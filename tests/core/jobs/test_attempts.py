@@ -168,6 +168,31 @@ def test_a_worker_that_lost_its_job_cannot_write(sessions: Sessions, make_job: M
             assert all_rows(sessions) == before
 
 
+def test_two_workers_with_the_same_number_of_an_attempt_do_not_both_write(
+    sessions: Sessions, make_job: MakeJob
+) -> None:
+    """This happens after a restore of the database, if a worker still runs an attempt of the time after the backup."""
+    for write in WRITES:
+        make_job()
+        stale = claimed(sessions, "before")
+        with sessions.begin() as session:
+            session.execute(text("UPDATE jobs SET worker = 'after' WHERE status = 'running'"))
+        before = all_rows(sessions)
+        with pytest.raises(LeaseLostError), sessions.begin() as session:
+            write(session, stale)
+        assert all_rows(sessions) == before
+
+
+def test_the_lease_counts_from_the_end_of_a_claim_that_had_to_wait(sessions: Sessions, make_job: MakeJob) -> None:
+    make_job()
+    with sessions.begin() as session:
+        session.execute(text("SELECT now()"))
+        time.sleep(2.0)
+        claims.claim(session, "w1", LEASE)
+        left = session.scalars(text("SELECT EXTRACT(epoch FROM lease_expires_at - clock_timestamp()) FROM jobs")).one()
+    assert LEASE - 1 < left <= LEASE
+
+
 def test_a_resumed_attempt_starts_from_the_saved_state(sessions: Sessions, make_job: MakeJob) -> None:
     make_job()
     first = claimed(sessions)
