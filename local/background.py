@@ -20,7 +20,7 @@ from local.stack import Stack
 
 ADDRESS_FILE = "running.json"
 READY_SECONDS = 900.0
-STOP_SECONDS = 120.0
+STOP_SECONDS = 150.0
 Report = Callable[[str], None]
 """Function that is called with each step of a start or a stop."""
 CHECK_SECONDS = 0.2

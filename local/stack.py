@@ -71,7 +71,7 @@ class Worker(Service):
 
     name = "worker"
     port_names = ()
-    stop_seconds = 60.0
+    stop_seconds = 115.0
 
     @override
     def ping(self) -> None:

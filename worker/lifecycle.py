@@ -7,8 +7,8 @@ import time
 from enum import StrEnum
 from math import inf
 
-DRAIN_SECONDS = 20.0
-"""Seconds after a shutdown request until the job is released. Orchestrators kill a process after 30 seconds."""
+DRAIN_SECONDS = 100.0
+"""Seconds after a shutdown request until the job is released. Orchestrators must wait 120 seconds for a worker."""
 PAUSE_SECONDS = 120.0
 """Seconds after a pause request until the job is released. Longer than `DRAIN_SECONDS`: no orchestrator waits here."""
 STACK_SECONDS = 2.0
