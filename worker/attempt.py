@@ -5,12 +5,12 @@ one mailbox. The same thread renews the lease, so it never waits for the object 
 of an attempt are in `worker.lifecycle`.
 """
 
-import errno
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from queue import Empty, Queue
 
 import structlog
@@ -134,17 +134,19 @@ class Supervisor:
             self._pause_for(error.reason, str(error), 0)
         except TransferError as error:
             self._fail(AttemptError("storage_failed", str(error)))
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                self._pause_for(Reason.DISK_FULL, str(error), getattr(error, "needed", None))
-            else:
-                message = (
-                    f"The worker cannot use its scratch folder: {error}. Check the disk of {self.settings.scratch}."
-                )
-                self._fail(AttemptError("scratch_failed", message))
         except LeaseLostError:
             raise
-        except Exception:
+        except Exception as error:
+            self._handle_other(error)
+
+    def _handle_other(self, error: Exception) -> None:
+        scratch = self.settings.scratch
+        if isinstance(error, OSError) and error.errno in disk_space.FULL:
+            self._pause_for(Reason.DISK_FULL, str(error), getattr(error, "needed", None))
+        elif isinstance(error, OSError) and Path(str(error.filename)).is_relative_to(scratch):
+            message = f"The worker cannot use its scratch folder: {error}. Check the disk of {scratch}."
+            self._fail(AttemptError("scratch_failed", message))
+        else:
             log.exception("attempt.unexpected_error")
             self._fail(AttemptError("internal_error", "An unexpected error occurred in the worker."))
 

@@ -7,7 +7,6 @@ This program fetches the model from the hub. Then it gives up everything that tr
 programs (`core.infra.sandbox`). SIGTERM ends this program at once, because there is nothing to save.
 """
 
-import errno
 import os
 import sys
 import threading
@@ -20,7 +19,7 @@ from core.models import hub_cache
 from core.models.hub_cache import CacheFullError
 from core.states import Phase
 from seft.models.source import Kind, fetch, find
-from worker import environment
+from worker import disk_space, environment
 from worker.parent_death import exit_with_parent
 from worker.protocol import Progressed, Task
 from worker.reporting import errors_sent, sender
@@ -67,7 +66,7 @@ def fetch_model(task: Task, held: ExitStack, report: Callable[[], None]) -> Path
         with _growth_reported(hub_cache.folder_of(source), report):
             path = retry_hub(lambda: fetch(source))
     except OSError as error:
-        if error.errno != errno.ENOSPC or isinstance(error, CacheFullError):
+        if error.errno not in disk_space.FULL or isinstance(error, CacheFullError):
             raise
         raise CacheFullError(f"The download of {source.reference} failed: {error}.") from error
     return path if source.kind is Kind.HUB else None

@@ -1,6 +1,5 @@
 """Send messages from a training process to its worker, and its errors as messages."""
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from seft.errors import (
     TrainError,
 )
 from seft.models.hub_files import UNREACHABLE
+from worker import disk_space
 from worker.protocol import Failed, Message, NoDiskSpace, Stopped, encode
 
 USER_ERRORS = (ConfigError, DataError, EvaluateError, PruneError, RecordError, SourceError, TrainError)
@@ -53,7 +53,7 @@ def errors_sent(send: Callable[[Message], None]) -> Iterator[None]:
         message = f"The machine ran out of memory. {error}"
         send(Failed(user_error=True, code=OUT_OF_MEMORY, message=message, of_host=True))
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in disk_space.FULL:
             raise
         # The cache may be on another disk than the job's folder, so it says nothing about the space for the folder.
         needed = 0 if isinstance(error, CacheFullError) else getattr(error, "needed", None)

@@ -156,7 +156,7 @@ def hub_errors(reference: str, revision: str | None) -> Iterator[None]:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in DENIED_STATUSES:
             message = f"the hub denies access to {reference}. Set a token that may read it, {_HOW_TO_SET}."
             raise AccessDeniedError(REFUSED, message) from error
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise _unreachable(reference, error) from error
 

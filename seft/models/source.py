@@ -165,7 +165,7 @@ def fetch(source: ModelSource, *, weights: bool = True) -> Path:
             hub.hf_hub_download(source.reference, CONFIG, revision=source.branch, etag_timeout=HUB_SECONDS)
         return Path(folder)
     except (HTTPError, OSError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         message = f"the download of {source.reference} from the hub failed: {describe_failure(error)}. Try again later."
         raise SourceError(UNREACHABLE, message) from error

@@ -1,5 +1,6 @@
 """One attempt in its worker, with a fake training process that follows the protocol."""
 
+import errno
 import json
 import os
 import signal
@@ -193,6 +194,20 @@ def test_an_unexpected_error_is_a_normal_failure(backend: Backend, job_id: str) 
     assert backend.events(job_id)[-1] == "job.retried"
 
 
+@pytest.mark.parametrize(("place", "code"), [("file", "scratch_failed"), ("/etc/file", "internal_error")])
+def test_the_scratch_folder_is_named_only_if_it_is_the_cause(
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch, place: str, code: str
+) -> None:
+    def fail(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(backend.settings.scratch / place))
+
+    attempt = supervisor(backend, "succeed")
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "mkdir", fail)
+        assert not attempt.run()
+    assert backend.event_rows(job_id)[-1].data["error"]["code"] == code
+
+
 def test_a_cancel_kills_the_whole_process_group_and_cleans_up(backend: Backend, job_id: str) -> None:
     with Running(supervisor(backend, "hang_with_child")) as attempt:
         wait_for(lambda: backend.job(job_id).progress == 0.5)
@@ -322,6 +337,7 @@ def test_the_lease_is_renewed_while_an_upload_hangs(backend: Backend, job_id: st
         time.sleep(1.5 * backend.settings.lease_seconds)
         with backend.sessions.begin() as session:
             assert recovery.requeue_lost(session, 3) == []
+        assert backend.job(job_id).status == Status.RUNNING
         storage.released.set()
 
 

@@ -42,11 +42,12 @@ def test_a_full_disk_pauses_the_job_until_there_is_space(backend: Backend, job_i
     assert backend.events(job_id)[1:5] == ["job.claimed", "job.released", "job.paused", "job.resumed"]
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_without_space_for_a_folder_pauses_the_job(
-    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def fail(path: Path, **_: object) -> None:
-        raise OSError(errno.ENOSPC, f"No space left on device: {path}")
+        raise OSError(number, f"No space left on device: {path}")
 
     attempt = supervisor(backend, "succeed")
     with monkeypatch.context() as full:
