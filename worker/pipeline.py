@@ -272,7 +272,8 @@ class Pipeline:
             del values["step"]
             metrics |= values
         metrics["memory_bytes"] = peak_memory(self._device)
-        self.send(Measured(step=self.step, values=metrics))
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}  # JSON has no others
+        self.send(Measured(step=self.step, values=finite))
 
     @property
     def _last_step(self) -> float:

@@ -22,7 +22,7 @@ input of the process closes and the process is killed.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from core.estimate.speed import LONGEST_SECONDS, Speed
 from core.specs import JobSpec
@@ -50,6 +50,18 @@ Text = Annotated[str, BeforeValidator(_text)]
 
 It has at most `MAX_TEXT_CHARACTERS`, because an error of a job is stored and sent in several places.
 """
+
+
+Step = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""Number of an optimizer step. The database stores it in 32 bits."""
+
+
+def _with_step(event: Evolved) -> Evolved:
+    _STEP.validate_python(event.step)
+    return event
+
+
+_STEP: TypeAdapter[int] = TypeAdapter(Step)
 
 
 class _Part(BaseModel):
@@ -101,8 +113,8 @@ class Progressed(_Part):
 
     type: Literal["progressed"] = "progressed"
     phase: Phase
-    progress: float = Field(allow_inf_nan=False)
-    step: int
+    progress: float = Field(ge=0, le=1, allow_inf_nan=False)
+    step: Step
     remaining: float | None = Field(default=None, ge=0, le=LONGEST_SECONDS, allow_inf_nan=False)
 
 
@@ -117,7 +129,7 @@ class Measured(_Part):
     """Message: all metrics that were measured at one step."""
 
     type: Literal["measured"] = "measured"
-    step: int
+    step: Step
     values: dict[str, float]
 
 
@@ -125,7 +137,7 @@ class TopologyEvolved(_Part):
     """Message: a topology event."""
 
     type: Literal["topology_evolved"] = "topology_evolved"
-    event: Evolved
+    event: Annotated[Evolved, AfterValidator(_with_step)]
 
 
 class Scored(_Part):
@@ -142,7 +154,7 @@ class Saved(_Part):
     """
 
     type: Literal["saved"] = "saved"
-    step: int
+    step: Step
 
 
 class Refused(_Part):
@@ -165,7 +177,7 @@ class Finished(_Part):
     """
 
     type: Literal["finished"] = "finished"
-    step: int
+    step: Step
     scores: dict[str, float]
     measured: dict[str, Any]
 

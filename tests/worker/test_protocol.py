@@ -68,7 +68,12 @@ def test_a_long_text_of_a_model_is_shortened_when_it_is_sent_and_when_it_is_rece
 
 ENDLESS = b'{"type": "progressed", "phase": "training", "progress": 0.5, "step": 1, "remaining": 1e10}\n'
 UNREAL = b'{"type": "progressed", "phase": "training", "progress": NaN, "step": 1}\n'
+TOO_MUCH = b'{"type": "progressed", "phase": "training", "progress": 1.1, "step": 1}\n'
+NEGATIVE = b'{"type": "saved", "step": -1}\n'
+LARGE_STEP = b'{"type": "measured", "step": 2147483648, "values": {}}\n'
+LARGE_EVENT = encode(MESSAGES[3]).replace(b'"step":60', b'"step":2147483648')
 LINES = [b"", b"hello\n", b'{"type": "saved"}\n', b'{"type": "other"}\n', b"\xff\n", ENDLESS, UNREAL]
+LINES += [TOO_MUCH, NEGATIVE, LARGE_STEP, LARGE_EVENT]
 
 
 @pytest.mark.parametrize("line", LINES)
