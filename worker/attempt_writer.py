@@ -97,7 +97,7 @@ class AttemptWriter:
                 with self._sessions.begin() as session:
                     return change(session)
             except (DBAPIError, NoConnectionError) as error:
-                # Of the other errors, some end the connection, such as that of a transaction that was idle for too long.
+                # Some other errors end the connection too, such as that of a transaction that was idle for too long.
                 unreachable = isinstance(error, (OperationalError, InterfaceError, NoConnectionError))
                 if not unreachable and not error.connection_invalidated:
                     raise

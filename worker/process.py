@@ -88,7 +88,7 @@ class Process:
         self._listener.join()
 
     def handled(self, line: bytes) -> None:
-        """Tell that a line of `on_line` does not wait any more."""
+        """Report that a line which `on_line` received has been handled."""
         with self._changed:
             self._waiting_bytes -= len(line)
             self._changed.notify()

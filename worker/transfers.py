@@ -25,7 +25,10 @@ from worker.failures import PauseError
 from worker.retries import retry
 
 UPLOADERS = 2
-"""Threads that send the parts of one object. Up to twice as many parts wait or are sent, and one is being filled."""
+"""Threads that send the parts of one object.
+
+At most twice this number of parts are queued or being sent, and one more is being filled.
+"""
 FULL_STATUS, FULL_CODES = 507, frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"})
 """HTTP status and error codes with which an S3 server reports that it is full. Amazon S3 is never full."""
 

@@ -28,7 +28,8 @@ the last step.
 RECORD_SECONDS, RECORD_BYTES_PER_SECOND = 300.0, 500_000
 """Seconds without a message while the dataset is read after which reading counts as hanging.
 
-To this is added the time that all datasets need at the second number, because they can have a single record.
+The limit is the first number, plus the bytes of all datasets divided by the second number, because one record can be as
+large as all datasets together.
 """
 REMEMBERED = 101
 """Number of latest steps whose median duration is used."""

@@ -25,9 +25,10 @@ from core.tables import Dataset, Holding, Import, Job, Json
 CONSIDERED = 500
 """Number of the first queued jobs of a tenant among which a worker looks for one that it can run."""
 CONCURRENT = 200
-"""Requests take turns if no more than this number of waiting jobs is missing to a limit.
+"""If a tenant is within this number of jobs of a limit, requests that create a job take a lock.
 
-All API processes together handle fewer requests at a time.
+The number is larger than the number of requests that all API processes handle at the same time. So requests without
+the lock cannot exceed the limit together.
 """
 
 
