@@ -37,7 +37,7 @@ from seft.models.hub_files import UNREACHABLE
 from worker import cleanup, disk_space, memory
 from worker.attempt_writer import AttemptWriter
 from worker.child_files import RefusedFileError
-from worker.failures import AttemptError, Failures, PauseError
+from worker.failures import AttemptError, Failures
 from worker.files import Files
 from worker.lifecycle import Lifecycle, State
 from worker.phases import Phases
@@ -57,6 +57,7 @@ from worker.protocol import (
     TopologyEvolved,
     decode,
 )
+from worker.retries import PauseError
 from worker.transfers import GoneError, TransferError, Transfers
 from worker.watchdog import Watchdog
 

@@ -98,8 +98,8 @@ class AttemptWriter:
                     return change(session)
             except (DBAPIError, NoConnectionError) as error:
                 # Some other errors end the connection too, such as that of a transaction that was idle for too long.
-                unreachable = isinstance(error, (OperationalError, InterfaceError, NoConnectionError))
-                if not unreachable and not error.connection_invalidated:
+                reachable = isinstance(error, DBAPIError) and not error.connection_invalidated
+                if reachable and not isinstance(error, (OperationalError, InterfaceError)):
                     raise
                 log.warning("database.unreachable", error=str(error))
                 if time.monotonic() > self._renewed + self._settings.lease_seconds:

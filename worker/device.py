@@ -108,8 +108,8 @@ def ask_torch(name: str, count: int) -> Device:
             f" is: {reason.removesuffix('.')}. Example: SEFT_DEVICE=cpu\n"
         )
         raise SystemExit(INVALID)
-    *fields, uuids = json.loads(answer.stdout)
-    return Device(*fields, tuple(uuids))
+    device = Device(*json.loads(answer.stdout))
+    return device._replace(uuids=tuple(device.uuids))
 
 
 def cpu() -> Device:

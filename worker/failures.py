@@ -10,32 +10,9 @@ from seft.errors import VerifierKilledError
 from seft.models.hub_files import UNREACHABLE
 from worker import memory
 from worker.protocol import Failed
+from worker.retries import PauseError
 
 log = structlog.get_logger(__name__)
-
-
-PAUSES = {
-    Reason.STORAGE_FULL: "The object storage is full. The job continues by itself as soon as the storage has space.",
-    Reason.STORAGE_UNREACHABLE: (
-        "The object storage does not answer, or answers with an error. The job continues by itself as soon as the"
-        " storage works again."
-    ),
-    Reason.HUB_UNREACHABLE: (
-        "The worker cannot reach the model hub. The job continues by itself as soon as the hub answers."
-    ),
-}
-"""What the user reads about a pause."""
-
-
-class PauseError(Exception):
-    """The attempt needs a server that does not do its part now. The job is paused for `reason`, which is in `PAUSES`.
-
-    It does not count as a failure, however long it takes.
-    """
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(PAUSES[reason])
-        self.reason = reason
 
 
 class AttemptError(Exception):

@@ -21,8 +21,7 @@ from core.infra.storage import STORAGE_ERRORS, Part, Storage, answer_of, is_miss
 from core.states import Reason
 from seft.checkpoint.compact.ordered import ordered
 from seft.checkpoint.facts import sha256 as hash_file
-from worker.failures import PauseError
-from worker.retries import retry
+from worker.retries import PauseError, retry
 
 UPLOADERS = 2
 """Threads that send the parts of one object.

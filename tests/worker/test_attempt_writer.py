@@ -17,7 +17,7 @@ def test_a_transaction_that_the_server_ended_is_tried_again(backend: Backend, jo
     def change(session: Session) -> str:
         session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '100ms'"))
         time.sleep(pauses.pop(0))
-        return session.scalars(text("SELECT 'done'")).one()
+        return str(session.scalars(text("SELECT 'done'")).one())
 
     assert writer.write(change) == "done"
     assert not pauses
