@@ -283,7 +283,7 @@ def test_settings_out_of_range_are_rejected(
         ((*repair, "0", *out), "steps must be at least 1"),
         ((*repair, "1", "--batch-tokens", "700", *out), "must be a multiple of sequence_tokens"),
         ((*prune, "0.5", "--damping", "0", *out), "damping must be from 1e-06 to 1.0"),
-        ((*repair, "1", "--warmup-steps", "-1", *out), "warmup_steps must be at least 0"),
+        ((*repair, "1", "--warmup-steps", "-1", *out), "warmup_steps must be from 0 to 0; it is -1"),
         ((*repair, "1", "--density", "0.1", "--weight-decay", "2", *out), "weight_decay must be from 0.0 to 1.0"),
         ((*repair, "1", "--settle", "2", *out), "settle must be from 0.0 to 1.0"),
         ((*repair, "1", "--schedule", "steep", *out), "invalid choice: 'steep'"),
