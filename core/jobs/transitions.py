@@ -74,8 +74,8 @@ def hold(session: Session, job_id: str, reason: Reason, message: str, **more: An
 
 def with_way_out(message: str, job_id: str) -> str:
     """Add to the message of a system error what the user can do. The output of a process may be at its end."""
-    separator = "\n" if "\n" in message else " "
-    return f"{message}{separator}Create the job again with POST /jobs/{job_id}/clone, or ask the operator."
+    end = "\n" if "\n" in message else " " if message.endswith(".") else ". "
+    return f"{message}{end}Create the job again with POST /jobs/{job_id}/clone, or ask the operator."
 
 
 def record_event(session: Session, job_id: str, attempt: int, type: str, data: dict[str, Any]) -> None:  # noqa: A002

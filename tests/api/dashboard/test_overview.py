@@ -33,7 +33,9 @@ def test_overview_shows_failed_jobs_first_and_the_storage_in_use(
             session, attempt, fault=Fault.SYSTEM, code="x", message="disk is unreachable", retry=False, max_failures=1
         )
     text = " ".join(visible(browser.show("/")).split())
-    assert text.index("Failed jobs") < text.index("Disk is unreachable service error") < text.index("Running")
+    advice = f"Create the job again with POST /jobs/{attempt.job_id}/clone, or ask the operator."
+    row = f"Disk is unreachable. {advice} service error"
+    assert text.index("Failed jobs") < text.index(row) < text.index("Running")
     assert f"Storage {size(stored)} in use" in text
 
 

@@ -296,7 +296,7 @@ def test_a_failing_job_is_retried_up_to_the_maximum_of_failures(sessions: Sessio
         assert retried is again
     job = row(sessions, job_id)
     assert (job.status, job.failures) == (Status.FAILED, 3)
-    message = f"broken Create the job again with POST /jobs/{job_id}/clone, or ask the operator."
+    message = f"broken. Create the job again with POST /jobs/{job_id}/clone, or ask the operator."
     assert job.error == {"fault": "system_error", "code": "oops", "message": message}
 
 
