@@ -207,7 +207,17 @@ MADE: dict[str, list[Callable[[], str]]] = {
         seconds_table,
         *(
             partial(study_table, name)
-            for name in ("methods", "rates", "schedules", "optimizers", "retention", "reads", "swaps", "ablations")
+            for name in (
+                "methods",
+                "gradual",
+                "rates",
+                "schedules",
+                "optimizers",
+                "retention",
+                "reads",
+                "swaps",
+                "ablations",
+            )
         ),
     ],
     "step-cost.md": [partial(steps_table, "bfloat16"), partial(steps_table, "float32"), steps_table_with_amx],
