@@ -3,6 +3,11 @@
 Each has a stable `code` for programs, and a message for people that says what must hold, what was given and what to do.
 """
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors of a disk without space, and of a user who may use no more of it."""
+
 
 class SeftError(Exception):
     """Base class of all errors of this library. A command that fails with the error ends with its `exit_code`."""

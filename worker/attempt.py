@@ -32,7 +32,7 @@ from core.settings import Settings
 from core.stages import Stage, stages_of
 from core.states import OUT_OF_MEMORY, Phase, Reason
 from core.tables import Json
-from seft.errors import SourceError
+from seft.errors import DISK_FULL, SourceError
 from seft.models.hub_files import UNREACHABLE
 from worker import cleanup, disk_space, memory
 from worker.attempt_writer import AttemptWriter
@@ -142,7 +142,7 @@ class Supervisor:
 
     def _handle_other(self, error: Exception) -> None:
         scratch = self.settings.scratch
-        if isinstance(error, OSError) and error.errno in disk_space.FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             self._pause_for(Reason.DISK_FULL, str(error), getattr(error, "needed", None))
         elif isinstance(error, OSError) and Path(str(error.filename)).is_relative_to(scratch):
             message = f"The worker cannot use its scratch folder: {error}. Check the disk of {scratch}."

@@ -18,8 +18,9 @@ from core.infra import folders, sandbox
 from core.models import hub_cache
 from core.models.hub_cache import CacheFullError
 from core.states import Phase
+from seft.errors import DISK_FULL
 from seft.models.source import Kind, fetch, find
-from worker import disk_space, environment
+from worker import environment
 from worker.parent_death import exit_with_parent
 from worker.protocol import Progressed, Task
 from worker.reporting import errors_sent, sender
@@ -66,7 +67,7 @@ def fetch_model(task: Task, held: ExitStack, report: Callable[[], None]) -> Path
         with _growth_reported(hub_cache.folder_of(source), report):
             path = retry_hub(lambda: fetch(source))
     except OSError as error:
-        if error.errno not in disk_space.FULL or isinstance(error, CacheFullError):
+        if error.errno not in DISK_FULL or isinstance(error, CacheFullError):
             raise
         raise CacheFullError(f"The download of {source.reference} failed: {error}.") from error
     return path if source.kind is Kind.HUB else None

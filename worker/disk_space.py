@@ -6,8 +6,6 @@ from pathlib import Path
 
 from core.infra import folders
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Numbers of the errors of a disk without space, and of a user who may use no more of it."""
 RESERVE_BYTES = 32 << 20
 """Bytes that always stay free, for logs or for a database on the same disk."""
 

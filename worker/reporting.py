@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from core.models.hub_cache import CacheFullError
 from core.states import OUT_OF_MEMORY
 from seft.errors import (
+    DISK_FULL,
     Cancelled,
     ConfigError,
     DataError,
@@ -18,7 +19,6 @@ from seft.errors import (
     TrainError,
 )
 from seft.models.hub_files import UNREACHABLE
-from worker import disk_space
 from worker.protocol import Failed, Message, NoDiskSpace, Stopped, encode
 
 USER_ERRORS = (ConfigError, DataError, EvaluateError, PruneError, RecordError, SourceError, TrainError)
@@ -53,7 +53,7 @@ def errors_sent(send: Callable[[Message], None]) -> Iterator[None]:
         message = f"The machine ran out of memory. {error}"
         send(Failed(user_error=True, code=OUT_OF_MEMORY, message=message, of_host=True))
     except OSError as error:
-        if error.errno not in disk_space.FULL:
+        if error.errno not in DISK_FULL:
             raise
         # The cache may be on another disk than the job's folder, so it says nothing about the space for the folder.
         needed = 0 if isinstance(error, CacheFullError) else getattr(error, "needed", None)

@@ -4,7 +4,6 @@
 """
 
 import difflib
-import errno
 import threading
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ from core.models import hub_cache, results
 from core.models.results import is_result
 from core.settings import Settings
 from core.tables import Checkpoint
-from seft.errors import SourceError
+from seft.errors import DISK_FULL, SourceError
 from seft.models.dimensions import Dimensions, read_dimensions
 from seft.models.hub_files import NOT_FOUND
 from seft.models.model_files import require_size
@@ -293,7 +292,7 @@ def _source_errors(reference: str, names: Callable[[], Iterable[str]] = tuple) -
             flaw = Flaw("model", message, repr(reference), WAYS_OUT[Code.MODEL_NOT_FOUND])
             raise ProblemError(Code.MODEL_NOT_FOUND, message, (flaw,)) from error
         log.exception("model.unreadable", model=reference)
-        what = "has no space for" if error.errno == errno.ENOSPC else "cannot read"
+        what = "has no space for" if error.errno in DISK_FULL else "cannot read"
         message = f"The disk of the service {what} the files of {reference!r}. Try again later."
         raise ProblemError(Code.UNAVAILABLE, message, retry_after=RETRY_SECONDS) from error
     except MALFORMED as error:

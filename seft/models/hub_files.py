@@ -3,7 +3,6 @@
 Nothing is stored on disk. Each read has a limit in bytes and in seconds, whatever the hub sends.
 """
 
-import errno
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -26,7 +25,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils._validators import validate_repo_id
 
-from seft.errors import SourceError
+from seft.errors import DISK_FULL, SourceError
 from seft.models.limits import parse_json
 
 NOT_FOUND, REFUSED, UNREACHABLE = "model_not_found", "model_refused", "hub_unreachable"
@@ -156,7 +155,7 @@ def hub_errors(reference: str, revision: str | None) -> Iterator[None]:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in DENIED_STATUSES:
             message = f"the hub denies access to {reference}. Set a token that may read it, {_HOW_TO_SET}."
             raise AccessDeniedError(REFUSED, message) from error
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
         raise _unreachable(reference, error) from error
 

@@ -4,7 +4,6 @@ Raises SourceError if the tensors of a checkpoint do not match the model exactly
 with random weights and only warn.
 """
 
-import errno
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from seft.errors import SourceError
+from seft.errors import DISK_FULL, SourceError
 from seft.models.loadable import loadable
 from seft.models.model_files import GENERATION_CONFIG
 from seft.models.source import Kind, ModelSource, fetch
@@ -121,7 +120,7 @@ def _source_errors(reference: str) -> Iterator[None]:
         with quiet():
             yield
     except LOAD_ERRORS as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
         raise SourceError(
             "model_refused",

@@ -4,7 +4,6 @@ The checks need no weights and no torch, so a server rejects at once what a work
 that need the weights (missing tensors, no linear layer to prune) are in `seft.models.load` and `seft.models.targets`.
 """
 
-import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from httpx2 import HTTPError
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from seft.errors import SourceError
+from seft.errors import DISK_FULL, SourceError
 from seft.models.gguf_header import read_header
 from seft.models.gguf_positions import TENSORS, read_rope_parameters
 from seft.models.hub_files import (
@@ -165,7 +164,7 @@ def fetch(source: ModelSource, *, weights: bool = True) -> Path:
             hub.hf_hub_download(source.reference, CONFIG, revision=source.branch, etag_timeout=HUB_SECONDS)
         return Path(folder)
     except (HTTPError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
         message = f"the download of {source.reference} from the hub failed: {describe_failure(error)}. Try again later."
         raise SourceError(UNREACHABLE, message) from error

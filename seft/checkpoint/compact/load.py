@@ -112,8 +112,10 @@ def is_container(reference: str | Path) -> bool:
     if isinstance(reference, str) and is_address(reference):
         return True
     path = Path(reference)
-    if not _is_file(path) or path.suffix == COMPACT:
-        return _is_file(path)
+    if not _is_file(path):
+        return False
+    if path.suffix == COMPACT:
+        return True
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
