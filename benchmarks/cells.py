@@ -1,9 +1,9 @@
 """One experiment on quality: prune a model, repair it, and measure it. `benchmarks.quality` runs many of them.
 
-Every model is judged on two texts: a text of the same kind as its training text, and a text of another kind. Repair can
-improve the perplexity of the first text and worsen that of the second. A model is judged on the first 20 windows
-(sequences) of 1024 tokens of each text, in float32. Calibration uses the first 48 windows of 512 tokens of the training
-text, also in float32.
+Each model is evaluated on two texts. The first text is of the same kind as the training text. The second text is of
+another kind. Repair can improve the perplexity of the first text and worsen the perplexity of the second text. The
+evaluation reads the first 20 windows (sequences) of 1024 tokens of each text, in float32. Calibration uses the first 48
+windows of 512 tokens of the training text, also in float32.
 """
 
 import hashlib

@@ -165,8 +165,8 @@ class Settings(DatabaseSettings):
     rate_limit: float = Field(
         default=200,
         ge=0,
-        description="Average number of requests per second of one API key. A burst may have ten times as many. 0 turns"
-        " off this limit, and also the limit for unknown keys.",
+        description="Average number of requests per second that one API key may send. A key may send ten times this"
+        " number at once. 0 removes this limit. It also removes the limit for requests with unknown keys.",
     )
     key_waits: int = Field(
         default=100,

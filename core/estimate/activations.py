@@ -11,7 +11,7 @@ FLOAT = 4
 WHOLE_LOGITS = 1 << 24
 """Maximum number of logits that are in memory at the same time, as in `seft.loss`."""
 GATED = 1.5
-"""A block has a gate if its up projections produce over this times as many values as its down projections read."""
+"""Largest ratio of outputs of up projections to inputs of down projections in a block without a gate."""
 
 
 def weights_bytes(model: Dimensions, spec: JobSpec) -> int:

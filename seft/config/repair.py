@@ -133,7 +133,7 @@ class RepairConfig:
     events.
     """
 
-    steps: Annotated[int, Doc("Number of optimizer steps. If not given, as many as read 8,388,608 training tokens.")]
+    steps: Annotated[int, Doc("Number of optimizer steps. By default, the training reads 8,388,608 tokens.")]
     method: Annotated[RepairMethod, Doc("What is trained.")] = RepairMethod.SEFT
     density: Annotated[
         float | Literal["auto", "all"],

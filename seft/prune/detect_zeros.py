@@ -21,8 +21,8 @@ MIN_SPARSITY = 0.01
 GROUPS = (2, 4, 8, 16, 32)
 """Sizes of the groups of the patterns that are looked for. Each is twice the one before."""
 MIN_FULL_GROUPS = 0.1
-"""Smallest fraction of the groups of a pattern that have as many nonzeros as it allows. Without a pattern, few
-groups have as many nonzeros as the fullest group."""
+"""At least this fraction of the groups of a model with an N:M pattern has N nonzeros. In a model without a pattern, the
+largest number of nonzeros in a group occurs in few groups."""
 
 
 @torch.no_grad()

@@ -68,8 +68,8 @@ def choose(
     # 1. spare: the places of the budget that are free before anything grows. A kept active position uses a place, even
     #    if its value is zero.
     # 2. queue: the positions that may be removed. First `removal`, then the other dropped nonzeros, smallest |base|
-    #    first. The queue is always long enough: each zero that grows without a free place needs one position,
-    #    and at most as many such zeros grow as nonzeros were dropped.
+    #    first. The queue is always long enough: each zero that grows without a free place needs one position.
+    #    The number of these zeros is at most the number of dropped nonzeros.
     # 3. eligible: candidates by falling score. In a pattern, these are at most the N best of each group.
     # 4. Grow the first `len(dropped)` of them, and remove what the limits ask for. For each kept active position that
     #    is removed, grow the next candidate. This may remove more. Repeat until a round removes no more active

@@ -164,9 +164,9 @@ class Window:
     def removal(self, kept: Int[Tensor, "positions"]) -> Int[Tensor, "removal"]:
         """Return the positions that may become zero, the least sensitive first.
 
-        `kept` has the active positions that were kept. In an N:M pattern, all nonzero or kept positions in the groups
-        of the zeros that may grow are returned. Without a pattern, the least sensitive nonzeros are returned, at most
-        as many as the largest number of candidates for growth.
+        `kept` has the active positions that were kept. In an N:M pattern, the result has all nonzero or kept
+        positions in the groups of the zeros that may grow. Without a pattern, it has the least sensitive nonzeros.
+        Their number is at most the largest number of candidates for growth.
         """
         places = self._rivals(kept) if self._pattern.grouped else self._least_sensitive()
         return places[self._sensitivity(places).argsort(stable=True)]
