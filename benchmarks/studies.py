@@ -119,7 +119,17 @@ def gradual() -> Study:
         "as built": Cell(GRADUAL, config),
         **{f"rise {rise:g}": Cell(replace(GRADUAL, rise=rise), config) for rise in (0.5, 0.9)},
         "an event every 5 steps": Cell(replace(GRADUAL, rise_interval=5), config),
-        "compared within the model": Cell(replace(GRADUAL, compare=Compare.MODEL), config),
+        **{
+            f"compared within the model{label}": Cell(replace(GRADUAL, compare=Compare.MODEL), changed)
+            for label, changed in (
+                ("", config),
+                (", seed 1", replace(config, seed=1)),
+                (", rate 0.0005", replace(config, learning_rate=5e-4)),
+                (", half of each batch written", replace(config, retain=Retain.WRITTEN)),
+                (", half of each batch written, rate 0.0005", replace(config, retain=Retain.WRITTEN, learning_rate=5e-4)),
+            )
+        },
+        "as built, seed 1": Cell(GRADUAL, replace(config, seed=1)),
         "compared within rows": Cell(replace(GRADUAL, compare=Compare.ROW), config),
         "after 40 steps of dense training": Cell(
             GRADUAL, RECIPES["all-gradual"].config(5e-4, steps=60), adapt=RECIPES["ceiling"].config(1e-3, steps=40)
