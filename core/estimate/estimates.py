@@ -11,9 +11,8 @@ from sqlalchemy.orm import Session
 
 from core import workers
 from core.estimate import fitting, timings
-from core.estimate.activations import FLOAT
 from core.estimate.calibration import calibration_tokens
-from core.estimate.footprint import memory_by_phase, retained_bytes
+from core.estimate.footprint import memory_by_phase, resume_bytes
 from core.estimate.speed import DENSE_BYTES, Speed
 from core.settings import Settings
 from core.spec_parts import RepairMethod
@@ -30,7 +29,8 @@ def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Setti
     formats, head = spec.output.formats, model.hidden * model.vocabulary
     zeros = spec.zeros(model.parameters, model.targets)
     # These values are for no particular worker, so `auto` counts as float32, the larger type.
-    memory = memory_by_phase(model, spec.resolve_dtype(bfloat16=False))
+    largest = spec.resolve_dtype(bfloat16=False)
+    memory = memory_by_phase(model, largest)
     living = [_on_worker(worker, model, spec, speeds) for worker in session.scalars(query)]
     return {
         "architecture": model.architecture,
@@ -43,7 +43,7 @@ def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Setti
             for phase, need in memory.items()
         ],
         "checkpoint_bytes": published_bytes(formats, model.parameters, zeros, head, model.targets),
-        "disk_bytes": (FLOAT + DENSE_BYTES) * model.parameters + retained_bytes(spec),
+        "disk_bytes": resume_bytes(model, largest) + DENSE_BYTES * model.parameters,
         "fits": any(each["fits"] for each in living) if living else None,
         "workers": living,
     }

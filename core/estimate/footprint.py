@@ -139,3 +139,14 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
 def retained_bytes(spec: JobSpec) -> int:
     """Return the bytes of the dense model's predictions for the retained text, on the host."""
     return PREDICTED * spec.retained_tokens if spec.repair.retains else 0
+
+
+def resume_bytes(model: Dimensions, spec: JobSpec) -> int:
+    """Return the bytes of a saved state on the disk, with the retained text.
+
+    It has the pruned weights and the state of the repair method, with `evaluate_interval` twice. Only `masked_full`
+    needs more than `FLOAT` bytes per weight. Raises ValueError if the data type is `auto`.
+    """
+    repair = spec.repair
+    state = training_parts(model, spec).best_state if repair.method is not RepairMethod.NONE else 0
+    return max(FLOAT * model.parameters, state * (2 if repair.evaluate_interval else 1)) + retained_bytes(spec)

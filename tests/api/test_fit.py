@@ -234,6 +234,10 @@ def test_a_llama_is_accepted_in_all_formats_and_the_estimate_counts_them(
     assert only["checkpoint_bytes"] < dense["checkpoint_bytes"]
     alone = client.post("/jobs/estimate", json=request | {"repair": {"retain": "none"}}).json()
     assert dense["disk_bytes"] - alone["disk_bytes"] == 512 * 262_144, "what is retained"
+    few = body | {"model": "other", "repair": {"method": "masked_full"}}
+    more = client.post("/jobs/estimate", json=few).json()
+    nonzeros = round((1 - body["sparsity"]) * dense["target_weights"])
+    assert more["disk_bytes"] > 22 * nonzeros, "index, value, base, age and moments of each nonzero in float32"
     job = client.post("/jobs", json=request)
     assert (job.status_code, job.json()["spec"]["output"]["formats"]) == (202, request["output"]["formats"])
 
