@@ -126,7 +126,10 @@ def gradual() -> Study:
                 (", seed 1", replace(config, seed=1)),
                 (", rate 0.0005", replace(config, learning_rate=5e-4)),
                 (", half of each batch written", replace(config, retain=Retain.WRITTEN)),
-                (", half of each batch written, rate 0.0005", replace(config, retain=Retain.WRITTEN, learning_rate=5e-4)),
+                (
+                    ", half of each batch written, rate 0.0005",
+                    replace(config, retain=Retain.WRITTEN, learning_rate=5e-4),
+                ),
             )
         },
         "as built, seed 1": Cell(GRADUAL, replace(config, seed=1)),
