@@ -73,7 +73,7 @@ def stop(session: Session, tenant: str, job_id: str) -> Job:
     """End training early and publish the result. A job that is not running and has no saved state is cancelled.
 
     If steps before the stop are lost, they are trained again before the result is published. Raises CONFLICT if the
-    job has ended without a stop.
+    job has succeeded or failed without a stop.
     """
     job = jobs.get(session, tenant, job_id, change=True)
     if job.status == Status.CANCELLED or (job.stopping and Status(job.status).final):

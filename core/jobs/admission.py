@@ -44,8 +44,9 @@ def admit(
     False. `action` is the name of the operation in the audit log. The revision of a hub model is replaced by its
     current commit, so that a later change of the branch does not change the job. A job with `auto_start: false`
     stores an estimate of its cost. Raises ProblemError if the dataset, the model, the repository to push to or the
-    idempotency key is rejected, if the settings do not fit the model, if a limit of the tenant is reached, or if the
-    schedule is `gradual` and no live worker with enough devices has the memory for it.
+    idempotency key is rejected, if the settings do not fit the model, or if a limit of the operator is exceeded. Also
+    raises it if the schedule is `gradual` and the job fits into the memory of no live worker with enough devices. If
+    there is no such worker, the memory is not checked.
     """
     _require_run_time(spec, settings.job_seconds_of(caller.tenant))
     body = spec.fingerprint()

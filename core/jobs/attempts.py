@@ -1,8 +1,8 @@
 """Database writes of a worker for its job: claim it, report progress, save its state, end it.
 
 Every write except the claim names the job and the number of the attempt. It takes effect only if that attempt is the
-running one. Otherwise it writes nothing and raises LeaseLostError. The reason is that the job was cancelled (and maybe
-deleted), or was requeued after its lease expired.
+running one. Otherwise it writes nothing and raises LeaseLostError. Then the job was cancelled (and maybe deleted), or
+the attempt was ended because its lease expired.
 """
 
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ class Attempt:
     stop_step: int | None
     """Step at which training ends early, or None to train all steps."""
     micro_batch: int | None
-    """Number of sequences on the device at a time; None for that of the request. Set after running out of memory."""
+    """Number of sequences on all devices at a time, set after running out of memory. None: as the request says."""
     capability: Capability
     """What the worker of this attempt can run."""
     model_files: list[Json]
@@ -89,10 +89,9 @@ def claim(
     key_running: int,
     weights: Mapping[str, float],
 ) -> Attempt | None:
-    """Claim the next job of the queue and start a new attempt. Returns None if no waiting job can run on this worker.
+    """Claim the next job of the queue and start a new attempt. Returns None if `fairness.next_job` finds no job.
 
-    Jobs that another worker is claiming, or that newer software accepted, are skipped. If the request of a job is
-    invalid for this software, the job fails and the next one is claimed.
+    If the request of a job is invalid for this software, the job fails and the next one is claimed.
     """
     limits = {"tenant_limit": tenant_running, "key_limit": key_running}
     while row := fairness.next_job(session, capability, **limits, weights=weights):
@@ -236,10 +235,11 @@ def add_scores(session: Session, attempt: Attempt, values: dict[str, float]) -> 
 
 
 def save_resume(session: Session, attempt: Attempt, resume: Json) -> Json | None:
-    """Store the state that the next attempt starts from. Return the previous one, whose objects can be deleted now.
+    """Store the state from which the next attempt resumes. Return the previous state, or None.
 
-    If the new state is of a later step, the count of failures is reset, because only failures without progress are
-    limited. From now on the job needs a device of the same kind, because other kinds do not give the same bits.
+    Objects of the previous state that the new one does not name can be deleted after the commit. If the new state is
+    of a later step, the count of failures is reset, because only failures without progress are limited. From now on
+    the job needs a device of the same kind, because other kinds do not give the same bits.
     """
     previous = session.scalar(select(Job.resume).where(Job.id == attempt.job_id).with_for_update())
     advanced = previous is None or resume["step"] > previous["step"]

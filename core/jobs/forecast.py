@@ -34,9 +34,9 @@ def finish(job: Job) -> datetime | None:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Seconds until each live worker is free, and the expected seconds of a job.
+    """Seconds until the live workers are free, ascending, and the expected seconds of a job.
 
-    The expected seconds are None if no job has succeeded yet.
+    Workers for which this time is unknown are left out. The expected seconds are None if no job has succeeded yet.
     """
 
     free_in: tuple[float, ...]
@@ -74,9 +74,10 @@ class Forecast:
 
 
 def _seconds_left(spent: float, progress: float, left: float | None, duration: float | None) -> float | None:
-    """Return the seconds until a running job ends: those that its worker has reported, or else a guess.
+    """Return the seconds until a running job ends: those that its worker has reported, or else a guess, or None.
 
-    The pages of all tenants show them, and the progress is from a training process that may be hostile.
+    A guess is at most `LONGEST_SECONDS`, because the progress comes from a training process that may be hostile. All
+    tenants see times that are computed from it.
     """
     if left is not None:
         return max(0.0, float(left))

@@ -73,8 +73,8 @@ def create(
     `has_chat_template` is that of the model. Without one, it cannot read conversations.
 
     If there is an idempotency key, `find_by_idempotency_key` must have returned None for it in this transaction.
-    Raises INVALID_REQUEST if the tenant has no such datasets or they cannot be used together, and MODEL_NOT_FOUND if
-    the model was the result of a job and is gone.
+    Raises INVALID_REQUEST if the tenant has no such datasets or the job cannot use them, and MODEL_NOT_FOUND if the
+    model was the result of a job and its checkpoint was deleted.
     """
     _require_datasets(session, tenant, spec, has_chat_template=has_chat_template)
     _require_result(session, tenant, spec.model)
@@ -245,8 +245,8 @@ def last_ended(
 def position(session: Session, job: Job) -> int | None:
     """Return the job's expected place in the queue, from 1. Returns None if the job is not queued.
 
-    Tenants take turns. If n jobs of its tenant are earlier, n jobs of each other tenant are expected before it too.
-    Weights of tenants and running jobs are not considered. The value `MAX_POSITION` means this place or a later one.
+    Tenants take turns. If n jobs of its tenant are earlier, n or n + 1 jobs of each other tenant are expected before
+    it. Weights of tenants and running jobs are not considered. `MAX_POSITION` means this place or a later one.
     """
     if job.status != Status.QUEUED:
         return None
@@ -268,7 +268,7 @@ def _ahead() -> Select[int]:
 
 @cache
 def _ahead_of_others() -> Select[int]:
-    """Count up to `turns` jobs of every other tenant. It is one less if the first job of that tenant is newer."""
+    """Count up to `turns` queued jobs of each other tenant, or one less if its first job is newer than ours."""
     tenant: BindParameter[str] = bindparam("tenant")
     waiting = fairness.waiting_tenants()
     first = select(waiting.c.id).where(waiting.c.tenant == tenant).scalar_subquery()

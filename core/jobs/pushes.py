@@ -74,10 +74,10 @@ def add_requested(session: Session, tenant: str, job_id: str, checkpoint_id: str
 
 
 def request(session: Session, job: Job, target: PushSpec) -> Push:
-    """Push the newest checkpoint of a job. Return the row.
+    """Request a push of the newest checkpoint of a job. Return the row of the push.
 
-    A push to the same branch starts again at once, with all its tries. One that is running is returned as it is. Raises
-    CONFLICT if the job has no checkpoint, and LIMIT_REACHED if its result is pushed to `MAX_TARGETS` branches.
+    An earlier push to this branch starts again at once, with all its tries, unless it is running. Raises CONFLICT if
+    the job has no checkpoint, and LIMIT_REACHED if the job has pushes to `MAX_TARGETS` other branches.
     """
     # The locks keep the checkpoint and the job, and make other requests wait. A deletion locks in the same order.
     newest = select(Checkpoint.id).where(Checkpoint.job_id == job.id).order_by(Checkpoint.id.desc()).limit(1)

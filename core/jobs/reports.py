@@ -68,7 +68,7 @@ def events(session: Session, job_id: str, *, after: int, limit: int) -> tuple[Se
 def latest_events(session: Session, job_id: str, *, limit: int) -> Sequence[JobEvent]:
     """Return the last `limit` events, newest first, without their counts per layer.
 
-    They are detached from the session, so a change of them is not written.
+    The objects do not belong to the session, so changes to them are not written.
     """
     data = JobEvent.data.op("-")(LAYERS).label("data")
     query = select(JobEvent.id, JobEvent.job_id, JobEvent.attempt, JobEvent.type, data, JobEvent.created_at)
@@ -123,7 +123,7 @@ def first_attempt(session: Session, job_id: str) -> int:
 def downsample_metrics_by_span(session: Session, job_id: str, *, after_step: int, length: int) -> Sequence[MetricPoint]:
     """Return one point per span of `length` steps. The spans are counted from step 1.
 
-    The point of a complete span does not change any more.
+    The values of a complete span do not change any more, unless training restarts.
     """
     selected = (JobMetric.job_id == job_id, JobMetric.step > after_step)
     span = ((JobMetric.step - 1) // length).label("span")

@@ -1,4 +1,4 @@
-"""Expire checkpoints after the time that their job has set, and datasets that no job has used for a long time.
+"""Expire checkpoints whose retention time is over, and datasets that were not used for a long time.
 
 Only rows are deleted here. `worker.cleanup` deletes objects that have no row any more.
 """
@@ -64,9 +64,9 @@ def expire_checkpoints(session: Session) -> list[str]:
 
 
 def expire_datasets(session: Session, days: int) -> list[str]:
-    """Mark datasets as deleted that no job has used in the last `days` days. Return their ids.
+    """Mark datasets as deleted that were neither uploaded nor used in the last `days` days. Return their ids.
 
-    A dataset of an unfinished job counts as used. With `days` 0, no dataset expires.
+    A dataset is used until all its jobs have ended. With `days` 0, no dataset expires.
     """
     if not days:
         return []

@@ -1,7 +1,7 @@
 """Change the status of a job and write the event of the change, in one transaction. No other code changes a status.
 
 The change is a compare-and-swap: it is made only if the job still has one of the expected statuses. Permissions are
-not checked here. The callers are `core.jobs.actions`, `core.jobs.attempts` and `core.jobs.recovery`.
+not checked here. The callers are other modules of `core.jobs`.
 """
 
 from datetime import datetime
@@ -81,8 +81,8 @@ def with_way_out(message: str, job_id: str) -> str:
 def record_event(session: Session, job_id: str, attempt: int, type: str, data: dict[str, Any]) -> None:  # noqa: A002
     """Write an event of a job. If the event reports a change of status, also create its webhook deliveries.
 
-    The caller must have updated the job's row in the same transaction. That locks the row, so the events of a job are
-    committed in the order of their ids. A reader that continues after the last id it saw therefore misses no event.
+    The caller must have locked the job's row in the same transaction, for example by an update. So the events of a job
+    are committed in the order of their ids, and a reader that continues after the last id it saw misses no event.
     """
     event = {"job_id": job_id, "attempt": attempt, "type": type, "data": data}
     event_id, at = session.execute(_insert_event(), event).one()
