@@ -40,7 +40,7 @@ class HubToken(Base):
 
 
 class SignIn(Base):
-    """Session of a browser that signed in with an API key. The database has only hashes of its token."""
+    """Session of a browser that signed in with an API key. The database has only hashes of its tokens."""
 
     __tablename__ = "sign_ins"
 
@@ -48,7 +48,7 @@ class SignIn(Base):
     key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"))
     sha256: Mapped[str] = mapped_column(unique=True)
     former_sha256: Mapped[str | None] = mapped_column(index=True)
-    """Hash of the previous token, until the present one was used for some time."""
+    """Hash of the previous token. None if that token is invalid now, see `core.access.sign_ins.GRACE`."""
     csrf: Mapped[str]
     """Token that every form of this browser must contain, as protection against forged requests (CSRF)."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -56,7 +56,7 @@ class SignIn(Base):
 
 
 class AuditEntry(Base):
-    """A change that a caller made. It is never changed or deleted, even if its target is deleted."""
+    """A change by a caller, or the expiry of a dataset. The row is never changed or deleted."""
 
     __tablename__ = "audit_log"
     __table_args__ = (
@@ -69,7 +69,7 @@ class AuditEntry(Base):
     key_id: Mapped[str]
     request_id: Mapped[str]
     action: Mapped[str]
-    """Name of the operation, which is its operation id in the OpenAPI document."""
+    """Operation id in the OpenAPI document, or `expire_dataset`."""
     target: Mapped[str]
-    """Id of the object that was created or changed."""
+    """Id of the object that was created, changed or deleted."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -62,7 +62,7 @@ class Job(Base):
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
     """Number of the newest attempt. A write of a worker with another number is rejected."""
     failures: Mapped[int] = mapped_column(server_default=text("0"))
-    """Number of failures since the last progress: expired leases, and failed attempts that were retried."""
+    """Number of failures since the last progress: expired leases and failed attempts."""
     run_seconds: Mapped[float] = mapped_column(server_default=text("0"))
     """Seconds that all attempts have run, as of the last heartbeat. A job has a maximum run time."""
     estimated_finish: Mapped[datetime | None]
@@ -80,7 +80,7 @@ class Job(Base):
     If the sweep resumes it, "needs" are the bytes of free disk space that it needs.
     """
     micro_batch: Mapped[int | None]
-    """Number of sequences on the device at a time, set after an attempt ran out of memory. None before that."""
+    """Number of sequences on all devices at a time, set after an attempt ran out of memory. None: as in `spec`."""
     needs: Mapped[Json] = mapped_column(server_default=text("'{}'"))
     """What the job needs from a worker: {"disk", "memory", "device"}, each optional. See `core.capability`."""
     dtype: Mapped[str | None]
@@ -91,9 +91,9 @@ class Job(Base):
     resume: Mapped[Json | None]
     """Newest saved state: {"step", "files": [{"name", "key", "size", "sha256"}]}."""
     scores: Mapped[Json] = mapped_column(server_default=text("'{}'"))
-    """Perplexities: {"dense", "pruned", "repaired"}, each as soon as it is measured. A gradual job has no `pruned`."""
+    """Perplexities by name, such as "dense", "pruned" and "repaired", each as soon as it is measured."""
     measured: Mapped[Json | None]
-    """Counted in the checkpoint: sparsity of the pruned layers and of the whole model, and zeros that grew."""
+    """Counted in the checkpoint: sparsity of the pruned layers, sparsity of the model, and pruned nonzero weights."""
     estimate: Mapped[Json | None]
     """Estimate made when the job was created. Only for jobs with `auto_start: false`."""
     error: Mapped[Json | None]
@@ -170,7 +170,7 @@ class Checkpoint(Base):
     scores: Mapped[Json]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime | None]
-    """Time at which the checkpoint is deleted. None to keep it permanently."""
+    """Time from which the checkpoint is deleted if nothing uses it. None to keep it permanently."""
 
 
 class Holding(Base):

@@ -25,7 +25,7 @@ class Webhook(Base):
     old_secret: Mapped[str | None]
     old_secret_until: Mapped[datetime | None]
     failing_since: Mapped[datetime | None]
-    """Time of the first failure after the last success. None if the last try succeeded."""
+    """Time of the first failure since the last success or `enable`. None if there is no such failure."""
     disabled_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
