@@ -2,8 +2,8 @@
 
 An object never changes after it was stored, so a file that is already in the folder is not downloaded again. Run
 `save` once before and once after the dump of the database. The folder then contains every object that the dump refers
-to, with one exception: the saved state of a running job, if it was created and deleted between the two runs. After a
-restore, such a job starts again from the beginning.
+to, except objects that were created and deleted between the two runs. This is usually the saved state of a running job.
+After a restore, such a job starts again from the beginning.
 """
 
 from pathlib import Path

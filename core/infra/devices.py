@@ -26,7 +26,7 @@ MIB = 1 << 20
 def driver() -> str | None:
     """Return the driver version and devices as nvidia-smi prints them. Returns None if there is no driver.
 
-    Raises OSError if nvidia-smi fails.
+    Raises OSError if nvidia-smi fails, and TimeoutExpired if it does not end within `SECONDS`.
     """
     if shutil.which("nvidia-smi") is None:
         return None
@@ -38,13 +38,13 @@ def driver() -> str | None:
 
 
 def used_memory(uuid: str) -> int | None:
-    """Return the bytes of device memory that all processes use. Returns None if NVML does not report it."""
+    """Return the bytes of device memory that all processes use. Returns None if nvidia-smi does not report it."""
     mebibytes = _query("memory.used", uuid)
     return None if mebibytes is None else mebibytes * MIB
 
 
 def temperature(uuid: str) -> int | None:
-    """Return the temperature of the device in degrees Celsius. Returns None if NVML does not report it."""
+    """Return the temperature of the device in degrees Celsius. Returns None if nvidia-smi does not report it."""
     return _query("temperature.gpu", uuid)
 
 
@@ -68,7 +68,7 @@ def torch() -> dict[str, Any] | None:
     """Return facts about the installed torch: `version`, `cuda` version, `there` (finds a device), and `memory`.
 
     `memory` has a pair (free, total) in bytes per device. Returns None if torch is not installed. Raises OSError if
-    torch cannot be loaded.
+    torch cannot be loaded, and TimeoutExpired if this takes longer than `SECONDS`.
     """
     command = [sys.executable, "-c", TORCH_PROBE]
     process = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)

@@ -79,7 +79,7 @@ class Part(NamedTuple):
 
 
 class Storage:
-    """One bucket. Safe to share between threads. If a request fails, methods raise the errors of botocore."""
+    """One bucket. Safe to share between threads. If a request fails, methods raise one of `STORAGE_ERRORS`."""
 
     def __init__(self, settings: Settings) -> None:
         self._link_seconds = settings.link_seconds
@@ -93,7 +93,7 @@ class Storage:
     def ensure_bucket(self) -> None:
         """Create the bucket if it is missing.
 
-        Add the rule `ABORT_INCOMPLETE_UPLOADS` if the bucket does not have it.
+        Add the rule `ABORT_INCOMPLETE_UPLOADS` if the bucket has no rule of this kind.
         """
         try:
             self.ping()
@@ -286,9 +286,9 @@ def status_of(error: Exception) -> int | None:
 
 
 def answer_of(error: Exception) -> ClientError | None:
-    """Return the error that the storage answered, or None if it gave no answer.
+    """Return the error with which the storage answered, or None if it gave no answer.
 
-    A multipart upload wraps this error in one of its own.
+    boto3 wraps this error if the upload of a file fails.
     """
     cause = error if isinstance(error, ClientError) else error.__context__
     return cause if isinstance(cause, ClientError) else None
