@@ -15,7 +15,7 @@ from core.tables import AuditEntry
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The tenant, name and scope of the API key that sent a request. A caller sees only the rows of its own tenant."""
+    """The sender of a request: the tenant, id and scope of its API key. It sees only the rows of its own tenant."""
 
     tenant: str
     key_id: str

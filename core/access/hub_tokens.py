@@ -1,7 +1,7 @@
 """Tenants' access tokens for the model hub, for private and gated models and datasets. A tenant has at most one.
 
-A token is stored encrypted and never shown. It is decrypted only to push a result, and to read models and datasets
-that are not public.
+A token is stored encrypted and never shown. It is decrypted only to push a result, to check whether it may push, to
+read models and datasets that are not public, and to encrypt it with a new key.
 """
 
 import huggingface_hub as hub

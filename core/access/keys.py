@@ -119,5 +119,5 @@ def revoke(session: Session, tenant: str, key_id: str, *, by: str) -> ApiKey:
 
 
 def digest(secret: str) -> str:
-    """Return the SHA-256 of a secret. Secrets are stored only in this form."""
+    """Return the SHA-256 of a text. API keys and session tokens are stored only in this form."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

@@ -17,7 +17,7 @@ from core.tables import ApiKey, SignIn
 
 LIFE = timedelta(days=7)
 IDLE = timedelta(days=1)
-"""Time without a request after which a session expires."""
+"""Age of the token at which a session expires. A session in use gets a new token every `ROTATION`."""
 ROTATION = timedelta(minutes=15)
 GRACE = timedelta(minutes=1)
 """Minimum time for which the previous token stays valid after it was replaced. Concurrent requests still send it.
