@@ -94,7 +94,7 @@ def delete(session: Session, tenant: str, job_id: str) -> Job:
     if the job has not ended, or if a job that has not ended uses its result as its model.
     """
     _require_ended(jobs.get(session, tenant, job_id))
-    # A job that is being created with the result as its model has locked the rows, and is seen by the next query.
+    # Wait for transactions that create a job with the result as its model. The query below then sees these jobs.
     # The expiry of checkpoints locks in the same order.
     session.scalars(select(Checkpoint.id).where(Checkpoint.job_id == job_id).with_for_update()).all()
     job = jobs.get(session, tenant, job_id, change=True)
@@ -103,7 +103,7 @@ def delete(session: Session, tenant: str, job_id: str) -> Job:
         detail = f"{user} uses the result of {job.id} as its model and has not ended. Cancel it, or wait until it ends."
         raise ProblemError(Code.CONFLICT, detail)
     record_event(session, job.id, job.attempt, f"{STATUS_EVENT_PREFIX}{Transition.DELETED}", {})
-    # Before the job, because the trigger that counts the bytes of checkpoints reads the job's row.
+    # Checkpoints first, because the trigger that counts their bytes reads the job's row.
     for row in (delete_rows(Checkpoint).where(Checkpoint.job_id == job.id), delete_rows(Job).where(Job.id == job.id)):
         session.execute(row, execution_options={"synchronize_session": False})
     return job

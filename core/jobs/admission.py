@@ -85,13 +85,13 @@ def admit(
 
 
 def fitted(spec: AnySpec, model: Dimensions, source: ModelSource) -> AnySpec:
-    """Return the request for a model, with the lengths of sequences that were left out at most as long as its context.
+    """Return the request, adapted to a model. Sequence lengths that were left out do not exceed the model's context.
 
-    The allocation `auto` becomes `uniform` if the model needs it. If the model is pruned already (sparsity 0), there is
-    no dense model to retain anything of, so a `retain` that was left out becomes `none`.
+    The allocation `auto` becomes `uniform` if the model needs it. If the model is already pruned (sparsity 0), there is
+    no dense model. Then a `retain` that was left out becomes `none`.
 
-    Raises ProblemError if the settings do not fit the model. The rules are those of the library (`seft.fit`,
-    `seft.models.gguf_config`). The tokenizer is read only by the training process, which checks it before it trains.
+    Raises ProblemError if the settings do not fit the model. The library defines the rules (`seft.fit`,
+    `seft.models.gguf_config`). The tokenizer is not read here. The training process checks it before the training.
     """
     spec = spec.within(model.context)
     if model.shares_keys and spec.allocation is Allocation.AUTO:
@@ -125,7 +125,7 @@ def _fit_repair(spec: JobSpec, model: Dimensions) -> None:
     if repair := spec.repair_config():
         require_repair_of(spec.prune_config(), repair)
         require_dense_model(spec.prune_config(), repair)
-        repair.require_processes(spec.devices)  # shorter sequences change their number in a batch
+        repair.require_processes(spec.devices)  # a batch has more sequences if each is shorter
         require_fit(model, repair)
 
 

@@ -1,8 +1,8 @@
 """Database writes of a worker for its job: claim it, report progress, save its state, end it.
 
-Every write except the claim names the job and the number of the attempt. It takes effect only if that attempt is the
-running one. Otherwise it writes nothing and raises LeaseLostError. Then the job was cancelled (and maybe deleted), or
-the attempt was ended because its lease expired.
+Every write except the claim names the job and the number of the attempt. The write takes effect only if that attempt
+is the running one. Otherwise it writes nothing and raises LeaseLostError. Then the job was cancelled (and maybe
+deleted), or the attempt was ended because its lease expired.
 """
 
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ class Attempt:
     retained: StoredDataset | None
     """The dataset to retain. None if the job retains no dataset."""
     held_out: StoredDataset | None
-    """The dataset to evaluate on. None if it is a part of the other dataset."""
+    """The dataset to evaluate on. None if a part of `dataset` is held out instead."""
     resume: Json | None
     scores: dict[str, float]
     stop_step: int | None
@@ -74,7 +74,7 @@ class PendingActions:
     pausing: bool
     """True if the attempt must save its state and release the job."""
     stop_step: int | None
-    """Step at which it must end training and publish, or the next step if it is past that. None for no stop."""
+    """Step after which it must end training and publish. An attempt past it ends at its next step. None: no stop."""
     run_seconds: float = 0.0
     """Seconds that the job has run, in all attempts together. An attempt must end if the job has run too long."""
 
@@ -130,7 +130,7 @@ def _read_spec(job: Job, capability: Capability) -> JobSpec | Json:
 
 
 def _attempt(session: Session, row: tuple[Job, Dataset], worker: str, spec: JobSpec, capability: Capability) -> Attempt:
-    """Build the attempt. The job is as before the claim, so its `attempt` is one less than the new number."""
+    """Build the attempt. `row` was read before the claim, so `job.attempt` is one less than the new number."""
     job, dataset = row
     return Attempt(
         job_id=job.id,
@@ -160,7 +160,7 @@ def _stored(session: Session, dataset_id: str | None) -> StoredDataset | None:
 def heartbeat(session: Session, attempt: Attempt, lease_seconds: float, ran: float) -> PendingActions:
     """Renew the lease and return the actions that the tenant has requested.
 
-    `ran` are the seconds that the attempt has run since its last heartbeat. Does not change `updated_at`, because
+    `ran` is the number of seconds since the last heartbeat. Does not change `updated_at`, because
     readers of the job see no difference.
     """
     run_seconds = Job.run_seconds + ran
@@ -175,7 +175,7 @@ def set_progress(
 ) -> None:
     """Write the phase, the completed fraction of the whole job (0 to 1), and the optimizer step.
 
-    `remaining` are the seconds until the job ends; None if unknown. If the phase is new, also write `phase.began`.
+    `remaining` is the number of seconds until the job ends, or None. For a new phase, also write `phase.began`.
     """
     previous, seconds = _phase(session, attempt)
     phase_start = {"phase_at": func.now()} if phase != previous else {}
@@ -207,8 +207,8 @@ def add_event(session: Session, attempt: Attempt, type: str, data: dict[str, Any
 def record_evolution(session: Session, attempt: Attempt, data: Json) -> None:
     """Write the event `topology.evolved` of the step `data["step"]`, unless that event exists already.
 
-    An attempt that resumes from a saved state repeats some steps. The events of these steps already exist. Steps only
-    rise, so the newest event tells whether one exists.
+    An attempt that resumes from a saved state repeats some steps. The events of these steps already exist. The steps of
+    events only rise, so only the newest event is read.
     """
     _write(session, attempt)
     events = select(JobEvent).where(JobEvent.job_id == attempt.job_id, JobEvent.type == TOPOLOGY_EVOLVED)
@@ -371,13 +371,13 @@ def _stop_step(stopping: bool, stop_step: int | None, step: int) -> int | None:
 
 
 def _after(seconds: float) -> Any:
-    # Not the time at which the transaction began: a claim may wait for other claims.
+    # `now()` is the start of the transaction, but a claim may wait for other claims.
     return func.clock_timestamp() + timedelta(seconds=seconds)
 
 
 def _write(session: Session, attempt: Attempt, **values: Any) -> None:
     # Setting the number to itself takes the row lock even if there is nothing else to set.
-    # After a restore of the database, two workers can have the same number.
+    # After a restore of the database, two workers can have the same attempt number.
     same = (Job.attempt == attempt.number, Job.worker == attempt.worker)
     owned = (Job.id == attempt.job_id, Job.status == Status.RUNNING, *same)
     statement = update(Job).where(*owned).values({"attempt": attempt.number, **values}).returning(Job.id)

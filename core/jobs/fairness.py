@@ -37,7 +37,7 @@ class Waiting(NamedTuple):
 
     tenant: str
     first: str
-    """Id of its first job."""
+    """Id of its first queued job."""
     running: int
     """Number of its running jobs."""
 
@@ -100,10 +100,10 @@ def waiting_tenants() -> CTE:
 
 
 def _first_job(capability: Capability, key_limit: int) -> Select[Job, Dataset]:
-    """Return the query for the first job of the tenant in the parameter `tenant` that can run. It locks the row.
+    """Return the query for the first job of the tenant in the parameter `tenant` that can run. It locks the job's row.
 
-    It looks at the first `CONSIDERED` queued jobs. The other claims wait meanwhile, so it must not read a long queue of
-    jobs that this worker cannot run.
+    The query reads only the first `CONSIDERED` queued jobs, because other claims wait while it reads jobs that this
+    worker cannot run.
     """
     order = (Job.priority.desc(), Job.id)
     queued = select(Job.id, Job.priority).where(Job.status == Status.QUEUED, Job.tenant == bindparam("tenant"))
@@ -238,7 +238,7 @@ def _has(session: Session, number: int, tenant: str, key_id: str | None, statuse
 
 @cache
 def _after_others(*, by_key: bool) -> Select[int]:
-    """Return the query for a job that follows a number of others, all of one tenant (and key)."""
+    """Return the query that skips `others` jobs of one tenant (and key) and returns 1 if there is one more."""
     query = select(literal(1)).where(
         Job.tenant == bindparam("tenant"), Job.status.in_(bindparam("statuses", expanding=True))
     )

@@ -77,7 +77,7 @@ def _seconds_left(spent: float, progress: float, left: float | None, duration: f
     """Return the seconds until a running job ends: those that its worker has reported, or else a guess, or None.
 
     A guess is at most `LONGEST_SECONDS`, because the progress comes from a training process that may be hostile. All
-    tenants see times that are computed from it.
+    tenants see times that are computed from the guess.
     """
     if left is not None:
         return max(0.0, float(left))

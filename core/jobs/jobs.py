@@ -70,7 +70,7 @@ def create(
 ) -> Job:
     """Create a job. It is queued, or paused if `auto_start` is false.
 
-    `has_chat_template` is that of the model. Without one, it cannot read conversations.
+    `has_chat_template` says whether the model has one. A model without a chat template cannot read conversations.
 
     If there is an idempotency key, `find_by_idempotency_key` must have returned None for it in this transaction.
     Raises INVALID_REQUEST if the tenant has no such datasets or the job cannot use them, and MODEL_NOT_FOUND if the
@@ -146,7 +146,7 @@ def get(session: Session, tenant: str, job_id: str, *, change: bool = False) -> 
 
 
 def find(session: Session, tenant: str, job_ids: Iterable[str]) -> Sequence[Job]:
-    """Return those of the tenant's jobs with these ids that exist."""
+    """Return the tenant's jobs with these ids. Ids without a job are ignored."""
     return session.scalars(select(Job).where(Job.tenant == tenant, Job.id.in_(list(job_ids)))).all()
 
 
@@ -235,7 +235,7 @@ def first_in_queue(session: Session, tenant: str, *, limit: int) -> Sequence[Job
 def last_ended(
     session: Session, tenant: str, status: Status, *, limit: int, since: datetime | None = None
 ) -> Sequence[Job]:
-    """Return the tenant's `limit` jobs that ended last with a status, newest first, at `since` or later."""
+    """Return the last `limit` jobs of the tenant that ended with this status (at `since` or later), newest first."""
     ended = select(Job).where(Job.tenant == tenant, Job.status == status, Job.finished_at.is_not(None))
     if since is not None:
         ended = ended.where(Job.finished_at >= since)
@@ -282,9 +282,9 @@ def _ahead_of_others() -> Select[int]:
 def _require_datasets(session: Session, tenant: str, spec: JobSpec, *, has_chat_template: bool) -> None:
     """Raise INVALID_REQUEST if the tenant has no such datasets, or if one is too small or a copy of another.
 
-    Without a chat template, raise it for datasets of conversations too.
+    If the model has no chat template, also raise it for datasets of conversations.
 
-    The sequences of text to retain are trained on and evaluated, so there must be two of them. A dataset that is too
+    Text to retain is used for training and evaluation, so it must fill two sequences. A dataset that is too
     small here fails in every case. A larger one may still fail: the worker counts its tokens.
     """
     length = spec.repair.sequence_tokens
@@ -318,7 +318,7 @@ def _require_datasets(session: Session, tenant: str, spec: JobSpec, *, has_chat_
 
 
 def _longest_read(spec: JobSpec) -> dict[str, int]:
-    """Return the tokens of the longest sequence that pruning or training reads, by its field. Empty if none reads."""
+    """Return {field: tokens} of the longest sequence that pruning or training reads. Empty if neither reads any."""
     reads = {"repair.sequence_tokens": spec.repair.sequence_tokens * (spec.repair.method is not RepairMethod.NONE)}
     if spec.prune_config().reads_calibration:
         reads["prune.calibration.tokens"] = spec.prune.calibration.tokens
@@ -327,7 +327,7 @@ def _longest_read(spec: JobSpec) -> dict[str, int]:
 
 
 def _require_dataset(session: Session, tenant: str, dataset_id: str, field: str) -> Dataset:
-    """Return the dataset, and keep it until the transaction ends. Raise INVALID_REQUEST if the tenant has none such."""
+    """Return the dataset, and keep it until the transaction ends. Raise INVALID_REQUEST if there is no such one."""
     dataset = session.scalar(_locked_dataset(), {"id": dataset_id, "tenant": tenant})
     if dataset is None:
         flaw = Flaw(field, "must be the id of a dataset", dataset_id, "Upload one with POST /datasets and use its id.")
@@ -338,7 +338,7 @@ def _require_dataset(session: Session, tenant: str, dataset_id: str, field: str)
 
 
 def _require_result(session: Session, tenant: str, model: str) -> None:
-    """Keep the model until the transaction ends if it is the result of a job. Raise MODEL_NOT_FOUND if it is gone."""
+    """Prevent the deletion of a model that is the result of a job. Raise MODEL_NOT_FOUND if it was deleted already."""
     if results.is_result(model) and results.find(session, tenant, model, keep=True) is None:
         way_out = "Give the id of a job that has a checkpoint. GET /models lists them."
         flaw = Flaw("model", "must be a job with a checkpoint", repr(model), way_out)

@@ -10,9 +10,9 @@ ALTERNATIVES = ("dataset", "held_out")
 def apply_overrides(original: Json, patch: Json) -> JobSpec:
     """Apply a JSON merge patch (RFC 7396) to a stored request. The value null resets a field to its default.
 
-    If the patch changes `model`, the revision is removed, because it is a commit of the original model. A dataset to
-    evaluate on replaces the fraction that is held out, and the other way round. Raises pydantic's ValidationError if
-    the result is not a valid request.
+    If the patch changes `model`, the revision is removed, because it is a commit of the original model. If the patch
+    sets one of `evaluate.dataset` and `evaluate.held_out`, the other one is removed. Raises pydantic's ValidationError
+    if the result is not a valid request.
     """
     base = {**with_defaults(original), **({"revision": None} if "model" in patch else {})}
     evaluate = patch.get("evaluate")

@@ -1,8 +1,8 @@
 """Pushes: results of jobs that are copied into repositories of the model hub, with the hub token of the tenant.
 
 A push is a row. It is written in the transaction that publishes the result, or by a request for a finished job. A
-worker claims the row for `LEASE`, copies the files, and records the result. If it dies, another worker claims the row
-and tries again. A push that fails changes neither the job's status nor its result.
+worker claims the row for `LEASE`, copies the files, and records the result. If it dies before that, another worker
+claims the row and tries again. A push that fails changes neither the job's status nor its result.
 """
 
 import secrets
@@ -39,7 +39,7 @@ class ClaimedPush:
     number: int
     """Number of this try, from 1. The result is recorded only if no newer try exists."""
     requested_at: datetime
-    """Time of the request. A newer request starts the numbers again."""
+    """Time of the request. A new request numbers its tries from 1 again."""
     tenant: str
     job_id: str
     repository: str
@@ -53,7 +53,7 @@ class ClaimedPush:
 def require_branch(revision: str, param: str) -> None:
     """Raise INVALID_REQUEST for the parameter `param` if Git refuses a branch of this name.
 
-    This is no rule of `PushSpec`, because stored requests must stay readable.
+    `PushSpec` does not have this rule, because stored requests must stay readable.
     """
     parts = revision.split("/")
     wrong = any(not part or part.startswith(".") or part.endswith(".lock") for part in parts)
@@ -79,7 +79,7 @@ def request(session: Session, job: Job, target: PushSpec) -> Push:
     An earlier push to this branch starts again at once, with all its tries, unless it is running. Raises CONFLICT if
     the job has no checkpoint, and LIMIT_REACHED if the job has pushes to `MAX_TARGETS` other branches.
     """
-    # The locks keep the checkpoint and the job, and make other requests wait. A deletion locks in the same order.
+    # The locks prevent a deletion and make other requests wait. A deletion locks in the same order.
     newest = select(Checkpoint.id).where(Checkpoint.job_id == job.id).order_by(Checkpoint.id.desc()).limit(1)
     checkpoint_id = session.scalar(newest.with_for_update(read=True, key_share=True))
     session.scalar(select(Job.id).where(Job.id == job.id).with_for_update())
@@ -160,8 +160,8 @@ def record_success(session: Session, push: ClaimedPush, commit_url: str) -> None
 def record_failure(session: Session, push: ClaimedPush, code: str, message: str, *, retry: bool) -> None:
     """Record that a try has failed. With `retry`, the push is tried again later, up to `MAX_TRIES` times.
 
-    Otherwise it has failed, and the event is written. Then the message must say the way out; that of the last try is
-    added here. Does nothing if the push was deleted or another worker has claimed it.
+    Otherwise it has failed, and the event is written. Without `retry`, `message` must contain the way out. After the
+    last try, the way out is added here. Does nothing if the push was deleted or another worker has claimed it.
     """
     if row := _lock(session, push):
         if retry and push.number >= MAX_TRIES:
@@ -176,7 +176,7 @@ def record_failure(session: Session, push: ClaimedPush, code: str, message: str,
 
 
 def _add(session: Session, tenant: str, job_id: str, checkpoint_id: str, target: PushSpec) -> Push:
-    session.flush()  # the checkpoint must be there
+    session.flush()  # the checkpoint's row must exist
     row = Push(
         id=ids.new("push"),
         tenant=tenant,
@@ -193,14 +193,14 @@ def _add(session: Session, tenant: str, job_id: str, checkpoint_id: str, target:
 
 
 def _mine(push: ClaimedPush) -> tuple[ColumnElement[bool], ...]:
-    """Return the conditions that no other worker has claimed the push since."""
+    """Return the conditions that are true if this try is still the newest one and is running."""
     same_try = Push.requested_at == push.requested_at, Push.tries == push.number
     return Push.id == push.id, *same_try, Push.state == PushState.RUNNING
 
 
 def _lock(session: Session, push: ClaimedPush) -> Push | None:
     """Lock and return the row of a claimed push. Returns None if it was deleted or another worker has claimed it."""
-    session.scalar(select(Job.id).where(Job.id == push.job_id).with_for_update())  # first, as in its deletion
+    session.scalar(select(Job.id).where(Job.id == push.job_id).with_for_update())  # the job first, as in its deletion
     return session.scalar(select(Push).where(*_mine(push)).with_for_update())
 
 

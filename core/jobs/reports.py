@@ -19,9 +19,10 @@ LAYERS = "layers"
 """Name of the counts per layer in the data of such an event. No other part of an event can be large."""
 
 PAGE_LAYERS, STREAMED_ROWS = 50_000, 10
-"""Largest number of layers whose counts are in one page of events, and the events that are read from Postgres at once.
+"""`PAGE_LAYERS`: maximum number of layers with counts in one page of events. `STREAMED_ROWS`: events that are read from
+Postgres at once.
 
-A model of many experts has more than 10,000 layers, so a page of its events would have hundreds of megabytes.
+A model of many experts has more than 10,000 layers, so a page of its events could have hundreds of megabytes.
 """
 
 
@@ -38,8 +39,9 @@ class MetricPoint:
 class Evolution:
     """Several consecutive events `topology.evolved` merged into one.
 
-    It has their last step, the sparsity after it, the sum of each count, and one of the counts per layer. Events that
-    were undone count 0. The sparsity is None if older software wrote the event.
+    `step` is their last step, and `sparsity` is the sparsity after that step. `sums` are the sums of all counts, and
+    `layers` are the sums of one count per layer. Events that were undone count 0. The sparsity is None if older
+    software wrote the event.
     """
 
     step: int
@@ -51,8 +53,8 @@ class Evolution:
 def events(session: Session, job_id: str, *, after: int, limit: int) -> tuple[Sequence[JobEvent], bool]:
     """Return up to `limit` events with an id greater than `after`, oldest first.
 
-    The second value is true if more events follow. The events have counts of at most `PAGE_LAYERS` layers together,
-    or of one event.
+    The second value is true if more events follow. A page with more than one event has counts of at most
+    `PAGE_LAYERS` layers.
     """
     query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.id > after).order_by(JobEvent.id)
     rows, layers = list[JobEvent](), 0
@@ -103,7 +105,7 @@ def downsample_metrics(session: Session, job_id: str, *, after_step: int, points
 
 
 def span_length(session: Session, job_id: str, points: int) -> int:
-    """Return the smallest power of two so that `points` spans of this many steps cover all steps of the job.
+    """Return the smallest power of two for which `points` spans of this length (in steps) cover all steps of the job.
 
     A power of two seldom changes while the job trains, so a page can keep the points that it already has.
     """

@@ -53,8 +53,8 @@ def expire_checkpoints(session: Session) -> list[str]:
     unused = (Checkpoint.expires_at < func.now(), ~in_use, ~pushing)
     first = select(Checkpoint.id).where(*unused).order_by(Checkpoint.expires_at).limit(BATCH)
     locked = session.scalars(first.with_for_update(skip_locked=True)).all()
-    # The condition is checked again: a push that was requested before the rows were locked keeps its checkpoint, as
-    # does a job that uses it. A later request waits for the lock.
+    # The condition is checked again: a push or job that was created before the rows were locked keeps its checkpoint.
+    # A later one waits for the lock.
     rows = session.scalars(select(Checkpoint).where(Checkpoint.id.in_(locked), *unused)).all()
     for row in rows:
         session.execute(update(Job).where(Job.id == row.job_id).values(updated_at=func.now()))

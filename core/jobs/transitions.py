@@ -73,7 +73,7 @@ def hold(session: Session, job_id: str, reason: Reason, message: str, **more: An
 
 
 def with_way_out(message: str, job_id: str) -> str:
-    """Add to the message of a system error what the user can do. The output of a process may be at its end."""
+    """Add what the user can do to the message of a system error. A message with several lines ends with output."""
     end = "\n" if "\n" in message else " " if message.endswith(".") else ". "
     return f"{message}{end}Create the job again with POST /jobs/{job_id}/clone, or ask the operator."
 
