@@ -10,7 +10,7 @@ from core.tables.base import Base, Json
 
 
 class StoredDataset(NamedTuple):
-    """What a worker needs of a dataset: the key and the SHA-256 of its object, and its name."""
+    """What a worker must know of a dataset: key and SHA-256 of its object, and its name."""
 
     key: str
     sha256: str
@@ -41,7 +41,7 @@ class Dataset(Base):
 
     @property
     def stored(self) -> StoredDataset:
-        """Where its content is."""
+        """What a worker must know of the dataset."""
         return StoredDataset(self.object_key, self.sha256, self.name)
 
 

@@ -42,7 +42,7 @@ class Job(Base):
     retain_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
     """The dataset that the job retains, if any."""
     evaluate_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
-    """The dataset on which the job evaluates its models. None if it holds out a part of the other dataset."""
+    """The dataset on which the job evaluates its models. None if a part of its dataset is held out instead."""
     spec: Mapped[Json]
     key_id: Mapped[str | None]
     """Id of the API key that created the job, if any."""
@@ -51,7 +51,7 @@ class Job(Base):
     traceparent: Mapped[str | None]
     """Trace context of that request, if OpenTelemetry is on. It is the parent of all spans of the job."""
     spec_version: Mapped[int] = mapped_column(server_default=text("0"))
-    """`core.specs.SPEC_VERSION` of the software that accepted it. Workers with an older one skip it."""
+    """`core.specs.SPEC_VERSION` of the software that accepted the job. Workers with a lower version skip the job."""
     priority: Mapped[int]
     status: Mapped[str]
     phase: Mapped[str | None]
@@ -77,7 +77,7 @@ class Job(Base):
     reason: Mapped[Json | None]
     """Why a paused job is paused: {"code", "message"}.
 
-    If the sweep resumes it, "needs" are the bytes of free disk space that it needs.
+    If the sweep can resume the job, "needs" is the free disk space that the job needs, in bytes.
     """
     micro_batch: Mapped[int | None]
     """Number of sequences on all devices at a time, set after an attempt ran out of memory. None: as in `spec`."""

@@ -9,7 +9,7 @@ from core.tables.base import Base, Json
 
 
 class Push(Base):
-    """The result of a job, to be copied into a repository of the model hub. There is one row per job and branch."""
+    """A copy of a job's result into a repository of the model hub. There is one row per job and branch."""
 
     __tablename__ = "pushes"
     __table_args__ = (

@@ -29,7 +29,7 @@ class Worker(Base):
     temperature: Mapped[int | None]
     """Temperature of the device at `seen_at` in degrees Celsius. None if unknown."""
     flops: Mapped[float | None] = mapped_column(Double)
-    """Operations per second in a product of matrices in float32. None if they are not measured yet."""
+    """Operations per second of matrix products in float32. None if they are not measured yet."""
     flops_bfloat16: Mapped[float | None] = mapped_column(Double)
     """The same in bfloat16. Both are measured together."""
     spec_version: Mapped[int] = mapped_column(server_default=text("0"))
