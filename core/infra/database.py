@@ -31,7 +31,7 @@ from seft.storable import printable
 STATEMENT_SECONDS = 30
 """Timeout of an SQL statement, in seconds. All statements of this software are fast. A slow one waits for a lock."""
 KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
-"""Connection options: a server that does not answer is dropped after 20 seconds. The kernel's default is 15 minutes."""
+"""Connection options: a connection without an answer is closed after 20 seconds. The kernel's default is 15 minutes."""
 Row = TypeVar("Row")
 
 
@@ -40,17 +40,17 @@ class Lock(IntEnum):
     """Advisory locks of the whole service. During an upgrade, processes of two versions must agree on the numbers."""
 
     SWEEP = 0x5EF7
-    """It makes one sweep at a time requeue jobs."""
+    """Only one sweep at a time requeues jobs."""
     MIGRATION = 0x5EF71
-    """Of two processes that start together, one migrates, and the other has nothing to do."""
+    """If two processes start together, one migrates. Then the other one has nothing to migrate."""
     JOB_CLAIM = 0x5EF72
-    """It makes one claim see the jobs and the turns of the claims before it."""
+    """Claims of jobs run one after another. Each sees the jobs and turns of earlier claims."""
     IMPORT_CLAIM = 0x5EF73
-    """It makes one claim see the turns and the imports in work of the claims before it, in other processes too."""
+    """Claims of imports run one after another. Each sees the imports and turns of earlier claims."""
     PUSH_CLAIM = 0x5EF74
-    """It makes one claim see the turns and the running pushes of the claims before it."""
+    """Claims of pushes run one after another. Each sees the pushes and turns of earlier claims."""
     GRANT = 0x5EF75
-    """Postgres fails if two processes grant rights on a table at the same moment."""
+    """A GRANT fails if another process grants rights on the same table at the same moment."""
 
 
 def url(settings: DatabaseSettings) -> URL:
@@ -80,9 +80,9 @@ def make_engine(settings: DatabaseSettings) -> Engine:
 
 
 def to_json(value: Any) -> str:
-    """Return a value as JSON that Postgres can store. Texts of a training process or a model file can be anything."""
+    """Return a value as JSON that Postgres can store. A training process or a model file can supply any text."""
     text = json.dumps(value)
-    # Only these escapes can be of characters that Postgres rejects. Most values have none, and need one pass.
+    # Characters that Postgres rejects have one of these escapes. Most values have none, and need one pass.
     return json.dumps(_printable(value)) if "\\u0000" in text or "\\ud" in text else text
 
 
@@ -116,7 +116,7 @@ def make_sessions(engine: Engine) -> sessionmaker[Session]:
 def lock(session: Session | Connection, what: Lock | str) -> None:
     """Take an advisory lock until the transaction ends. Wait while another transaction has it.
 
-    A text stands for a lock of its own. Its hash is the number of the lock.
+    If `what` is a text, the number of the lock is its hash.
     """
     session.execute(select(func.pg_advisory_xact_lock(_number(what))))
 

@@ -19,7 +19,7 @@ SECONDS = 120
 QUERY_SECONDS = 10
 """Timeout of a call to nvidia-smi, in seconds. It is short, because the heartbeat of a worker waits for it."""
 _given_up: list[subprocess.Popen[str]] = []
-"""Calls that did not end in time. The driver may not even let them be killed. Until they end, none is started."""
+"""Calls that did not end in time. A driver that hangs can prevent their end. Until they end, no new call is started."""
 MIB = 1 << 20
 
 

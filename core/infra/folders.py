@@ -1,4 +1,4 @@
-"""Everything in a folder, while other processes may change it. Links are not followed."""
+"""List the content of a folder that other processes may change. Symbolic links are not followed."""
 
 import os
 from collections.abc import Iterator

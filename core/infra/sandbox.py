@@ -5,11 +5,11 @@ Three parts of the Linux kernel do this, and none of them needs root:
 - Landlock (Linux 5.13) limits which files the process can open. It also keeps the process from reading the memory and
   the environment of other processes and, since Linux 6.12, from sending them signals.
 - A seccomp filter refuses system calls: sockets other than Unix sockets, leaving the process group, reading other
-  processes, limiting their resources, and changing the permissions of files, which Landlock does not know.
+  processes, limiting their resources, and changing the permissions of files, which Landlock does not check.
 - `no_new_privs` keeps programs such as `sudo` from giving the process more rights.
 
-All of it also holds for every program that the process starts, and cannot be undone. A kernel or a container engine can
-lack a part: `missing` names it.
+The limits also hold for every program that the process starts, and cannot be removed. `missing` names the parts that
+the kernel or the container engine does not offer.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ LOCAL_SOCKETS = (socket.AF_UNIX,)
 """Families of sockets that a confined process may open."""
 CONNECTING_SOCKETS = (*LOCAL_SOCKETS, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
 """The same for the processes of a job on several devices, which connect to each other. See `leave_network`. To find the
-loopback interface they ask the kernel through AF_NETLINK, of which they may use the protocol ROUTE (0) alone."""
+loopback interface, they ask the kernel through AF_NETLINK. They may use only its protocol ROUTE (0)."""
 
 NEW_USER, NEW_NETWORK = 0x10000000, 0x40000000
 """Flags of `unshare`: a user namespace, a network namespace."""
@@ -50,11 +50,11 @@ OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEVICE
 RIGHTS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 """Number of file system rights in each version of Landlock. Versions after 5 have the same rights as version 5."""
 SCOPES = 0b11
-"""Connect to abstract Unix sockets, and send signals: only within the sandbox. Landlock knows both since version 6."""
+"""The process can connect to abstract Unix sockets and send signals only within the sandbox. Needs Landlock 6."""
 
 
 class Machine(NamedTuple):
-    """The numbers of a processor architecture: its id for seccomp, and those of its system calls."""
+    """A processor architecture: its id for seccomp, and the numbers of system calls."""
 
     audit: int
     socket: int
@@ -87,7 +87,7 @@ ROOT = Path(__file__).parents[2]
 """Folder with the packages of the service."""
 SYSTEM = (
     *("/bin", "/sbin", "/usr", "/lib", "/lib32", "/lib64", "/proc", "/sys"),
-    # Of /etc, which has secrets on some machines: what the C library, OpenSSL and Python read.
+    # Only the files of /etc that the C library, OpenSSL and Python read: on some machines it has secrets.
     *(f"/etc/{name}" for name in ("group", "hosts", "ld.so.cache", "localtime", "mime.types", "nsswitch.conf")),
     *("/etc/os-release", "/etc/passwd", "/etc/ssl/openssl.cnf", "/etc/timezone"),
 )
@@ -100,7 +100,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def missing(devices: int = 1) -> list[str]:
-    """Return which protections this kernel, or the container engine, does not offer. Each is a short sentence part.
+    """Return which protections this kernel, or the container engine, does not offer. Each text is a part of a sentence.
 
     `devices` is the number of devices of the worker.
     """
@@ -130,7 +130,7 @@ def _has_seccomp() -> bool:
 
 @cache
 def can_leave_network() -> bool:
-    """Return whether `leave_network` works here. A process of its own tries it."""
+    """Return whether `leave_network` works here. A child process tries it."""
     if (process := os.fork()) == 0:
         with suppress(OSError):
             leave_network()
@@ -142,9 +142,9 @@ def can_leave_network() -> bool:
 def leave_network() -> None:
     """Move this process to a network namespace that has only a loopback interface. Call before any thread starts.
 
-    The processes of a job on several devices connect to each other over it. Their libraries listen on all interfaces
-    and trust whoever connects, so these processes must not run in a network with others. Raises OSError if the kernel
-    or the container engine does not allow this.
+    The processes of a job on several devices connect to each other over this interface. Their libraries listen on all
+    interfaces and trust every client, so these processes must not share a network with others. Raises OSError if
+    the kernel or the container engine does not allow this.
     """
     if _libc().unshare(NEW_USER | NEW_NETWORK) != 0:
         raise OSError(ctypes.get_errno(), f"unshare: {os.strerror(ctypes.get_errno())}")
@@ -153,15 +153,15 @@ def leave_network() -> None:
         flags = struct.unpack_from("H", fcntl.ioctl(any_socket, GET_FLAGS, name + bytes(24)), 16)[0]
         fcntl.ioctl(any_socket, SET_FLAGS, name + struct.pack("H22x", flags | UP))
     header, nothing = struct.pack("Ii", CAPABILITIES_VERSION, 0), bytes(24)
-    if _libc().capset(header, nothing) != 0:  # those that the new user namespace gave
+    if _libc().capset(header, nothing) != 0:  # drop what the new user namespace gave
         raise OSError(ctypes.get_errno(), f"capset: {os.strerror(ctypes.get_errno())}")
 
 
 def code(variables: Mapping[str, str], packages: Iterable[str]) -> list[Path]:
     """Return the folders and files with the programs and libraries of a process.
 
-    Of the service's folder they include only these packages, because it can contain secrets of the operator.
-    `variables` are those of the environment.
+    Of the service's folder, only `packages` are included, because the folder can contain secrets of the operator.
+    `variables` is the environment of the process.
     """
     own = [ROOT / name for name in packages]
     imported = [Path(entry) for entry in sys.path if entry and not ROOT.is_relative_to(Path(entry).resolve())]
@@ -180,16 +180,16 @@ def confine(
     writable: Iterable[Path],
     sockets: Sequence[int] = LOCAL_SOCKETS,
 ) -> None:
-    """Confine this thread, and every program that it then executes or starts, for ever.
+    """Confine this thread, and every program that it then executes or starts, permanently.
 
-    Execute a program afterwards: this ends the other threads, which are not confined, and takes the capabilities of
-    root away.
+    Execute a program afterwards: this ends the other threads, which are not confined, and drops the capabilities of
+    root.
 
     The program can read the files of the system and of the folders or files `readable`, list the folders below
-    `listable` without reading files there, and do everything below `writable` but execute. Paths that do not exist are
-    skipped. It can open sockets of the families `sockets`. Protections that are `missing` are skipped, too.
+    `listable` without reading files there, and do everything below `writable` except execute. Paths that do not exist
+    are skipped. It can open sockets of the families `sockets`. Protections that are `missing` are skipped, too.
     """
-    with suppress(OSError):  # only root has capabilities to lose, and the end of the list is an error
+    with suppress(OSError):  # only root may do this, and a number above the last capability is an error
         for capability in range(64):
             _prctl(PR_CAPBSET_DROP, capability)
     _prctl(PR_SET_NO_NEW_PRIVS, 1)

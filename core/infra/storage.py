@@ -52,14 +52,14 @@ ABORT_INCOMPLETE_UPLOADS: "LifecycleRuleUnionTypeDef" = {
 }
 """Bucket rule by which the server deletes the parts of uploads that were never completed.
 
-The parts appear in no list of objects. Not every server lists the uploads, as `Storage.abort_uploads` needs it.
+The parts are not in lists of objects. `Storage.abort_uploads` is not enough, because not every server lists uploads.
 """
 
 log = structlog.get_logger(__name__)
 
 
 def part_bytes(size: int) -> int:
-    """Return the bytes of every part except the last, for an object of up to `size` bytes and 1.3 TB."""
+    """Return the bytes of every part except the last one, for an object of at most `size` bytes (up to 1.3 TB)."""
     return min(max(PART_BYTES, -(-size // PARTS)), MOST_PART_BYTES)
 
 
@@ -142,7 +142,7 @@ class Storage:
             return body.read(size)  # a server that does not know ranges would send the whole object
 
     def open(self, key: str, bucket: str | None = None) -> BinaryIO:
-        """Open an object as a seekable file. `bucket` is another bucket to read from; None for this one."""
+        """Open an object as a seekable file. `bucket` is another bucket to read from. None: this one."""
         return cast("BinaryIO", io.BufferedReader(_Object(self._s3, bucket or self._bucket, key), READ_BYTES))
 
     def begin_upload(self, key: str) -> str:
@@ -251,9 +251,9 @@ class Storage:
         return self._signer.generate_presigned_url("get_object", Params=params, ExpiresIn=self._link_seconds)
 
     def head_link(self, key: str) -> str:
-        """Return a URL at which the headers of the object can be read by HEAD, for as long as one of `link`.
+        """Return a URL for a HEAD request, which reads the headers of the object. It works for `link_seconds`.
 
-        A link to GET does not answer HEAD, because the signature of S3 covers the method.
+        A URL of `link` does not work for HEAD, because the signature of S3 covers the method.
         """
         params = {"Bucket": self._bucket, "Key": key}
         return self._signer.generate_presigned_url("head_object", Params=params, ExpiresIn=self._link_seconds)
@@ -274,7 +274,7 @@ class Storage:
 def is_outage(error: Exception) -> bool:
     """Return whether the same request may succeed later.
 
-    It may if there was no answer, if the storage has an error, or if it rejects credentials that an operator corrects.
+    This is so if there was no answer, if the storage has an error, or if an operator can correct the credentials.
     """
     return status_of(error) not in REJECTIONS
 

@@ -1,8 +1,9 @@
 """Traces with OpenTelemetry. One trace covers a job from its HTTP request to its checkpoint, in all processes.
 
-Tracing is on if `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set. The SDK reads the other
-standard variables. FastAPI creates the spans of requests, and modules that use `TRACER` create those of jobs. The
-trace context is stored in the job's row. The worker traces the phases that the training process reports.
+Tracing is on if `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set, and
+`OTEL_TRACES_EXPORTER` is `otlp` or not set. The SDK reads the other standard variables. FastAPI creates the spans of
+requests, and modules that use `TRACER` create the spans of jobs. The trace context is stored in the job's row. The
+worker traces the phases that the training process reports.
 """
 
 import os
