@@ -39,7 +39,7 @@ class Encryption:
     def decrypt(self, encrypted: str, tenant: str) -> str:
         """Return the decrypted text.
 
-        Raises INVALID_REQUEST if no key in the settings encrypted the text, or if it was encrypted for another tenant.
+        Raises INVALID_REQUEST if no key in the settings can decrypt the text, or if it is bound to another tenant.
         """
         from cryptography.exceptions import InvalidTag
         from cryptography.fernet import InvalidToken

@@ -22,7 +22,7 @@ HOW_TO_SET = "PUT /hub-token (`seft hub-token set`)"
 
 
 def account(token: str) -> Json:
-    """Return what the hub says about a token: the `name` of the account that owns it, its `orgs` and its rights.
+    """Return what the hub says about a token: the `name` of its account, the `orgs` of the account, and its rights.
 
     Raises INVALID_REQUEST if the hub rejects the token, HUB_UNREACHABLE if the hub does not answer, and CONFLICT if the
     service does not use the hub.
@@ -45,10 +45,9 @@ def account(token: str) -> Json:
 
 
 def write_flaw(account: Json, repository: str) -> tuple[str, str] | None:
-    """Return why the token of a hub account cannot write to `owner/name`, as (rule, way out), or None.
+    """Return why the token of a hub account cannot write to `owner/name`, as (rule, way out).
 
-    Returns None if the hub has not said what the token may do. A fine-grained token may hide the account's
-    organisations.
+    Returns None if it can write, or if this is not known. A fine-grained token may hide the account's organisations.
     """
     match account:
         case {"auth": {"accessToken": {"role": "read"}}}:

@@ -103,7 +103,7 @@ def revoke(session: Session, tenant: str, key_id: str, *, by: str) -> ApiKey:
     """Revoke a key immediately. Idempotent.
 
     Raises NOT_FOUND if the tenant has no such key, and CONFLICT if `by`, the key that sent the request, is the same
-    key. This prevents a tenant from locking itself out, unless two of its keys revoke each other at the same moment.
+    key. So a tenant keeps at least one key, unless two of its keys revoke each other at the same moment.
     """
     query = select(ApiKey).where(ApiKey.id == key_id, ApiKey.tenant == tenant).with_for_update()
     key = session.scalar(query) if ids.is_id("key", key_id) else None

@@ -20,7 +20,7 @@ IDLE = timedelta(days=1)
 """Age of the token at which a session expires. A session in use gets a new token every `ROTATION`."""
 ROTATION = timedelta(minutes=15)
 GRACE = timedelta(minutes=1)
-"""Minimum time for which the previous token stays valid after it was replaced. Concurrent requests still send it.
+"""Minimum time for which the previous token stays valid after its replacement. Concurrent requests still send it.
 
 After this time, the previous token becomes invalid as soon as the new token is used. If the previous token is used
 instead, the session gets another new token, because a browser that leaves a page may never receive the response.
