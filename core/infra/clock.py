@@ -1,7 +1,8 @@
 """Sign S3 requests with the clock of the storage, because this machine's clock may be wrong.
 
 S3 rejects a request if its time is wrong by more than 15 minutes. The rejection contains the time of the storage in
-the header `Date`. The request is then signed again with that time, and so are all later requests.
+the header `Date`. The request and all later ones are then signed with that time. Links are always signed with
+this machine's time.
 """
 
 from datetime import UTC, datetime, timedelta
