@@ -102,13 +102,17 @@ def waiting_tenants() -> CTE:
 def _first_job(capability: Capability, key_limit: int) -> Select[Job, Dataset]:
     """Return the query for the first job of the tenant in the parameter `tenant` that can run. It locks the job's row.
 
-    The query reads only the first `CONSIDERED` queued jobs, because other claims wait while it reads jobs that this
+    The query reads only the first `CONSIDERED` queued jobs of keys below their limit, because other claims wait while it reads jobs that this
     worker cannot run.
     """
     order = (Job.priority.desc(), Job.id)
     queued = select(Job.id, Job.priority).where(Job.status == Status.QUEUED, Job.tenant == bindparam("tenant"))
+    if key_limit:
+        running = select(Job.key_id).where(Job.status == Status.RUNNING, Job.key_id.is_not(None)).group_by(Job.key_id)
+        full = running.having(func.count() >= key_limit)
+        queued = queued.where(or_(Job.key_id.is_(None), Job.key_id.not_in(full)))
     first = queued.order_by(*order).limit(CONSIDERED).subquery()
-    query = (
+    return (
         select(Job, Dataset)
         .select_from(first)
         .join(Job, Job.id == first.c.id)
@@ -118,11 +122,6 @@ def _first_job(capability: Capability, key_limit: int) -> Select[Job, Dataset]:
         .limit(1)
         .with_for_update(skip_locked=True, of=Job)
     )
-    if key_limit:
-        running = select(Job.key_id).where(Job.status == Status.RUNNING, Job.key_id.is_not(None)).group_by(Job.key_id)
-        full = running.having(func.count() >= key_limit)
-        query = query.where(or_(Job.key_id.is_(None), Job.key_id.not_in(full)))
-    return query
 
 
 def require_waiting_quota(session: Session, caller: Caller, settings: Settings) -> None:

@@ -161,6 +161,15 @@ def test_running_jobs_per_key_are_limited(sessions: Sessions, make: MakeFor, set
     }
 
 
+def test_jobs_of_a_key_at_its_limit_do_not_hide_those_of_other_keys(
+    sessions: Sessions, make: MakeFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fairness, "CONSIDERED", 3)
+    mine = [make("ours", 9, key="key_a") for _ in range(5)]
+    other, nobodys = make("ours", key="key_b"), make("ours")
+    assert claim_each(sessions, 4, key_running=1) == [mine[0], other, nobodys, None]
+
+
 def test_concurrent_requests_cannot_exceed_the_limit_of_waiting_jobs(
     sessions: Sessions, spec: JobSpec, settings: Settings
 ) -> None:
