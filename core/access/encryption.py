@@ -49,7 +49,7 @@ class Encryption:
             try:
                 text = _decrypt(key, encrypted, tenant) if bound else _decrypt_v1(key, encrypted)
                 return text.decode()
-            except (InvalidTag, InvalidToken):
+            except (InvalidTag, InvalidToken, ValueError):  # ValueError: the text is damaged
                 continue
         way_out = (
             "Set the token again with PUT /hub-token (`seft hub-token set`), or ask the operator to restore the earlier"

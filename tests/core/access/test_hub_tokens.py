@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from api.__main__ import cli
 from core.access import hub_tokens
-from core.access.encryption import Encryption
+from core.access.encryption import PREFIX, Encryption
 from core.access.hub_tokens import HubTokens
 from core.errors import ProblemError
 from core.settings import Settings
@@ -58,3 +58,16 @@ def test_the_command_encrypts_all_tokens_with_the_new_key(
     assert CliRunner().invoke(cli, command).output == "2 hub tokens encrypted\n"
     stored = tokens(settings, NEW, sessions)
     assert [stored.get("ours"), stored.get("theirs")] == ["hf_ours", "hf_theirs"]
+
+
+def test_a_damaged_token_is_named_and_the_others_are_encrypted(
+    settings: Settings, sessions: Sessions, sealed: dict[str, str]
+) -> None:
+    damaged = [sealed["ours"][:-3], PREFIX + "%", "gAAAA", PREFIX]
+    both = settings.model_copy(update={"secret_key": SecretStr(NEW), "old_secret_keys": (SecretStr(OLD),)})
+    for text in damaged:
+        with sessions.begin() as session:
+            session.execute(update(HubToken).where(HubToken.tenant == "ours").values(sealed=text))
+        with sessions.begin() as session:
+            assert hub_tokens.encrypt_again(session, Encryption(both)) == (1, ["ours"]), text
+    assert tokens(settings, NEW, sessions).get("theirs") == "hf_theirs"
