@@ -48,11 +48,11 @@ def admit(
     raises it if the schedule is `gradual` and the job fits into the memory of no live worker with enough devices. If
     there is no such worker, the memory is not checked.
     """
-    _require_run_time(spec, settings.job_seconds_of(caller.tenant))
     body = spec.fingerprint()
     with sessions.begin() as session:
         if existing := jobs.find_by_idempotency_key(session, caller.tenant, idempotency_key, body):
             return existing, False
+    _require_run_time(spec, settings.job_seconds_of(caller.tenant))
     if spec.output.push.repository is not None:
         pushes.require_branch(spec.output.push.revision, "output.push.revision")
         resolver.require_writable(caller.tenant, spec.output.push.repository, "output.push.repository")
@@ -149,7 +149,7 @@ def _require_memory(estimated: Json, devices: int) -> None:
     need, have = (f"{closest[name] / 1e9:.1f} GB" for name in ("needed_bytes", "memory_bytes"))
     rule = (
         "must not be gradual, because the model does not fit while it is dense:"
-        f" {closest['phase']} needs {need}, and the largest worker has {have}"
+        f" {closest['phase']} needs {need}, and {closest['name']} has {have}"
     )
     change = closest["change"]
     way_out = f"Change the request: {json.dumps(change)}." if change else "Use a smaller model or a larger device."

@@ -129,7 +129,7 @@ def test_a_gradual_job_on_several_devices_is_compared_with_workers_that_have_the
     with sessions.begin() as session:
         workers.record_heartbeat(session, "w2", Capability(CPU, "x86_64", 1 << 20, 1 << 40, devices=2))
     report = problem(client.post("/jobs", json=gradual), 422, "invalid_request")
-    assert report["errors"][0]["rule"].endswith("and the largest worker has 0.0 GB")
+    assert report["errors"][0]["rule"].endswith("and w2 has 0.0 GB")
     with sessions.begin() as session:
         workers.record_heartbeat(session, "w3", Capability(CPU, "x86_64", MEMORY, 1 << 40, devices=2))
     assert client.post("/jobs", json=gradual).status_code == 202

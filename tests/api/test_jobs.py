@@ -118,7 +118,11 @@ def test_a_longer_run_time_than_the_operator_allows_is_refused(app: FastAPI, new
     limits = {"job_seconds": 100, "tenant_job_seconds": {"theirs": 1000}}
     service = make_app(app.state.services.settings.model_copy(update=limits))
     key = new_client("ours").headers["Authorization"]
+    before = TestClient(app, headers={"Authorization": key, "Idempotency-Key": "before"})
+    accepted = before.post("/jobs", json=body | {"max_seconds": 101})
     with TestClient(service, headers={"Authorization": key}) as client:
+        again = client.post("/jobs", json=body | {"max_seconds": 101}, headers={"Idempotency-Key": "before"})
+        assert (accepted.status_code, again.json()["id"]) == (202, accepted.json()["id"]), "it was accepted before"
         report = problem(client.post("/jobs", json=body | {"max_seconds": 101}), 422, "invalid_request")
         assert (report["param"], "must be at most 100" in report["detail"]) == ("max_seconds", True)
         assert client.post("/jobs", json=body | {"max_seconds": 100}).status_code == 202
