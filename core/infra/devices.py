@@ -49,7 +49,8 @@ def temperature(uuid: str) -> int | None:
 
 
 def _query(field: str, uuid: str) -> int | None:
-    if any(process.poll() is None for process in _given_up):
+    _given_up[:] = [process for process in _given_up if process.poll() is None]
+    if _given_up:
         return None
     command = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
     try:
@@ -75,6 +76,7 @@ def torch() -> dict[str, Any] | None:
     if "No module named 'torch'" in process.stderr:
         return None
     if process.returncode:
-        raise OSError(f"torch cannot be loaded: {process.stderr.strip().splitlines()[-1]}")
+        output = process.stderr.strip().splitlines() or [f"the process ended with {process.returncode}"]
+        raise OSError(f"torch cannot be loaded: {output[-1]}")
     answer: dict[str, Any] = json.loads(process.stdout)
     return answer
