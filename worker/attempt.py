@@ -154,6 +154,7 @@ class Supervisor:
     def _step(self) -> None:
         """Renew the lease, act on requested actions and on deadlines, then handle at most one item of the mailbox."""
         self.writer.tick()
+        self.failures.observe()
         self._check_stop()
         if self.lifecycle.ended:
             return

@@ -19,21 +19,23 @@ input of the process closes and the process is killed.
     result/                 the checkpoint without the files of other formats, announced by `Finished`
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, TypeAdapter
 
 from core.estimate.speed import LONGEST_SECONDS, Speed
 from core.specs import JobSpec
 from core.states import Phase
 from seft.report import Evolved
 from seft.storable import printable, shortened
+from worker.disk_space import LARGEST_BYTES
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Largest line that a worker reads. A message about a topology event has about 100 bytes per pruned layer, and a model
 of many experts has tens of thousands of layers."""
-MAX_TEXT_CHARACTERS = 10_000
+MAX_TEXT_CHARACTERS, MAX_VALUES = 10_000, 100
 MAX_REQUEST_BYTES, MAX_BLOCK_BYTES = 1 << 16, 8 << 20
 """Largest request about a file of a format, and largest number of its bytes in one message, in both directions."""
 TASK, MODELS, STATE = "job.json", "models", "state"
@@ -54,6 +56,16 @@ It has at most `MAX_TEXT_CHARACTERS`, because an error of a job is stored and se
 
 Step = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """Number of an optimizer step. The database stores it in 32 bits."""
+
+
+Numbers = Annotated[dict[Annotated[str, Field(max_length=MAX_VALUES)], FiniteFloat], Field(max_length=MAX_VALUES)]
+"""Scores or metrics by name. They are small, because jobs of all tenants are read together."""
+
+
+def _small(value: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(value, allow_nan=False)) > MAX_TEXT_CHARACTERS:
+        raise ValueError(f"must have at most {MAX_TEXT_CHARACTERS} characters as JSON")
+    return value
 
 
 def _with_step(event: Evolved) -> Evolved:
@@ -130,7 +142,7 @@ class Measured(_Part):
 
     type: Literal["measured"] = "measured"
     step: Step
-    values: dict[str, float]
+    values: Numbers
 
 
 class TopologyEvolved(_Part):
@@ -144,7 +156,7 @@ class Scored(_Part):
     """Message: all perplexities that have been measured so far."""
 
     type: Literal["scored"] = "scored"
-    scores: dict[str, float]
+    scores: Numbers
 
 
 class Saved(_Part):
@@ -178,8 +190,8 @@ class Finished(_Part):
 
     type: Literal["finished"] = "finished"
     step: Step
-    scores: dict[str, float]
-    measured: dict[str, Any]
+    scores: Numbers
+    measured: Annotated[dict[str, Any], AfterValidator(_small)]
 
 
 class Stopped(_Part):
@@ -196,7 +208,7 @@ class NoDiskSpace(_Part):
 
     type: Literal["no_disk_space"] = "no_disk_space"
     message: Text
-    needed: int | None
+    needed: Annotated[int, Field(ge=0, le=LARGEST_BYTES)] | None
 
 
 class Failed(_Part):

@@ -114,11 +114,13 @@ class Sweep(threading.Thread):
             Reason.HUB_UNREACHABLE: hub_files.is_reachable,
         }
         for reason, is_over in checks.items():
-            with self.sessions.begin() as session:
-                waiting = recovery.paused_for(session, reason, capability)
-            if waiting and is_over():
+            with _errors_logged("resume_paused", reason=reason):
                 with self.sessions.begin() as session:
-                    resumed = recovery.resume_paused_for(session, reason, capability)
+                    waiting = recovery.paused_for(session, reason, capability)
+                resumed: Sequence[str] = ()
+                if waiting and is_over():
+                    with self.sessions.begin() as session:
+                        resumed = recovery.resume_paused_for(session, reason, capability)
                 for job_id in resumed:
                     log.info("job.resumed", job=job_id, reason=reason)
 

@@ -24,3 +24,7 @@ def test_a_job_with_unknown_needs_waits_for_more_space_than_there_was(
     (tmp_path / "half").write_bytes(bytes(1000))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=5000))
     assert disk_space.required_space(tmp_path, None) == 5000 + 1000 + disk_space.RESERVE_BYTES
+
+
+def test_a_huge_sparse_file_gives_a_number_that_the_database_can_compare(tmp_path: Path) -> None:
+    assert disk_space.required_space(tmp_path, 1 << 70) == disk_space.LARGEST_BYTES < 1 << 63

@@ -1,5 +1,8 @@
 """Messages between worker and training process are decoded without any loss."""
 
+import json
+import math
+
 import pytest
 
 from core.states import Phase
@@ -80,3 +83,21 @@ LINES += [TOO_MUCH, NEGATIVE, LARGE_STEP, LARGE_EVENT]
 def test_a_line_that_is_not_a_message_is_rejected(line: bytes) -> None:
     with pytest.raises(ValueError, match="validation error"):
         decode(line)
+
+
+def test_numbers_that_would_harm_jobs_of_others_are_refused() -> None:
+    many = {str(number): 1.0 for number in range(101)}
+    for line in (
+        {"type": "no_disk_space", "message": "", "needed": 1 << 51},
+        {"type": "no_disk_space", "message": "", "needed": -1},
+        {"type": "scored", "scores": many},
+        {"type": "scored", "scores": {"dense": math.nan}},
+        {"type": "measured", "step": 1, "values": {"loss": math.inf}},
+        {"type": "finished", "step": 1, "scores": {}, "measured": {"linears": math.nan}},
+        {"type": "scored", "scores": {"x" * 101: 1.0}},
+        {"type": "measured", "step": 1, "values": many},
+        {"type": "finished", "step": 1, "scores": many, "measured": {}},
+        {"type": "finished", "step": 1, "scores": {}, "measured": {"linears": "x" * 10_000}},
+    ):
+        with pytest.raises(ValueError, match="most|less than or equal|greater than or equal|finite|compliant"):
+            decode(json.dumps(line).encode())
