@@ -1,6 +1,7 @@
 """The error with which an attempt fails, and how it follows from the end of its training process."""
 
 import signal
+import time
 
 import structlog
 
@@ -13,6 +14,8 @@ from worker.protocol import Failed
 from worker.retries import PauseError
 
 log = structlog.get_logger(__name__)
+RECENT_SECONDS = 60.0
+"""A process that ends within this time after the kernel has killed a process may be the killed one, or part of it."""
 
 
 class AttemptError(Exception):
@@ -31,7 +34,17 @@ class Failures:
 
     def __init__(self, spec: JobSpec) -> None:
         self._devices = spec.devices
-        self._kills_before = memory.oom_kills()
+        self._kills_before = self._newest_kills = memory.oom_kills()
+        self._observed_at = time.monotonic()
+
+    def observe(self) -> None:
+        """Forget kills of the kernel that are older than `RECENT_SECONDS` to twice this time.
+
+        They may have killed another process than the one of this attempt.
+        """
+        now = time.monotonic()
+        if now - self._observed_at >= RECENT_SECONDS:
+            self._observed_at, self._kills_before, self._newest_kills = now, self._newest_kills, memory.oom_kills()
 
     def of_message(self, message: Failed) -> AttemptError | PauseError:
         """Return the error that the process has sent."""

@@ -16,6 +16,7 @@ from core.states import Phase
 from tests.worker.conftest import Backend, supervisor
 from tests.worker.test_child import write_job
 from worker import memory, training
+from worker.failures import Failures
 from worker.format_store import FormatStore
 from worker.pipeline import Pipeline
 from worker.protocol import Failed, Message, Task
@@ -68,6 +69,25 @@ def test_kills_in_other_containers_do_not_count(monkeypatch: pytest.MonkeyPatch,
     assert memory.oom_kills() == 5
     container.write_text("low 0\nhigh 0\nmax 3\noom 3\noom_kill 2\n")
     assert memory.oom_kills() == 2
+
+
+@pytest.mark.parametrize(("age", "code"), [(59, "out_of_memory"), (121, "training_process_died")])
+def test_a_process_that_dies_long_after_a_kill_by_the_kernel_was_not_killed_by_it(
+    set_oom_kills: Callable[[int], object], monkeypatch: pytest.MonkeyPatch, age: int, code: str
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    set_oom_kills(1)
+    spec = JobSpec.model_validate({"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6})
+    failures = Failures(spec)
+    for second in range(2000):
+        now[0] = float(second)
+        failures.observe()
+        if second == 900:
+            set_oom_kills(2)
+        if second == 900 + age:
+            break
+    assert failures.of_exit(-signal.SIGKILL, "").code == code
 
 
 @pytest.mark.parametrize("code", ["out_of_memory", "verifier_killed"])
