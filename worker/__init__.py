@@ -1,1 +1,1 @@
-"""The processes that run jobs: the Celery worker, its training process, and the sweep that recovers lost jobs."""
+"""Run jobs: the Celery worker with its background threads, and the training process that it starts for each job."""

@@ -1,8 +1,8 @@
 """Run one attempt at a job, from the claim to the end: start the training process and handle its messages.
 
 One thread handles everything that happens: a message, a finished transfer, the exit of the process. Each is put into
-one mailbox. The same thread renews the lease, so it never waits for the object storage or for the process. The states
-of an attempt are in `worker.lifecycle`.
+one mailbox. The same thread renews the lease. So it never waits for the object storage, and it waits for the process
+only after it has killed it. The states of an attempt are in `worker.lifecycle`.
 """
 
 import sys
@@ -104,7 +104,7 @@ class Supervisor:
         self.failures = Failures(attempt.spec)
 
     def run(self) -> bool:
-        """Run the attempt until the job's status is no longer `running`. Afterwards no process of the attempt is left.
+        """Run the attempt until it has ended or has lost its lease. Afterwards no process of the attempt is left.
 
         Returns False if this worker may be broken: the attempt failed and the user did not cause it, or the worker
         could not reach the object storage or the hub.
@@ -180,8 +180,8 @@ class Supervisor:
     def _start(self, gone: GoneError | None) -> None:
         """Start the training process.
 
-        `gone` is the error if the saved state is missing. Training then restarts from step 0, and the job does not
-        fail.
+        `gone` is the error if the saved state is missing or damaged. The job then does not fail. It starts again from
+        the beginning.
         """
         if gone:
             self._restart_training("state.missing", str(gone))
@@ -227,10 +227,10 @@ class Supervisor:
                 log.info("training.stopped")
 
     def _keep_state(self, step: int, files: list[Json]) -> None:
-        """Record a state in object storage as the one to resume from, then delete the files of the previous state.
+        """Record an uploaded state as the one to resume from.
 
-        Reports that came before the state are written first, because an attempt that resumes from it does not repeat
-        them.
+        Then delete its local files, and the objects of the previous state that it does not use. Reports that came
+        before the state are written first, because an attempt that resumes from it does not repeat them.
         """
         self.writer.flush()
         self.resume_files |= {file["name"]: file for file in files}
@@ -281,7 +281,8 @@ class Supervisor:
     def _check_stop(self) -> None:
         """On a shutdown or a pause, ask the process once to save its state and exit.
 
-        Release the job when the last state is stored, or when the time for that is over.
+        Release the job when the last state is stored, or when `release_by` has passed. During the download of its
+        files, release it at once.
         """
         draining = self.draining.is_set()
         requested = draining or self.writer.requests.pausing

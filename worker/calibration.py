@@ -41,9 +41,9 @@ class Calibration:
         self._ended = False
 
     def poll(self, *, idle: bool) -> Flops | None:
-        """Return the operations per second by data type, or None before they are known.
+        """Return the operations per second by data type in the first call after the measurement. Otherwise return None.
 
-        Starts the process if the device is idle.
+        If `idle` is true and the process was not started yet, starts it. A measurement that fails is not repeated.
         """
         if self._process is None:
             if idle:

@@ -51,11 +51,12 @@ def main(folder: Path, pipe: int, parent: int, store: int) -> None:
 
 
 def fetch_model(task: Task, held: ExitStack, report: Callable[[], None]) -> Path | None:
-    """Return the folder of the model in the hub's cache, or None if the model is not one of the hub.
+    """Fetch a hub model into the cache and return its folder there.
 
-    The lock that protects the model in the cache is put into `held`. It stays until the process ends, also if it
-    executes another program. `report` is called regularly while the download makes progress. Raises CacheFullError if
-    the disk of the cache is full.
+    Return None if the model is local, or if the worker has downloaded it. `held` gets the lock that protects the model
+    in the cache. A program that this process executes keeps the lock. `report` is called regularly while the download
+    makes progress. Raises SourceError if the model cannot be fetched, and CacheFullError if the disk of the cache is
+    full.
     """
     if task.downloaded is not None:
         return None

@@ -1,4 +1,4 @@
-"""Open files that the training process wrote. The worker does not trust them.
+"""Read, write and delete files in folders that the training process can change. The worker does not trust it.
 
 The process could write a link in place of a file or folder. The worker would then read, overwrite or delete a file of
 the service. So no link is followed below the job's folder, and only plain names are accepted.
@@ -18,7 +18,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 
 
 class RefusedFileError(Exception):
-    """The training process wrote a file, or named one, that the worker refuses."""
+    """The training process wrote a file, or sent a request, that the worker refuses."""
 
 
 def require_name(name: str) -> None:

@@ -58,8 +58,8 @@ def delete_leftovers(sessions: sessionmaker[Session], storage: Storage, job_id: 
 def ended_with_states(sessions: sessionmaker[Session], limit: int) -> list[tuple[str, int]]:
     """Return up to `limit` ended jobs, as (job, newest attempt), whose saved states are still in object storage.
 
-    No worker ran these jobs when they ended, so no worker has cleaned up after them. The order is random. So jobs
-    whose states cannot be deleted do not keep the others out.
+    No worker has cleaned up after these jobs, usually because no worker ran them when they ended. The order is random,
+    so that jobs whose states cannot be deleted do not block the others.
     """
     ended = select(Job.id, Job.attempt).where(Job.status.in_(ENDED), Job.resume.is_not(None))
     query = ended.order_by(func.random()).limit(limit)

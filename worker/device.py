@@ -71,9 +71,10 @@ def _known(values: Iterable[int | None]) -> list[int] | None:
 
 
 def unfreed_memory(settings: Settings, before: list[int] | None) -> int:
-    """Return the bytes of memory that an ended training process still occupies on a device, or 0 if they were freed.
+    """Return the bytes of memory that an ended training process still occupies on a device.
 
-    `before` is the result of `used_memory` before the process started. Waits up to `FREEING_SECONDS` for the memory.
+    Returns 0 if they were freed or cannot be measured. `before` is the result of `used_memory` before the process
+    started. Waits up to `FREEING_SECONDS` for the memory.
     """
     until = time.monotonic() + FREEING_SECONDS
     while before is not None and (now := used_memory(settings)) is not None:
@@ -90,7 +91,8 @@ def unfreed_memory(settings: Settings, before: list[int] | None) -> int:
 def find(name: str, count: int) -> Device:
     """Return the first device of a worker, for the values of SEFT_DEVICE and SEFT_DEVICES.
 
-    Ends the process if this machine does not have so many devices of one kind.
+    Exits with the status INVALID if this machine does not have `count` GPUs of the same kind. On a CPU, `count` is not
+    checked.
     """
     if name == CPU or (name == "auto" and not any(Path(driver).exists() for driver in DRIVERS)):
         return cpu()

@@ -1,4 +1,4 @@
-"""Check the free disk space before a large write, so that a state or a checkpoint is never written in part."""
+"""Check the free disk space before a large write. A full disk would leave a part of a state or a checkpoint."""
 
 import errno
 import shutil

@@ -1,7 +1,7 @@
-"""Choose the environment variables of a training process, by name. All others, such as secrets, stay with the worker.
+"""Choose the environment variables of a training process, by name. Others, such as all SEFT_*, are not passed on.
 
-While the process fetches a model it also needs the settings of the hub's client, and with them the token of the
-operator. `worker.child` takes these away before the process reads anything of the model.
+While the process fetches a model, it also needs the settings of the hub's client, which include the operator's token.
+`worker.child` removes these settings before it executes the training.
 """
 
 import site
@@ -25,7 +25,10 @@ FETCHING = (
 
 
 def of_child(variables: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Return the variables with which a training process starts. `folder` is the folder of its job."""
+    """Return the variables with which a training process or a calibration starts.
+
+    Temporary files are written to `folder`, which is the folder of the job for a training process.
+    """
     # Threads that spin while they wait make training several times slower if other programs need the cores.
     # Temporary files are deleted with the folder of the job, also if the process is killed.
     return {"OMP_WAIT_POLICY": "passive", **_chosen(variables, (*COMPUTING, *FETCHING)), "TMPDIR": str(folder)}

@@ -93,8 +93,8 @@ class Files:
     def fetch(self, speed: Speed) -> GoneError | None:
         """Download all files that the training process needs into a new folder, and write `job.json`.
 
-        `speed` is that of the device. If the state to resume from is missing or damaged, returns that error. Training
-        then restarts without a state.
+        `speed` is the speed of the device. If the state to resume from is missing or damaged, returns that error. The
+        job then starts again from the beginning.
         """
         self.settings.scratch.mkdir(parents=True, exist_ok=True)
         # Other users of the machine must not read the datasets, the model and the result.
@@ -159,7 +159,7 @@ class Files:
     def request_early_stop(self, step: int) -> None:
         """Ask the training process to end training at this step, or at its next step if it is already later.
 
-        Idempotent.
+        Only the first call has an effect.
         """
         if not (self.folder / END_TRAINING).exists():
             child_files.write_file(self.folder, END_TRAINING, str(step))
@@ -182,8 +182,8 @@ class Files:
     def upload_result(self) -> list[Json]:
         """Upload the checkpoint, with the manifest last. Files of formats are in storage already.
 
-        Return its list of files in the format of the checkpoint's row. Raises RefusedFileError if the manifest does not
-        describe these files and those of the result folder.
+        Return its list of files in the format of the checkpoint's row. Raises RefusedFileError if the manifest is
+        malformed or does not name a stored file, or if a file is missing or differs from its entry.
         """
         content, stored = self._read_manifest(), self.formats.stored
         files: list[Json] = [file.model_dump() for file in _manifest(content).files]

@@ -45,13 +45,13 @@ class FormatService:
     def __init__(self, folder: Path, prefix: str, transfers: Transfers) -> None:
         self._folder, self._prefix, self._transfers = folder, prefix, transfers
         self.stored: dict[str, ListedFile] = {}
-        """The files that are stored, as this process received them, by name."""
+        """The stored files by name, with the sizes and hashes of the bytes that were received."""
 
     def serve(self, connection: Connection, heartbeat: Callable[[], None]) -> None:
         """Answer requests until the process ends. Called in the transfer thread.
 
-        Calls `heartbeat` for each message of the process. Raises RefusedFileError if a request is not allowed, and
-        PauseError or TransferError if the object storage does not do its part.
+        Calls `heartbeat` for each message of the process. Raises RefusedFileError if a request is not allowed,
+        PauseError if the object storage is full or unreachable, and TransferError if it rejects a request.
         """
         try:
             while True:

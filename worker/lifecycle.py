@@ -33,21 +33,25 @@ class State(StrEnum):
 TRANSITIONS = {
     State.FETCHING: {
         State.TRAINING,  # the files are complete and the process was started
-        State.ENDED,  # a request to stop: released at once; or an error
+        State.ENDED,  # a request to stop (the job is released at once), an error, or an outage
     },
     State.TRAINING: {
         State.SAVING,  # the process exits after a request to stop
         State.UPLOADING,  # the process reports `Finished`
-        State.ENDED,  # an error, a pause, a process that hangs or exits unasked, or `release_by` has passed
+        State.ENDED,  # an error or an outage, the process hangs or exits without a request, or `release_by` has passed
     },
     State.SAVING: {
-        State.ENDED,  # the last state is stored or `release_by` has passed: released; or an error
+        State.ENDED,  # the last state is stored, an error or an outage, or `release_by` has passed
     },
     State.UPLOADING: {
-        State.ENDED,  # published; or an error, a pause for the object storage, or `release_by` has passed
+        State.ENDED,  # the result is published, an error or an outage, or `release_by` has passed
     },
     State.ENDED: set(),
 }
+"""The allowed transitions of each state, with their causes.
+
+An outage is a full disk or object storage, or a server that is unreachable. It pauses the job.
+"""
 
 
 class Lifecycle:

@@ -1,8 +1,8 @@
 """Handle running out of memory: detect kills by the kernel, choose a retry, and advise the user.
 
-A smaller micro-batch with more gradient accumulation gives the same training result with less memory, and so do
-activations that are computed again in the backward pass. So the job is first retried with both. Only if that fails is
-the user asked to change the request.
+A smaller micro-batch with more gradient accumulation gives the same training result with less memory. So do activations
+that are computed again in the backward pass. The job is first retried with both, and then on a larger device of the
+same kind. If that does not help, the job fails and the user is asked to change the request.
 """
 
 from pathlib import Path
@@ -43,9 +43,9 @@ def smaller_micro_batch(spec: JobSpec, phase: Phase | None, *, of_host: bool) ->
 
 
 def advice(spec: JobSpec, phase: Phase | None, micro_batch: int | None) -> str:
-    """Return a sentence that tells the user how to change the request.
+    """Return sentences that tell the user how to change the request.
 
-    `micro_batch` is that of the failed attempt if it differs from the request, else None.
+    `micro_batch` is the micro-batch of the failed attempt, or None if the attempt used the value of the request.
     """
     repair, calibration = spec.repair, spec.prune.calibration
     windows = min(micro_batch or repair.micro_batch, repair.batch_tokens // repair.sequence_tokens)

@@ -2,8 +2,8 @@
 
 The kernel kills the training process when its worker dies, but not the children of the training process. So a small
 extra process in the same process group watches standard input. This is a pipe that only the worker keeps open. When
-the pipe closes, the extra process kills the group. It is outside of the sandbox, so the training
-process cannot send it a signal.
+the pipe closes, the extra process kills the group. The extra process is outside of the sandbox. Since Linux 6.12, the
+training process therefore cannot send it a signal (`core.infra.sandbox`).
 """
 
 import faulthandler

@@ -1,8 +1,8 @@
 """Run one job in the training process, from the files in the job folder to a verified checkpoint.
 
-The bytes of the checkpoint depend only on the request, the model and the data, not on how often the run was
-interrupted. For that, everything that a later step needs from an earlier one is stored exactly in the saved state,
-scores included. If the worker ends training early, the current step is finished and the remaining stages run.
+With the same software and machine, the bytes of the checkpoint depend only on the request, the model and the data.
+Interruptions do not change them. So a saved state stores exactly everything that a later step needs from an earlier
+one, scores included. If the worker ends training early, the current step is finished and the remaining stages run.
 """
 
 import json
@@ -71,8 +71,8 @@ READING_SECONDS = 1.0
 class Pipeline:
     """Runs one job.
 
-    `send` sends a message to the worker. `stopping` is called often. When it returns True, the run saves its state
-    and ends. Files of formats are in `store`. If it is None, they are in the folder of the result.
+    `send` sends a message to the worker. `stopping` is called often. When it returns True, the run ends. During
+    training, it saves its state first. Files of formats are in `store`, or in the folder of the result if it is None.
     """
 
     def __init__(
@@ -203,10 +203,10 @@ class Pipeline:
         self.send(Saved(step=self.step))
 
     def _resume(self, loaded: Loaded) -> None:
-        """Read the weights, the scores and the conditions from before the training from a saved state.
+        """Read the pruned weights, the retained text, the scores and the conditions from a saved state.
 
         If incompatible software wrote the training state, training starts again from step 0. Pruning is not repeated.
-        Pruning does not depend on the micro-batch.
+        At step 0 the conditions get the current micro-batch, because pruning does not depend on it.
         """
         load_pruned(loaded.model, self.folder / STATE / PRUNED)
         round_weights(loaded.model)
@@ -293,7 +293,7 @@ class Pipeline:
     def _all_stored(self) -> bool:
         """True if the worker has stored all saved states and deleted their files.
 
-        The pipeline saves the next state only then, so at most two states are on disk.
+        Only a request to stop saves a state before that. So at most two states are on disk.
         """
         return not any((self.folder / RESUME).glob("*"))
 

@@ -1,7 +1,7 @@
 """Control the training process from the worker: its process group, its two connections, and its latest output.
 
-The process gets only the environment variables that `worker.environment` names, so no secret of the worker.
-`worker.protocol` defines the messages.
+The process gets only the environment variables that `worker.environment` names. So it gets neither the password of the
+database nor the keys of the object storage. `worker.protocol` defines the messages.
 """
 
 import os
@@ -80,7 +80,7 @@ class Process:
         self._signal(lambda pid: os.killpg(pid, signal.SIGUSR2))
 
     def kill(self) -> None:
-        """Kill the whole process group. Wait until its first process has ended. Idempotent."""
+        """Kill the whole process group. Wait until its first process has ended and `on_exit` was called. Idempotent."""
         self._signal(lambda pid: os.killpg(pid, signal.SIGKILL))
         with self._changed:
             self._killed = True

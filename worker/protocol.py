@@ -96,8 +96,8 @@ class Task(_Part):
     hub_cache_bytes: int = 0
     """Maximum size of the cache of hub models; 0 means no limit."""
     downloaded: Path | None = None
-    """Folder of a hub model, named after its commit, or None if the model is not one of the hub. The worker downloads
-    a private model. The training process itself fetches any other before it starts to train."""
+    """Folder of a hub model that was downloaded, named after its commit. Otherwise None. The worker downloads a model
+    that requires the tenant's token. `worker.child` downloads any other hub model and then sets this field."""
     retained_sha256: str | None = None
     """SHA-256 of the dataset to retain, or None if the job retains no dataset."""
     speed: Speed = Speed()
@@ -185,7 +185,8 @@ class Storing(_Part):
 class Finished(_Part):
     """Message: the checkpoint in `result` is complete and verified, with the files of formats that are stored.
 
-    `scores` are the final scores. `measured` was computed from the files of the checkpoint.
+    `scores` are the final scores. `measured` has the numbers of weights and zeros in the checkpoint, and the number of
+    pruned weights that are nonzero again.
     """
 
     type: Literal["finished"] = "finished"
@@ -195,7 +196,7 @@ class Finished(_Part):
 
 
 class Stopped(_Part):
-    """Message: the process exits because it was asked to stop. The message about its last saved state came before."""
+    """Message: the process exits because it was asked to stop. If it has saved its state, `Saved` came before."""
 
     type: Literal["stopped"] = "stopped"
 

@@ -1,9 +1,9 @@
-"""The processes of a job on several devices, other than the first: they take part in the training and do nothing else.
+"""The processes of a job on several devices, except the first. They take part in the training.
 
-The first process (`worker.pipeline`) prunes the model meanwhile, and then sends what the training starts from. It alone
-saves states, decides when to stop, and evaluates before and after the training. All processes evaluate during the
-training, and the loss of the first one counts. If the model is split over the processes, the others also help the
-first one outside training (`seft.repair.shards`).
+The first process (`worker.pipeline`) prunes the model, and then sends what the training starts from. It alone saves
+states, decides when to stop, and evaluates before and after the training. All processes evaluate during the training,
+and the loss of the first one counts. If the model is split over the processes, the others also help the first one
+outside training (`seft.repair.shards`).
 """
 
 from collections.abc import Callable

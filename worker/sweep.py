@@ -98,7 +98,7 @@ class Sweep(threading.Thread):
             self.calibrated = True
 
     def requeue_lost(self) -> None:
-        """Requeue running jobs whose lease has expired, because their workers are dead."""
+        """Requeue, pause or fail running jobs whose lease has expired. Their workers are dead or unreachable."""
         with self.sessions.begin() as session:
             lost = recovery.requeue_lost(session, self.settings.max_failures)
         for job_id in lost:

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class TransferError(Exception):
-    """The object storage rejected a request, or returned damaged data."""
+    """The object storage rejected a request or returned damaged data, or the attempt has ended."""
 
 
 class GoneError(TransferError):
@@ -87,9 +87,9 @@ class Transfers:
         self._work.put(work)
 
     def close(self, last: Callable[[], None], timeout: float) -> None:
-        """Drop waiting transfers. Run `last` in the transfer thread after the current transfer.
+        """End the transfers, and then run `last` in the transfer thread. Wait up to `timeout` seconds for its end.
 
-        Waits up to `timeout` seconds for its end.
+        The current and the waiting transfers raise TransferError before their next request. Deletions still run.
         """
         self._closed.set()
         self._work.put(last)
@@ -150,7 +150,7 @@ class Transfers:
         return self._retry(lambda: self._storage.size(key))
 
     def read_range(self, key: str, begin: int, size: int) -> bytes:
-        """Return `size` bytes of an object from the byte `begin`. Raises TransferError if the object is shorter."""
+        """Return `size` bytes of an object from the byte `begin`. Raises GoneError if the object is shorter."""
         content = self._retry(lambda: self._storage.read_range(key, begin, size))
         if len(content) != size:
             raise GoneError(f"The object {key} must have {size} bytes from {begin}; it has {len(content)}.")

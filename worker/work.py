@@ -47,7 +47,7 @@ class Work:
     def __call__(self) -> None:
         """Run the next job of the queue, if any.
 
-        Then notify again, because more jobs than notifications may be waiting.
+        After a job, notify again, because more jobs than notifications may be waiting.
         """
         with structlog.contextvars.bound_contextvars(worker=self.name):
             self._work()
