@@ -129,7 +129,8 @@ class Supervisor:
         except AttemptError as error:
             self._fail(error)
         except RefusedFileError as error:
-            self._fail(AttemptError("protocol_broken", f"The training process wrote files that are refused: {error}."))
+            flaw = f"The training process wrote a file or sent a request that the worker refuses: {error}."
+            self._fail(AttemptError("protocol_broken", flaw))
         except PauseError as error:
             self.healthy = error.reason == Reason.STORAGE_FULL
             self._pause_for(error.reason, str(error), 0)

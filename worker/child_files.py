@@ -24,7 +24,7 @@ class RefusedFileError(Exception):
 def require_name(name: str) -> None:
     """Raise RefusedFileError unless this is a plain name of a file."""
     if not NAME.fullmatch(name):
-        raise RefusedFileError(f"the name of a file must match {NAME.pattern}; it is {name[:200]!r}")
+        raise RefusedFileError(f"a file name must match {NAME.pattern}; it is {name[:200]!r}")
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def open_file(root: Path, *names: str) -> BinaryIO:
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
         os.close(descriptor)
-        raise RefusedFileError(f"{'/'.join(names)} must be a regular file with one name")
+        raise RefusedFileError(f"{'/'.join(names)} must be a regular file with only one hard link")
     return os.fdopen(descriptor, "rb")
 
 
@@ -127,7 +127,7 @@ def _open(root: Path, names: tuple[str, ...]) -> int:
             require_name(name)
             descriptor = os.open(name, flags, dir_fd=parent)
         except OSError as error:
-            raise RefusedFileError(f"{'/'.join(names)} cannot be opened without following a link: {error}") from error
+            raise RefusedFileError(f"{'/'.join(names)} cannot be opened, or is a link: {error}") from error
         finally:
             os.close(parent)
     return descriptor

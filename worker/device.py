@@ -106,7 +106,7 @@ def ask_torch(name: str, count: int) -> Device:
     if answer.returncode:
         reason = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
         sys.stderr.write(
-            f"SEFT_DEVICE and SEFT_DEVICES must be devices of this machine; they are {name!r} and {count}. The error"
+            f"SEFT_DEVICE and SEFT_DEVICES must name devices of this machine; they are {name!r} and {count}. The error"
             f" is: {reason.removesuffix('.')}. Example: SEFT_DEVICE=cpu\n"
         )
         raise SystemExit(INVALID)

@@ -15,9 +15,10 @@ LARGEST_BYTES = 1 << 50
 class NoDiskSpaceError(OSError):
     """The disk has less free space than the `needed` bytes plus the reserve."""
 
-    def __init__(self, folder: Path, needed: int, free: int) -> None:
+    def __init__(self, folder: Path, needed: int, available: int) -> None:
         way_out = "Free disk space for the scratch folder: the job continues as soon as there is enough."
-        super().__init__(errno.ENOSPC, f"The job needs {needed} bytes in {folder}, but only {free} are free. {way_out}")
+        message = f"The job needs {needed} bytes in {folder}, but only {available} are available. {way_out}"
+        super().__init__(errno.ENOSPC, message)
         self.needed = needed
 
 

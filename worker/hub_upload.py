@@ -183,7 +183,8 @@ def _push_error(error: Exception, push: ClaimedPush, token: str) -> PushError:
         return PushError("checkpoint_deleted", message, retry=False)
     if isinstance(error, BotoCoreError | Boto3Error | ClientError):
         log.warning("push.storage_failed", error=str(error))
-        return PushError("storage_unreachable", "The object storage did not answer.", retry=True)
+        message = "The object storage did not answer, or answered with an error."
+        return PushError("storage_unreachable", message, retry=True)
     if isinstance(error, ValueError) and isinstance(error.__cause__, BadRequestError):  # invalid YAML in the model card
         reason = _shown(error, token).rstrip(". ")
         message = f"The hub refused the push {to}: {reason}. {AGAIN.format(push.job_id)}"
@@ -203,7 +204,7 @@ def _hub_error(error: HfHubHTTPError, push: ClaimedPush, token: str) -> PushErro
     reason = _shown(error.server_message or "", token).rstrip(". ")
     said = f"It answered with status {status}{': ' if reason else ''}{reason}."
     if not HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR or status in TEMPORARY:
-        message = f"The hub did not take the push to {push.repository}. {said}"
+        message = f"The hub did not accept the push to {push.repository}. {said}"
         return PushError("hub_unreachable", message, retry=True)
     denied = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
     way_out = (DENIED_WAY_OUT if denied else AGAIN).format(push.job_id)

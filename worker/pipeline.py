@@ -315,7 +315,8 @@ class Pipeline:
         for key, windows in texts.items():
             score = perplexity(loaded.model, windows, self._reporter(stage) if key == name else self._check_stop)
             if not math.isfinite(score):
-                raise EvaluateError(f"the {name} model must have a finite perplexity; it has {score}. Prune it less.")
+                way_out = "Prune it less, or choose a different model."
+                raise EvaluateError(f"the {name} model must have a finite perplexity; it has {score}. {way_out}")
             self.scores[key] = score
         self.send(Scored(scores=self.scores))
 

@@ -27,7 +27,7 @@ def test_the_worker_stores_and_deletes_nothing_outside_of_the_jobs_folder(
     assert (scratch / "secret").read_bytes() == (scratch / "3" / "run").read_bytes() == SECRET
     assert not [key for key in backend.storage.keys("jobs/") if SECRET in backend.storage.read(key)]
     assert backend.job(job_id).status == Status.QUEUED
-    assert "files that are refused" in str(backend.event_rows(job_id)[-1].data)
+    assert "a file or sent a request that the worker refuses" in str(backend.event_rows(job_id)[-1].data)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a\\b", "a\0b", ".hidden", "a\n", "\ud800", "a" * 300])
@@ -51,7 +51,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     with child_files.open_file(tmp_path, "folder", "file") as file:
         assert file.read() == b"content"
     os.link(tmp_path / "file", tmp_path / "other")
-    with pytest.raises(RefusedFileError, match="one name"):
+    with pytest.raises(RefusedFileError, match="only one hard link"):
         child_files.open_file(tmp_path, "other")
 
 
