@@ -92,7 +92,7 @@ class Supervisor:
         self.healthy = True
         self.mailbox: Queue[Callable[[], None]] = Queue()
         self.writer = AttemptWriter(sessions, attempt, settings)
-        # A process that stores a format is silent until the upload of its last state has ended.
+        # A process that stores a format sends no message while it waits for the upload of its last state.
         self.transfers = Transfers(storage, self.mailbox.put, lambda _: self.watchdog.touch())
         self.files = Files(attempt, settings, self.transfers)
         self.resume_files: dict[str, Json] = {}
@@ -195,7 +195,7 @@ class Supervisor:
             on_line=lambda line: self.mailbox.put(partial(self._handle_line, line)),
             on_exit=lambda code: self.mailbox.put(partial(self._handle_exit, code)),
         )
-        self.watchdog.touch()  # it was silent during the downloads
+        self.watchdog.touch()  # there was no process during the downloads
         self.lifecycle.move(State.TRAINING)
 
     def _handle_line(self, line: bytes) -> None:
@@ -314,7 +314,7 @@ class Supervisor:
             raise AttemptError("run_time_exceeded", message, user_error=True)
 
     def _check_hang(self) -> None:
-        """If the process hangs, ask it to write the stacks of its threads. Then fail the attempt with that output."""
+        """If the process hangs, ask it for the stacks of its threads. Fail the attempt `STACK_SECONDS` later."""
         if self.process is None or self.lifecycle.state is not State.TRAINING:
             return
         if not self.lifecycle.hang and (overdue := self.watchdog.overdue):
@@ -361,7 +361,7 @@ class Supervisor:
         )
 
     def _pause_for(self, reason: Reason, message: str, needed: int | None) -> None:
-        """Pause the job until the cause is over, and a disk has space for its folder and `needed` more bytes."""
+        """Pause the job until the cause is over and a worker has disk space for its folder and `needed` more bytes."""
         self._end_process()
         needs = disk_space.required_space(self.files.folder, needed)
         self.writer.flush()

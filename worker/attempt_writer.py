@@ -1,4 +1,4 @@
-"""The database writes of one attempt: it renews the lease, and writes reports and results.
+"""Write to the database for one attempt: renew its lease, and write its reports and results.
 
 While the database is unreachable, a write is retried until the lease expires. After that another worker may run the
 job, so the write raises LeaseLostError. A write also raises it if another attempt has replaced this one or the job
@@ -40,7 +40,7 @@ class AttemptWriter:
         Consecutive progress reports of a phase are replaced by the newest.
         """
         self.remaining: float | None = None
-        """Seconds until the job ends, as the training process has last reported them. None if unknown."""
+        """Seconds until the job ends, as last reported by the training process. None if unknown."""
         self._metrics: dict[int, dict[str, float]] = {}
         self._scores: dict[str, float] = {}
         self.requests = PendingActions(pausing=False, stop_step=attempt.stop_step)
@@ -63,7 +63,7 @@ class AttemptWriter:
                 self._scores |= report.scores
 
     def tick(self) -> None:
-        """Renew the lease and write the stored reports, each if it is time to. Call this often."""
+        """Renew the lease every `heartbeat_seconds`, and write reports every `FLUSH_SECONDS`. Call this often."""
         now = time.monotonic()
         if now >= self._renewed + self._settings.heartbeat_seconds:
             self._renew()
@@ -91,13 +91,16 @@ class AttemptWriter:
             self.write(change)
 
     def write(self, change: Callable[[Session], T]) -> T:
-        """Run `change` in a transaction. If the database is unreachable, retry until the lease expires."""
+        """Run `change` in a transaction and return its result. If the database is unreachable, retry.
+
+        Raises LeaseLostError if the lease expires meanwhile.
+        """
         while True:
             try:
                 with self._sessions.begin() as session:
                     return change(session)
             except (DBAPIError, NoConnectionError) as error:
-                # Some other errors end the connection too, such as that of a transaction that was idle for too long.
+                # Other errors can end the connection too, such as the timeout of an idle transaction.
                 reachable = isinstance(error, DBAPIError) and not error.connection_invalidated
                 if reachable and not isinstance(error, (OperationalError, InterfaceError)):
                     raise

@@ -1,10 +1,11 @@
 """The training process of one job: `python -m worker.child FOLDER PIPE PARENT STORE`. Only a worker starts it.
 
 The process writes messages to the file descriptor PIPE (see `worker.protocol`) and ends when the process PARENT ends.
-Over the file descriptor STORE it sends files of formats (see `worker.format_store`).
-This program fetches the model from the hub. Then it gives up everything that training does not need and executes
-`worker.training`: the network, the token of the operator, and all files but the model, the job's folder and the
-programs (`core.infra.sandbox`). SIGTERM ends this program at once, because there is nothing to save.
+It sends files of formats to the file descriptor STORE (see `worker.format_store`).
+
+This program fetches the model from the hub. Then it confines itself (`core.infra.sandbox`) and executes
+`worker.training`. The training has no network and no token of the operator. It can access only the model, the
+job's folder, the programs and system files. SIGTERM ends this program at once, because there is nothing to save.
 """
 
 import os

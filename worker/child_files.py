@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
-"""Pattern of the names of files. Such a name is one segment of a path, and needs no escaping in a key of an object."""
+"""Pattern of the names of files. Such a name is one segment of a path, and needs no escaping in an object key."""
 
 
 class RefusedFileError(Exception):
@@ -22,14 +22,17 @@ class RefusedFileError(Exception):
 
 
 def require_name(name: str) -> None:
-    """Raise RefusedFileError unless this is a plain name of a file."""
+    """Raise RefusedFileError unless `name` is a plain file name."""
     if not NAME.fullmatch(name):
         raise RefusedFileError(f"a file name must match {NAME.pattern}; it is {name[:200]!r}")
 
 
 @contextmanager
 def open_folder(root: Path, *names: str) -> Iterator[int]:
-    """Yield a descriptor of the folder `root/names[0]/names[1]/…`. No link is followed below `root`."""
+    """Yield a descriptor of the folder `root/names[0]/names[1]/…`. No link is followed below `root`.
+
+    Raises RefusedFileError if there is no such folder.
+    """
     descriptor = _open(root, names)
     try:
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
@@ -40,7 +43,10 @@ def open_folder(root: Path, *names: str) -> Iterator[int]:
 
 
 def open_file(root: Path, *names: str) -> BinaryIO:
-    """Open the file `root/names[0]/names[1]/…` to read it. No link is followed below `root`."""
+    """Open the file `root/names[0]/names[1]/…` to read it. No link is followed below `root`.
+
+    Raises RefusedFileError if there is no such regular file, or if it has several hard links.
+    """
     descriptor = _open(root, names)
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
@@ -50,7 +56,7 @@ def open_file(root: Path, *names: str) -> BinaryIO:
 
 
 def write_file(root: Path, name: str, content: str) -> None:
-    """Write a new file into `root`, and replace whatever has its name. A link is replaced, and not followed."""
+    """Write a file into `root`. Replace an existing file or link of this name. No link is followed."""
     temporary = root / f"{name}.new"
     temporary.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -60,10 +66,10 @@ def write_file(root: Path, name: str, content: str) -> None:
 
 
 def delete_folder(folder: Path) -> None:
-    """Delete a folder with everything in it, if it exists. What cannot be deleted stays, without an error.
+    """Delete a folder and its content, if it exists. Raises no error if something cannot be deleted.
 
-    Its folders can be nested more deeply than a path can be long, and can lack all rights. So each one gets rights and
-    is moved to the top before its files are deleted. No link is followed.
+    The path of a folder in it can exceed the maximum length, and the folder can lack permissions. So each folder gets
+    permissions and is moved to the top before its files are deleted. No link is followed.
     """
     with suppress(OSError):
         top = _open_with_rights(os.fspath(folder))
@@ -84,7 +90,7 @@ def delete_folder(folder: Path) -> None:
 
 
 def delete_former_attempts(folder: Path, before: int) -> None:
-    """Delete the folders of the attempts with a number less than `before` from the folder of their job."""
+    """Delete the folders of attempts with a number less than `before`. `folder` is the folder of their job."""
     for each in folder.iterdir():
         if each.name.isdecimal() and int(each.name) < before:
             delete_folder(each)
@@ -97,7 +103,7 @@ def _delete_files(folder: int, top: int) -> list[str]:
         for entry in list(entries):
             with suppress(OSError):
                 if entry.is_dir(follow_symlinks=False):
-                    os.close(_open_with_rights(entry.name, folder))  # it cannot be moved without rights
+                    os.close(_open_with_rights(entry.name, folder))  # it cannot be moved without permissions
                     name = secrets.token_hex(16)
                     os.rename(entry.name, name, src_dir_fd=folder, dst_dir_fd=top)
                     moved.append(name)
@@ -107,9 +113,9 @@ def _delete_files(folder: int, top: int) -> list[str]:
 
 
 def _open_with_rights(name: str, parent: int | None = None) -> int:
-    """Give the owner all rights on a folder, and return a descriptor of it."""
+    """Give the owner all permissions on a folder, and return a descriptor of the folder."""
     flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    path = os.open(name, flags | os.O_PATH, dir_fd=parent)  # this needs no rights on the folder itself
+    path = os.open(name, flags | os.O_PATH, dir_fd=parent)  # this needs no permissions on the folder itself
     try:
         os.chmod(f"/proc/self/fd/{path}", 0o700)  # noqa: PTH101
         return os.open(".", flags, dir_fd=path)
@@ -119,7 +125,7 @@ def _open_with_rights(name: str, parent: int | None = None) -> int:
 
 def _open(root: Path, names: tuple[str, ...]) -> int:
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    # O_NONBLOCK: opening a pipe would wait for its writer.
+    # Without O_NONBLOCK, opening a named pipe would wait for a writer.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     for name in names:
         parent = descriptor

@@ -1,4 +1,4 @@
-"""The conditions of a job's attempts, saved with the state, so that the checkpoint names what each stage ran on."""
+"""Write and read the machine, micro-batch and versions of each attempt. They are saved with the state of a job."""
 
 from collections.abc import Sequence
 from pathlib import Path

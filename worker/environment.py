@@ -29,7 +29,7 @@ def of_child(variables: Mapping[str, str], folder: Path) -> dict[str, str]:
 
     Temporary files are written to `folder`, which is the folder of the job for a training process.
     """
-    # Threads that spin while they wait make training several times slower if other programs need the cores.
+    # Waiting threads that spin make training several times slower if other programs need the cores.
     # Temporary files are deleted with the folder of the job, also if the process is killed.
     return {"OMP_WAIT_POLICY": "passive", **_chosen(variables, (*COMPUTING, *FETCHING)), "TMPDIR": str(folder)}
 

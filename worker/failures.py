@@ -1,4 +1,4 @@
-"""The error with which an attempt fails, and how it follows from the end of its training process."""
+"""The error of a failed attempt, and how it follows from the last message or the exit of its training process."""
 
 import signal
 import time
@@ -21,7 +21,7 @@ RECENT_SECONDS = 60.0
 class AttemptError(Exception):
     """The attempt has failed. If `user_error` is true, another attempt would fail in the same way.
 
-    `of_host` is true if the memory of the machine was full, and not that of the device.
+    `of_host` is true if the machine ran out of memory, and false if the device did.
     """
 
     def __init__(self, code: str, message: str, *, user_error: bool = False, of_host: bool = False) -> None:
@@ -30,7 +30,7 @@ class AttemptError(Exception):
 
 
 class Failures:
-    """Finds the error of one attempt. The kernel may kill its processes if the machine has no memory left."""
+    """Finds the error of one attempt, and whether the kernel has killed a process for lack of memory."""
 
     def __init__(self, spec: JobSpec) -> None:
         self._devices = spec.devices
@@ -47,7 +47,7 @@ class Failures:
             self._observed_at, self._kills_before, self._newest_kills = now, self._newest_kills, memory.oom_kills()
 
     def of_message(self, message: Failed) -> AttemptError | PauseError:
-        """Return the error that the process has sent."""
+        """Return the error of a message: PauseError if the hub is unreachable, otherwise AttemptError."""
         if message.code == UNREACHABLE:
             log.warning("hub.unreachable", error=message.message)
             return PauseError(Reason.HUB_UNREACHABLE)
@@ -56,7 +56,7 @@ class Failures:
         return AttemptError(message.code, message.message, user_error=message.user_error, of_host=message.of_host)
 
     def of_exit(self, code: int, output: str) -> AttemptError:
-        """Return the error of a process that exited without a message. `output` is the last that it printed."""
+        """Return the error of a process that exited without a message. `output` is the end of its output."""
         # With several devices, the kernel kills one of the processes, and the launch ends the others.
         if (code == -signal.SIGKILL or self._devices > 1) and self._kernel_killed:
             return _killed("the training process")

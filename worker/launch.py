@@ -2,7 +2,7 @@
 
 The first process runs the whole job (`worker.pipeline`). The others take part in its training (`worker.replica`). If
 one of them fails, the launch ends all of them and restarts none: the attempt fails, and the next one resumes. Gloo
-connects tensors on a CPU, NCCL those on GPUs.
+transfers tensors of CPUs, and NCCL transfers tensors of GPUs.
 """
 
 import os
@@ -22,16 +22,15 @@ from worker.protocol import Task
 
 LOOPBACK = "127.0.0.1"
 MAX_WAIT = timedelta(days=30)
-"""Longest time that a process waits for the others. The watchdog of the worker finds a job that hangs."""
+"""Timeout of a collective operation. It is long, because the watchdog of the worker detects a job that hangs."""
 
 
 def launch(count: int, run: Callable[[], None]) -> None:
-    """Call `run` in `count` processes, which are copies of this one.
+    """Call `run` in `count` processes, which are forks of this one. Return when they have ended.
 
-    A SIGTERM that this process receives is sent to them. Then this function returns when they have ended. Raises
-    ChildFailedError if one of them fails.
+    If this process receives SIGTERM, it sends SIGTERM to them. Raises ChildFailedError if one of them fails.
     """
-    # A job on one device does not need these.
+    # Imported here, because a job on one device does not need them.
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -58,12 +57,12 @@ def _enter(parent: int, run: Callable[[], None]) -> None:
 
 
 def rank() -> int:
-    """Return the number of this process among those of the job. The first, or the only one, is 0."""
+    """Return the rank of this process in the job. The first or only process has rank 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def find_model(task: Task) -> ModelSource:
-    """Return the source of the model of a job, with the folder of a hub model that was downloaded."""
+    """Return the source of the model of a job. If a hub model was downloaded, the source has its local folder."""
     folder = task.downloaded
     ask_hub = None if folder is None else lambda reference, _: downloaded(reference, folder)
     return find(task.spec.model, roots=task.model_roots, revision=task.spec.revision, ask_hub=ask_hub)
@@ -87,7 +86,7 @@ def device_of(task: Task) -> str:
 def threads_of(task: Task) -> int:
     """Return the number of CPU threads of this process, or 0 for the default of torch.
 
-    The processes of a job share the threads of the job.
+    The threads of a job are divided among its processes.
     """
     if task.spec.devices == 1:
         return task.threads

@@ -10,7 +10,7 @@ from math import inf
 DRAIN_SECONDS = 100.0
 """Seconds after a shutdown request until the job is released. Orchestrators must wait 120 seconds for a worker."""
 PAUSE_SECONDS = 120.0
-"""Seconds after a pause request until the job is released. Longer than `DRAIN_SECONDS`: no orchestrator waits here."""
+"""Seconds after a pause request until the job is released. Longer than `DRAIN_SECONDS`: no orchestrator waits."""
 STACK_SECONDS = 2.0
 """Seconds that a hanging process gets to write the stacks of its threads."""
 

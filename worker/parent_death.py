@@ -30,7 +30,7 @@ def exit_with_parent(parent: int) -> None:
 def _watch(pipe: int) -> None:
     """Wait until the pipe closes, then kill the process group.
 
-    All other files are closed first, because an open copy would keep the pipes of the training process open.
+    All other descriptors are closed first, because copies would keep the pipes of the training process open.
     """
     sandbox.forbid_memory_access()  # it was forked when the environment still had the token of the hub
     nothing = os.open(os.devnull, os.O_RDWR)

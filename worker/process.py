@@ -19,7 +19,7 @@ from worker import environment
 from worker.protocol import MAX_MESSAGE_BYTES
 
 MAX_WAITING_BYTES = 64 << 20
-"""Bytes of lines that wait to be handled before no further line is read. The process then waits when it writes."""
+"""Bytes of unhandled lines at which reading stops. The process then blocks when it writes."""
 LOG_BYTES = 8000
 """Bytes of the newest output of the process that are kept in memory."""
 LOG_SECONDS = 5.0
@@ -29,8 +29,9 @@ LOG_SECONDS = 5.0
 class Process:
     """A running process group.
 
-    Another thread calls `on_line` with each line that the process writes to its pipe. At the end, it calls `on_exit`
-    once. Call `handled` for each line, so that a process that writes too fast cannot fill the worker's memory.
+    A thread calls `on_line` with each line that the process writes to its pipe. When the process has ended, the thread
+    calls `on_exit` once with the exit status, which is negative for a signal. Call `handled` for each line. Otherwise
+    reading stops at `MAX_WAITING_BYTES`, which limits the memory of the worker.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Process:
         self._signal(lambda pid: os.kill(pid, signal.SIGTERM))
 
     def request_stacks(self) -> None:
-        """Ask each process of the group to write the stacks of its threads to its output. This works if it hangs."""
+        """Ask each process of the group to write the stacks of its threads to its output, even if it hangs."""
         self._signal(lambda pid: os.killpg(pid, signal.SIGUSR2))
 
     def kill(self) -> None:
@@ -107,7 +108,7 @@ class Process:
                     self._waiting_bytes += len(line)
                 self._on_line(line)
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        # Processes that it started must not outlive it, and they keep its output open.
+        # Processes that it started must not outlive it. They would also keep its output open.
         with self._reaping:
             os.killpg(self._process.pid, signal.SIGKILL)
             code = self._process.wait()
@@ -118,7 +119,7 @@ class Process:
         self._on_exit(code)
 
     def _close_connection(self) -> None:
-        """End the connection, also for a thread that waits for a request. That thread still has its own descriptor."""
+        """Shut down the connection. This ends the wait of a thread that has another descriptor of the connection."""
         with suppress(OSError):  # the other side has ended it
             self._requests.shutdown(socket.SHUT_RDWR)
         self._requests.close()

@@ -58,7 +58,7 @@ def main(training: Sequence[str] = TRAINING) -> int:
 def serve(app: Celery, name: str) -> int:
     """Receive notifications, one at a time, until a signal ends the worker. Return the exit status.
 
-    Features of Celery by which workers communicate with each other are off.
+    Celery's communication between workers is off.
     """
     app.conf.update(broker_connection_max_retries=None, worker_redirect_stdouts=False)  # None: no limit
     worker = app.Worker(

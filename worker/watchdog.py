@@ -2,8 +2,8 @@
 
 A process that hangs in a GPU kernel, a collective operation or a file system is alive but sends nothing. In training,
 the time limit follows from the duration of earlier steps. While the dataset is read, the model's tokenizer and chat
-template run. If they do not end, another attempt would not end either, so that is an error of the user. In other phases
-a long silence is normal, so the limit is one hour.
+template run. If they do not end, they would not end in another attempt either, so this is an error of the user. In
+other phases a long silence is normal, so the limit is one hour.
 """
 
 import time
@@ -16,14 +16,14 @@ from core.states import Phase
 from worker.protocol import Message, Progressed, Reading
 
 SILENT_SECONDS = 3600.0
-"""Seconds without any message after which a process counts as hanging. A download is reported while it grows."""
+"""Seconds without any message after which a process counts as hanging. A download that grows sends messages."""
 STEP_SECONDS = 600.0
-"""Seconds without progress in training that never count as hanging."""
+"""Seconds without progress up to which training never counts as hanging."""
 STEP_MEDIANS = 10
 """Multiple of the median step time without progress after which training counts as hanging.
 
-`STEP_SECONDS` must also have passed. Between two steps, an evaluation makes progress too, and so does a pruning after
-the last step.
+`STEP_SECONDS` must also have passed. An evaluation between two steps reports progress too. So does pruning after the
+last step.
 """
 RECORD_SECONDS, RECORD_BYTES_PER_SECOND = 300.0, 500_000
 """Seconds without a message while the dataset is read after which reading counts as hanging.
@@ -36,7 +36,10 @@ REMEMBERED = 101
 
 
 class Overdue(NamedTuple):
-    """A message that is overdue: a sentence that says what is missing since when, and whether a retry could help."""
+    """A message that is overdue. `message` says what is missing, and for how long.
+
+    If `user_error` is true, a retry cannot help.
+    """
 
     message: str
     user_error: bool
@@ -69,12 +72,12 @@ class Watchdog:
         self._phase, self._step, self._last_progress = message.phase, message.step, self._last_message
 
     def touch(self) -> None:
-        """Record that the process does something without a message. Any thread may call this."""
+        """Record activity of the process without a message. Any thread may call this."""
         self._last_message = time.monotonic()
 
     @property
     def overdue(self) -> Overdue | None:
-        """Return what is overdue, or None if nothing is overdue."""
+        """What is overdue, or None if nothing is overdue."""
         now = time.monotonic()
         silent = now - self._last_message
         if self._reading and silent > RECORD_SECONDS + self._dataset_bytes() / RECORD_BYTES_PER_SECOND:
