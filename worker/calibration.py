@@ -20,11 +20,11 @@ from seft.parent_process import end_with_parent
 from worker import environment
 
 SHAPES = ((512, 576, 1536), (1024, 1024, 4096), (2048, 4096, 4096))
-"""Sizes (tokens, inputs, outputs) of the products that are measured, from the smallest. Their median counts."""
+"""Sizes (tokens, inputs, outputs) of the measured products, from the smallest. The median speed is the result."""
 DTYPES = (Dtype.FLOAT32, Dtype.BFLOAT16)
-"""Data types in which jobs train. All are measured, because a job can ask for one without instructions."""
+"""Data types in which jobs train. Both are measured: a job can ask for one without instructions on the device."""
 SECONDS = 0.3
-"""Seconds for which each product is repeated. The fastest run counts, because others were interrupted."""
+"""Seconds for which each product is repeated. The fastest run counts, because other runs may be interrupted."""
 LONGEST = 1.0
 """Expected seconds of a single product above which it is not measured. A slow processor would need a minute for the
 largest one."""
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 
 class Calibration:
-    """Measures the device once, in a process of its own. The caller does not wait for it."""
+    """Measures the device once, in a separate process. The caller does not wait for the process."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -66,7 +66,7 @@ class Calibration:
 
 
 def main(name: str, threads: int, parent: int) -> None:
-    """Print the median operations per second of products of matrices, as a JSON object by data type."""
+    """Print the median operations per second of matrix products, as a JSON object by data type."""
     end_with_parent(parent)
     import torch
 
@@ -81,7 +81,7 @@ def main(name: str, threads: int, parent: int) -> None:
 
 
 def measure_all(torch: Any, device: Any, dtype: Dtype) -> list[float]:
-    """Return the operations per second of the products, except those that would take too long by the one before."""
+    """Return the operations per second of each product. Skip products that are expected to exceed `LONGEST`."""
     speeds: list[float] = []
     for shape in SHAPES:
         if not speeds or 2 * math.prod(shape) <= LONGEST * speeds[-1]:
@@ -90,7 +90,7 @@ def measure_all(torch: Any, device: Any, dtype: Dtype) -> list[float]:
 
 
 def measure(torch: Any, device: Any, tokens: int, inputs: int, outputs: int, *, dtype: Dtype) -> float:
-    """Return the operations per second of the fastest product of a matrix of inputs with a weight matrix."""
+    """Return the operations per second of the fastest run of a product of an input matrix and a weight matrix."""
     place = {"device": device, "dtype": getattr(torch, dtype)}
     left, right = torch.randn(tokens, inputs, **place), torch.randn(inputs, outputs, **place)
     best, end = float("inf"), time.monotonic() + SECONDS

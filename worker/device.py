@@ -24,7 +24,7 @@ from worker import disk_space
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Device files of accelerator drivers. If none of them exists, torch would find no accelerator and is not loaded."""
 FREEING_SECONDS = 20.0
-"""Seconds to wait until the driver has freed the device memory of a process that ended."""
+"""Maximum seconds to wait until the driver has freed the device memory of a process that ended."""
 DRIVER_BYTES = 256 << 20
 """Bytes of device memory that the driver may use for itself."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -36,6 +36,7 @@ class Device(NamedTuple):
     kind: str
     name: str
     memory: int
+    """Bytes of memory."""
     bfloat16: bool
     """Whether it has instructions for bfloat16."""
     uuids: Sequence[str] = ()
@@ -115,7 +116,7 @@ def ask_torch(name: str, count: int) -> Device:
 
 
 def cpu() -> Device:
-    """Return the CPU as a device. Its memory is that of the machine, or the limit of the container."""
+    """Return the CPU as a device. Its memory is the memory of the machine, or the limit of the container if lower."""
     limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     usable = memory if limit == "max" else min(memory, int(limit))

@@ -13,7 +13,7 @@ from core.states import Phase
 from seft.config import Retain
 
 KILLS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
-"""Files that count the kills of the kernel: those in the worker's container, and those on the machine."""
+"""Files that count out-of-memory kills: in the container of the worker, and on the whole machine."""
 
 
 def oom_kills() -> int:
@@ -37,7 +37,7 @@ def smaller_micro_batch(spec: JobSpec, phase: Phase | None, *, of_host: bool) ->
     smallest = spec.devices
     if not of_host and not (phase is Phase.TRAINING and (stored or repair.micro_batch > smallest)):
         return None
-    # With several micro-batches, the gradients of all nonzeros would be added up, which takes more memory.
+    # Several micro-batches need more memory, because the gradients of all nonzeros are added up.
     whole = stored and spec.trains_all and not has_several_micro_batches(spec)
     return repair.micro_batch if whole else smallest
 
@@ -50,7 +50,7 @@ def advice(spec: JobSpec, phase: Phase | None, micro_batch: int | None) -> str:
     repair, calibration = spec.repair, spec.prune.calibration
     windows = min(micro_batch or repair.micro_batch, repair.batch_tokens // repair.sequence_tokens)
     if phase in {Phase.LOADING, Phase.EXPORTING}:
-        # The lengths of sequences do not matter here. The loader of GGUF files has the weights twice.
+        # The lengths of sequences do not matter here. The loader of GGUF files holds the weights twice.
         is_gguf = phase is Phase.EXPORTING and any(each.is_gguf for each in spec.output.formats)
         way_out = "Leave the GGUF formats out of output.formats" if is_gguf else "Use a smaller model"
         return f"The job was {phase} the model. {way_out}, or run the job on a larger device."

@@ -144,7 +144,7 @@ class Pipeline:
         self._export(loaded, replace(facts, scores=self.scores, evaluate=evaluated, attempts=attempts))
 
     def _load(self, source: ModelSource) -> Loaded:
-        """Load the model to the device, or to the host, from where all processes of the job take their parts."""
+        """Load the model to the device. If it is split, load it to the host and distribute it over all processes."""
         if not self.task.spec.sharded:
             return load(source, device=self._device, dtype=self._dtype)
         loaded = load(source, dtype=self._dtype)
@@ -173,11 +173,11 @@ class Pipeline:
     def _prune(self, loaded: Loaded, text: JobTexts) -> None:
         """Evaluate the dense model, prune and reconstruct it, evaluate the pruned model, and save the state.
 
-        Before that, the dense model writes the text that the repair retains, or reads it, and records its predictions.
+        First, the dense model writes or reads the text that the repair retains, and its predictions are recorded.
 
         The weights are rounded as in the checkpoint before the second evaluation. With the schedule `gradual` the
         model is not pruned now, so there is no second evaluation, and the state has the dense weights. The state is
-        saved before any training. So the job fails now, and not at its end, if the state cannot be written or stored,
+        saved before any training. So the job stops now, and not at its end, if the state cannot be written or stored,
         or if the disk has no space for the state and the checkpoint.
         """
         if self.repair:
@@ -233,7 +233,7 @@ class Pipeline:
         self._progress(Stage.TRAINING, self.step / config.steps)  # the pace of the steps counts from here
         self._train(repair, config.steps)
         result = repair.finish(self._report_finishing)
-        del repair  # its moments would count towards the memory of the evaluation
+        del repair  # frees the moments of the optimizer before the evaluation
         round_weights(loaded.model)
         self._evaluate("repaired", Stage.REPAIRED, loaded, text)
         return result
@@ -245,7 +245,7 @@ class Pipeline:
         while not repair.done and not now.end:
             with in_parallel(self._shards):
                 reports = repair.advance()
-            shutil.rmtree(self.folder / STATE, ignore_errors=True)  # all processes have read it before their step
+            shutil.rmtree(self.folder / STATE, ignore_errors=True)  # all processes read it before this step
             self.step = repair.step
             self._progress(Stage.TRAINING, repair.step / steps)
             self._send_step(reports)
@@ -279,7 +279,7 @@ class Pipeline:
     def _last_step(self) -> float:
         """The step after which training must end early, or infinity.
 
-        With the schedule `gradual` it takes at least one step, because weights become zero by what a step measures.
+        With the schedule `gradual`, training takes at least one step, because a step measures what becomes zero.
         """
         path, least = self.folder / END_TRAINING, int(self.prune.gradual)
         return max(least, int(path.read_text())) if path.exists() else math.inf

@@ -42,19 +42,19 @@ def progress(stages: Sequence[Stage], stage: Stage, fraction: float) -> float:
 class ProgressEstimator:
     """Estimates the progress of a job and the seconds until it ends, in the process that runs it.
 
-    The current stage goes on at its recent speed. Of the later stages, an evaluation takes as long as an earlier one
-    of this attempt. The others take as long as is expected on this device. If nothing is known about the device, a
-    later stage takes as long per operation as the stage that was measured last.
+    It assumes that the current stage continues at its recent speed. A later evaluation takes as long as the last one of
+    this attempt. Another later stage takes the time that is expected on this device. If nothing is known about the
+    device, the stage takes as long per operation as the stage that was measured last.
     """
 
     def __init__(self, spec: JobSpec, clock: Callable[[], float] = time.monotonic) -> None:
         self._spec, self._stages, self._clock = spec, stages_of(spec), clock
         self.last_step = math.inf
-        """Step after which the training ends early. Infinity if nobody asked for that."""
+        """Step after which the training ends early, or infinity."""
         self._expected: dict[Stage, float] = {}
-        """Seconds of a stage on this device."""
+        """Expected seconds of each stage on this device. Empty if unknown."""
         self._operations: dict[Stage, float] = {}
-        """Floating-point operations of a stage."""
+        """Floating-point operations of each stage. Empty if unknown."""
         self._pace: float | None = None
         """Seconds per operation in the stage that was measured last."""
         self._took: dict[Phase, float] = {}
@@ -62,12 +62,12 @@ class ProgressEstimator:
         self._stage: Stage | None = None
         self._began = 0.0
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
-        """Time and fraction of the newest reports about the current stage that said more than the one before."""
+        """Time and fraction of the newest reports about the current stage that had progress."""
 
     def expect(self, speed: Speed, source: ModelSource) -> None:
         """Compute how long each stage is expected to take on a device of this speed.
 
-        This stays unknown if the files of the model do not tell its dimensions.
+        Does nothing if the dimensions of the model cannot be read from its files.
         """
         with suppress(SourceError):
             model = read_dimensions(source, shapes(source))
@@ -96,7 +96,7 @@ class ProgressEstimator:
         return progress(self._stages, stage, fraction), sum(known) if is_known else None
 
     def _current(self, stage: Stage, now: float) -> float | None:
-        """Return the seconds until the current stage ends."""
+        """Return the seconds until the current stage ends, or None if unknown."""
         (first, begin), (last, done) = self._recent[0], self._recent[-1]
         left = max(0.0, self._end(stage) - done)
         whole = self._expected.get(stage)
@@ -107,7 +107,7 @@ class ProgressEstimator:
         return None if whole is None else max(0.0, left * whole - (now - last))
 
     def _later(self, stage: Stage) -> float | None:
-        """Return the seconds of a stage that has not begun."""
+        """Return the seconds of a stage that has not begun, or None if unknown."""
         if stage.phase in self._took:
             return self._took[stage.phase]
         expected = self._expected.get(stage)

@@ -1,8 +1,8 @@
 """The protocol between a worker and its training process. Nothing here needs torch.
 
-The worker writes `job.json` to a folder and starts the process with it. The process sends messages over a pipe, each as
-one line of JSON, and writes files to the same folder. Only files of formats other than `dense` do not go there: after
-the message `Storing`, the process sends them over a second connection, a Unix socket, and the worker stores them.
+The worker writes `job.json` to a folder and starts the process with this folder. The process sends messages over a
+pipe, each as one line of JSON, and writes files to the same folder. Files of formats other than `dense` are the
+exception: after the message `Storing`, the process sends them over a Unix socket, and the worker stores them.
 
 SIGTERM asks the process to save its state and exit. SIGUSR2 asks it to write the stacks of its threads to its output.
 The file `end_training` asks it to end training early and then run the remaining stages. When the worker ends, standard
@@ -15,7 +15,7 @@ input of the process closes and the process is killed.
                             model that needs the tenant's hub token, under its commit
     state/                  the state to resume from, if there is one; deleted after the first step
     resume/<step>/          resumable states, each announced by `Saved`; the worker deletes a folder once it is stored
-    end_training            written by the worker to end training early: at the step in it, or at the next step
+    end_training            written by the worker to end training early: at the step in the file, or at the next step
     result/                 the checkpoint without the files of other formats, announced by `Finished`
 """
 
@@ -215,7 +215,7 @@ class NoDiskSpace(_Part):
 class Failed(_Part):
     """Message: the process exits with a known error. If `user_error` is true, a retry cannot help.
 
-    `of_host` is true if the memory of the machine was full, and not that of the device.
+    `of_host` is true if the machine ran out of memory, and false if the device did.
     """
 
     type: Literal["failed"] = "failed"
@@ -243,7 +243,7 @@ _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimina
 
 
 class WriteFile(_Part):
-    """Request: store a file. Its bytes follow in messages, and an empty one ends it.
+    """Request: store a file. Its bytes follow in messages. An empty message ends the file.
 
     The reply is the entry of the file in the manifest.
     """
@@ -260,7 +260,7 @@ class MeasureFile(_Part):
 
 
 class ReadFile(_Part):
-    """Request: `size` bytes of a stored file from the byte `begin`. The reply is these bytes."""
+    """Request: `size` bytes of a stored file from offset `begin`. The reply is these bytes."""
 
     type: Literal["read"] = "read"
     name: str
@@ -283,5 +283,5 @@ def decode(line: bytes) -> Message:
 
 
 def decode_request(content: bytes) -> Request:
-    """Decode a request. Raises ValueError if it is none."""
+    """Decode a request. Raises ValueError if `content` is not a request."""
     return _REQUEST.validate_json(content)

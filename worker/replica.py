@@ -39,7 +39,7 @@ class Start:
     """Step of the saved state to resume from, or 0."""
 
     def open(self, loaded: Loaded, folder: Path, heartbeat: Reporter = silent) -> Repair:
-        """Return the repair at this step. `folder` is that of the job. `loaded` is the pruned model.
+        """Return the repair at `step`. `folder` is the folder of the job. `loaded` is the pruned model.
 
         `heartbeat` is called regularly during each held-out evaluation.
         """
@@ -73,7 +73,7 @@ class Next(NamedTuple):
 
 
 def send_to_others(message: Start | Next | None, shards: Shards | None) -> None:
-    """Send to the other processes of the job what they do next, or None if they have no more to do."""
+    """Tell the other processes of the job what to do next. None means that they have nothing more to do."""
     if shards:
         shards.send(message)
     else:
@@ -81,7 +81,7 @@ def send_to_others(message: Start | Next | None, shards: Shards | None) -> None:
 
 
 def share_weights(model: Any, shards: Shards | None) -> None:
-    """Give the weights of the model in the first process to all processes, which must call this together."""
+    """Copy the weights of the first process to all processes. All processes must call this."""
     if shards:
         shards.share()
     else:
@@ -89,12 +89,12 @@ def share_weights(model: Any, shards: Shards | None) -> None:
 
 
 def in_parallel(shards: Shards | None) -> AbstractContextManager[None]:
-    """Let all processes do the same while the `with` block runs."""
+    """While the `with` block runs, all processes do the same. All must enter it."""
     return shards.in_parallel() if shards else nullcontext()
 
 
 def take_part(folder: Path, task: Task) -> bool:
-    """Take part in the training of the job whose files are in the folder. Return whether the job was not stopped."""
+    """Take part in the training of the job whose files are in the folder. Return False if the job was stopped."""
     configure_torch(threads_of(task))
     device, source = device_of(task), find_model(task)
     shards = Shards(None, device) if task.spec.sharded else None

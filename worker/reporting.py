@@ -1,4 +1,4 @@
-"""Send messages from a training process to its worker, and its errors as messages."""
+"""Send messages from a training process to its worker. Errors of the process are sent as messages, too."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -38,9 +38,9 @@ def sender(pipe: int) -> Callable[[Message], None]:
 
 @contextmanager
 def errors_sent(send: Callable[[Message], None]) -> Iterator[None]:
-    """Send an error of the `with` block as a message that says how the job ended.
+    """Send an expected error of the `with` block as a message that says how the job ended.
 
-    Python prints an unexpected error to the output. The worker reports the last lines of that output.
+    Unexpected errors pass: Python prints them to the output, and the worker reports the end of the output.
     """
     try:
         yield

@@ -26,16 +26,17 @@ class JobTexts:
 
     calibration: Int[Tensor, "windows tokens"]
     training: Packed | None
+    """None if the job does not train."""
     held_out: Packed
     start_tokens: list[int]
-    """What the dense model starts with if it writes the text to retain."""
+    """Tokens after which the dense model writes the text to retain. Empty if it writes none."""
     retained: Packed | None
     """Windows of the dataset to retain, if there is one and no saved state has them."""
     described: dict[Role, TextInfo]
     """Descriptions of the training records and the held-out records."""
 
     def add_to(self, facts: Facts, task: Task, retained: Packed | None) -> Facts:
-        """Return the facts of the job's result with its datasets. `retained` is the text that was retained."""
+        """Return the facts with descriptions and hashes of the datasets. `retained` is the retained text, or None."""
         described = dict(self.described)
         if retained is not None:
             described["retained"] = describe_retained(task.names.get(RETAIN_DATA), retained)
@@ -61,7 +62,7 @@ def read_texts(
 ) -> JobTexts:
     """Read and tokenize the datasets in a job's folder. Raises DataError if the text is too short.
 
-    Calls `heartbeat` before each record with the number of records that are done. It may raise an error to stop.
+    Calls `heartbeat` before each record with the number of records that are done. `heartbeat` may raise an error.
     """
     share, found = task.spec.evaluate.held_out, records.read(folder / DATA, "the dataset")
     separate_records = None if share else records.read(folder / HELD_OUT_DATA, "the dataset to evaluate on")

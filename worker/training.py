@@ -23,13 +23,13 @@ from worker.protocol import Failed, Message, Task
 from worker.reporting import errors_sent, sender
 
 NO_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-"""Part of the message of torch if the machine has no memory for a tensor. torch has no class of its own for this."""
+"""Part of the message of torch if the machine has no memory for a tensor. torch has no separate error class."""
 
 
 def main(folder: Path, pipe: int, parent: int, connection: int) -> None:
     """Run the job whose files are in the folder, and send a message that says how the job ended."""
     end_with_parent(parent)
-    # Otherwise Python tests whether it can write there, and the import of a library fails if the disk is full.
+    # Otherwise Python tests folders by writing to them, so the import of a library fails if the disk is full.
     tempfile.tempdir = str(folder)
     faulthandler.register(signal.SIGUSR2)
     for descriptor in (pipe, connection):
@@ -39,11 +39,11 @@ def main(folder: Path, pipe: int, parent: int, connection: int) -> None:
         run(folder, task, send, store)
         return
     sandbox.leave_network()
-    # Imported here and not in each process, together with torch and transformers.
+    # Imported once before the processes are forked, together with torch and transformers.
     from worker import pipeline  # noqa: F401
     from worker.launch import launch
 
-    # The system sends long messages in pieces, which must not be mixed with those of another process.
+    # A long message is written in pieces. Pieces of different processes must not be mixed.
     lock = multiprocessing.get_context("fork").Lock()
 
     def send_in_turn(message: Message) -> None:
@@ -54,13 +54,13 @@ def main(folder: Path, pipe: int, parent: int, connection: int) -> None:
 
 
 def _run_one_of_several(folder: Path, task: Task, send: Callable[[Message], None], store: FormatStore) -> None:
-    """Run one process of a job on several devices. If the job did not end well, end all of them."""
+    """Run one process of a job on several devices. If it has no result, exit with 1, which ends all of them."""
     if not run(folder, task, send, store):
         sys.exit(1)
 
 
 def run(folder: Path, task: Task, send: Callable[[Message], None], store: FormatStore) -> bool:
-    """Run the job in this process, or its part of the job. Return whether the job has a result."""
+    """Run the job or the part of this process. Return whether it was finished. A stop or known error is sent."""
     stop_signals: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stop_signals.append(number))
     with errors_sent(send):
@@ -71,7 +71,7 @@ def run(folder: Path, task: Task, send: Callable[[Message], None], store: Format
 def _compute(
     folder: Path, task: Task, send: Callable[[Message], None], stopping: Callable[[], bool], store: FormatStore
 ) -> bool:
-    """Run the job itself. This is a function of its own because it imports torch."""
+    """Import torch, and run the job or the part of this process. Return whether it was finished."""
     import torch
 
     from seft.checkpoint.verify import standby
