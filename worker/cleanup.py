@@ -3,9 +3,9 @@
 An ended job keeps only its published checkpoint. A job that continues keeps the state that its next attempt resumes
 from. Everything else of a job can be deleted. `delete_unreferenced` deletes objects without a database row: those of
 lost attempts, interrupted uploads, and expired or deleted rows. It lists a page of objects first and reads the rows
-afterwards, so it sees rows that were created in between. Only the running attempt of a job creates rows. A recent
-object without a row may belong to an upload in progress, so it is kept for a day. An object that is older than the
-database belongs to another service and is kept.
+afterwards, so it sees rows that were created in between. Only the running attempt of a job creates rows for objects of
+the job. A recent object without a row may belong to an upload in progress, so it is kept for a day. An object that is
+older than the database belongs to another service and is kept.
 """
 
 import time
@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 
 def delete_leftovers(sessions: sessionmaker[Session], storage: Storage, job_id: str, attempt: int) -> None:
-    """Delete the objects of a job that are no longer needed. Of a deleted job, these are all.
+    """Delete the objects of a job that are no longer needed. For a deleted job, these are all its objects.
 
     A worker calls this after the last write of its attempt.
     """
@@ -89,9 +89,9 @@ def clear_scratch(sessions: sessionmaker[Session], scratch: Path) -> None:
 
 
 def delete_unreferenced(sessions: sessionmaker[Session], storage: Storage) -> int:
-    """Delete all objects without a database row. Return their number, without those of pages with an error.
+    """Delete all objects without a database row. Return their number, without the objects of pages with an error.
 
-    An object that cannot be deleted does not keep the objects of other pages.
+    An object that cannot be deleted does not prevent the deletion of objects of other pages.
     """
     deletions = {
         "jobs/": _delete_of_jobs,
@@ -180,6 +180,6 @@ def _is_unused(folder: Path) -> bool:
 
 
 def _deletable_period(session: Session) -> tuple[datetime, datetime]:
-    """Return the earliest and the latest time at which an object without a row was written if it may be deleted."""
+    """Return two times. An object without a row may be deleted if it was written between them."""
     since, now = session.execute(select(func.min(ApiKey.created_at), func.now())).one()
     return since or now, now - UNREFERENCED_AGE

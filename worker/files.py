@@ -53,7 +53,7 @@ class Manifest(BaseModel):
 
 
 def _manifest(content: bytes) -> Manifest:
-    """Return a manifest. Raises RefusedFileError if it is malformed."""
+    """Parse a manifest. Raises RefusedFileError if it is malformed."""
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
@@ -66,7 +66,7 @@ def _manifest(content: bytes) -> Manifest:
 
 
 class Files:
-    """The files of one attempt. Objects in storage are under the key `prefix`, local files in `folder`."""
+    """The files of one attempt. Keys of objects in storage start with `prefix`. Local files are in `folder`."""
 
     def __init__(self, attempt: Attempt, settings: Settings, transfers: Transfers) -> None:
         self.attempt, self.settings, self.transfers = attempt, settings, transfers
@@ -80,7 +80,7 @@ class Files:
         return f"{self.prefix}{RESULT}/"
 
     def dataset_bytes(self) -> int:
-        """Return the size of all datasets. They must have been fetched."""
+        """Return the total bytes of all datasets. They must have been fetched."""
         return sum((self.folder / name).stat().st_size for name in self._datasets)
 
     @property

@@ -1,9 +1,9 @@
 """The worker's side of the store of formats: stores files that a training process sends, and reads ranges of them.
 
-The process reads them to verify them (`worker.format_store` is its side).
+The process reads the files to verify them. `worker.format_store` is the side of the process.
 
 A file goes from the connection to object storage in parts, so it is never on the disk, and few parts are in memory. The
-service does not trust the process: it accepts the names of formats, each once, and a limited number of bytes.
+service does not trust the process: it accepts each file name of a format once, and a limited number of bytes.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from worker.protocol import (
 from worker.transfers import Transfers
 
 MOST_OF_DENSE, SPARE_BYTES = 1.25, 64 << 20
-"""A file may have this many times the bytes of the dense folder, and these bytes more for vocabularies and indices."""
+"""Limit of a file: the first times the bytes of the dense folder, plus the second for vocabularies and indices."""
 
 
 class _EndedError(Exception):
@@ -40,7 +40,7 @@ class _EndedError(Exception):
 
 
 class FormatService:
-    """Serves one training process. `folder` is that of its job, and objects get keys that start with `prefix`."""
+    """Serves one training process. `folder` is the folder of its job. Keys of stored files start with `prefix`."""
 
     def __init__(self, folder: Path, prefix: str, transfers: Transfers) -> None:
         self._folder, self._prefix, self._transfers = folder, prefix, transfers
@@ -109,9 +109,9 @@ class FormatService:
         return ListedFile(name, size, digest.hexdigest())
 
     def _most_bytes(self) -> int:
-        """Return the largest number of bytes of a file. Every format is smaller, also if the model has no zeros.
+        """Return the maximum bytes of a file. Every format is smaller, also if the model has no zeros.
 
-        The process could claim a dense folder of any size, but not one that is larger than the disk.
+        The process can write sparse files of any size to the dense folder. So the size of the disk limits the result.
         """
         dense = 0
         if (self._folder / RESULT).exists():

@@ -1,7 +1,7 @@
-"""The store of formats as the training process sees it: its worker puts the files into object storage.
+"""The training process's side of the store of formats. The worker puts the files into object storage.
 
-The process has no network, so it sends requests over a connection to its worker (`worker.format_service`), and also the
-bytes of a file while it writes them. So no second copy of the model is on the disk.
+The process has no network, so it sends requests over a connection to its worker (`worker.format_service`). It also
+sends the bytes of a file while it creates them. So no second copy of the model is on the disk.
 """
 
 import io
@@ -19,7 +19,7 @@ from worker.protocol import MAX_BLOCK_BYTES, MeasureFile, ReadFile, Request, Wri
 
 
 class FormatStore:
-    """Writes and reads files of formats. Only one process at a time may use it, and one that is forked may go on."""
+    """Writes and reads files of formats. Only one process at a time may use it: this one, or later a fork of it."""
 
     def __init__(self, descriptor: int) -> None:
         self._connection = Connection(descriptor)
@@ -30,7 +30,7 @@ class FormatStore:
         return self._connection.fileno()
 
     def write(self, name: str, content: Callable[[BinaryIO], object]) -> ListedFile:
-        """Store what the function `content` writes to a stream, as a new file."""
+        """Store what `content` writes to a stream as a new file. Return its entry in the manifest."""
         with self._lock:
             self._connection.send_bytes(encode(WriteFile(name=name)))
             with io.BufferedWriter(_Blocks(self._connection), MAX_BLOCK_BYTES) as stream:

@@ -1,7 +1,7 @@
 """Copy the files of a checkpoint from the object storage into a repository of the model hub, in one commit.
 
-A file is sent while it is read from the storage, in blocks, one file at a time. So a push needs no disk, and little
-memory. `huggingface_hub` sends such a stream by the LFS protocol of the hub, which mirrors know too, and not by Xet.
+A file is sent in blocks while it is read from the storage, one file at a time. So a push needs no disk, and little
+memory. `huggingface_hub` sends such a stream by the LFS protocol and not by Xet. Mirrors of the hub support LFS too.
 A file that the hub already has is not sent again. After an interruption, the next try skips these files.
 """
 
@@ -43,7 +43,7 @@ TEMPORARY = (
 )
 """Statuses between 400 and 499 after which the same request may succeed later. 412: another commit came first."""
 SMALL_BYTES = 16 << 20
-"""Largest file whose content is compared with that of a Git object. The hub keeps larger ones in LFS."""
+"""Largest file whose content is compared with a Git object. The hub keeps larger files in LFS."""
 MESSAGE_CHARACTERS = 500
 DENIED_WAY_OUT = (
     f"Store a token with write access to the repository with {HOW_TO_SET}, and push again with POST /jobs/{{}}/push."
@@ -64,9 +64,9 @@ class PushError(Exception):
 
 
 def configure() -> None:
-    """Make `huggingface_hub` fit a service: no request waits without limit, and nothing but errors is printed.
+    """Configure `huggingface_hub` for a service: requests have timeouts, and only errors are printed.
 
-    Its warnings contain signed links, and one says of every file that it is not sent by Xet.
+    Its warnings contain signed links. One warning says for every file that it is not sent by Xet.
     """
     disable_progress_bars()
     for module in ("_commit_api", "utils._http"):
@@ -81,15 +81,15 @@ def configure() -> None:
 
 
 def upload(storage: Storage, token: str, push: ClaimedPush, is_mine: Callable[[], bool]) -> str:
-    """Make the repository contain the files of the checkpoint, and return the URL of the commit that does.
+    """Copy the files of the checkpoint into the repository. Return the URL of the commit that contains them.
 
     The repository and the branch are created if they do not exist. If the branch already contains the files, for
     example because a worker died after its commit, no commit is made. Weights of another model, which a loader would
     mix with those of the checkpoint, are deleted in the same commit. All other files are kept.
 
     `is_mine` is called before each file and before the commit. If it returns False, no further file is sent, and
-    nothing is committed. Nothing is committed either if another commit came first.
-    Raises PushError, and the database errors of `is_mine`.
+    nothing is committed. Nothing is committed either if another commit came first. Raises PushError, and the database
+    errors of `is_mine`.
     """
     if push.files is None:
         message = f"The checkpoint of {push.job_id} was deleted before it was pushed. Create the job again."
@@ -115,7 +115,7 @@ def _upload(storage: Storage, api: hub.HfApi, push: ClaimedPush, files: list[Jso
         _require_mine(is_mine)
         if not _is_present(storage, push, file, present.get(file["name"])):
             addition = _addition(storage, push, file)
-            # An empty .gitignore, because that of the repository could exclude files of the model.
+            # The .gitignore of the repository could exclude files of the model, so an empty one is given.
             api.preupload_lfs_files(name, [addition], revision=branch, gitignore_content="")
             changes.append(addition)
     changes += [CommitOperationDelete(path, is_folder=False) for path in _outdated(present, files)]
@@ -167,7 +167,7 @@ def _outdated(present: dict[str, RepoFile], files: list[Json]) -> list[str]:
 
 
 def _push_error(error: Exception, push: ClaimedPush, token: str) -> PushError:
-    """Return the error of a library as the error of a try, with the way out.
+    """Convert the error of a library to a PushError that says what to do.
 
     The text contains neither the token, nor signed links, nor names of the service's machines.
     """

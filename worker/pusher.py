@@ -1,7 +1,7 @@
 """Push results of jobs into repositories of the model hub, in a background thread of every worker.
 
 The thread has the network and the tenant's hub token, which the training process never has. Each push is a row in the
-database. A worker claims a row by a lease before it works on it, and renews the lease while it uploads.
+database. A worker claims a row with a lease before it uploads, and renews the lease during the upload.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""Repeat a request to the hub or to object storage while it is unreachable, so that a short outage fails no attempt."""
+"""Repeat a request to the hub or to object storage while it is unreachable. A short outage fails no attempt."""
 
 import logging
 import time
@@ -14,10 +14,10 @@ from seft.models.hub_files import UNREACHABLE
 RETRY_SECONDS = 600.0
 """Seconds after the first failure for which a request is repeated."""
 LONG_TRY_SECONDS = 600.0
-"""A try that ran for longer has transferred bytes, so its failure counts as the first. A server that does not answer
-ends a try earlier."""
+"""Seconds. A longer try has transferred bytes, so its failure counts as the first. A try without an answer from the
+server ends earlier."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
-"""Seconds between two tries. Each pause is twice as long as the one before."""
+"""Minimum and maximum seconds between two tries. Each pause is twice as long as the one before."""
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,13 +32,13 @@ PAUSES = {
         "The worker cannot reach the model hub. The job continues by itself as soon as the hub answers."
     ),
 }
-"""What the user reads about a pause."""
+"""The message to the user for each reason."""
 
 
 class PauseError(Exception):
-    """The attempt needs a server that does not do its part now. The job is paused for `reason`, which is in `PAUSES`.
+    """The attempt needs a server that is full or unreachable. The job is paused for `reason`, a key of `PAUSES`.
 
-    It does not count as a failure, however long it takes.
+    The pause does not count as a failure, however long it takes.
     """
 
     def __init__(self, reason: Reason) -> None:
@@ -49,7 +49,7 @@ class PauseError(Exception):
 def retry(
     action: Callable[[], T], is_outage: Callable[[Exception], bool], wait: Callable[[float], object] = time.sleep
 ) -> T:
-    """Return the result of `action`. Raises its error if it is no outage, or if the outage takes too long.
+    """Return the result of `action`. Raises its error if it is not an outage, or if the outage takes too long.
 
     `wait` waits for a number of seconds. It may raise an error to end the tries.
     """
@@ -72,7 +72,7 @@ def retry(
 def retry_hub(action: Callable[[], T], wait: Callable[[float], object] = time.sleep) -> T:
     """Return the result of `action`, which asks the hub. Raises its SourceError if the hub is unreachable for too long.
 
-    `wait` is that of `retry`.
+    `wait` is the same as for `retry`.
     """
     return retry(action, _hub_is_unreachable, wait)
 

@@ -31,8 +31,9 @@ log = structlog.get_logger(__name__)
 class Sweep(threading.Thread):
     """A background thread of every worker that runs the sweep regularly. Errors are logged and do not end it.
 
-    Two more threads do what needs the object storage, which may take minutes to answer. So this does not delay the
-    heartbeat of the worker. One of them lists all objects, which may take hours, and delays no paused job.
+    Two more threads run the steps that need the object storage, which may take minutes to answer. So these steps do not
+    delay the heartbeat of the worker. One of the two threads lists all objects, which may take hours and must not delay
+    paused jobs.
     """
 
     def __init__(
@@ -74,15 +75,15 @@ class Sweep(threading.Thread):
         self.rounds_not_consuming = self.rounds_not_consuming + 1 if not_consuming else 0
         if self.rounds_not_consuming > workers.MAX_MISSED_SWEEPS:
             self.rounds_not_consuming = 0
-            queue.ping(self.app)  # raises an error: while the broker is down, a new process would get no notification
+            queue.ping(self.app)  # raises an error if the broker is down: a restart does not help then
             log.error("worker.no_notifications")
             os._exit(NOT_CONSUMING)
 
     def calibrate(self) -> None:
-        """Record the speed of the device once: that of another worker's equal device, or else a measurement.
+        """Record the speed of the device once: the known speed of an equal device, or else a measurement.
 
-        The measurement starts while no job runs here. A worker that has just started may soon get a job, so it waits
-        for one sweep.
+        The measurement starts when no job runs here, but not in the first sweep: a worker that has just started may
+        soon get a job.
         """
         self.rounds += 1
         if self.calibrated:
@@ -105,10 +106,10 @@ class Sweep(threading.Thread):
             log.warning("job.lost", job=job_id)
 
     def resume_paused(self) -> None:
-        """Requeue jobs that were paused for lack of space or because a server did not answer, if that is over."""
+        """Requeue jobs that were paused for lack of space or for a server that did not answer, if the cause is over."""
         capability = device.capability(self.settings)
         checks: dict[Reason, Callable[[], bool]] = {
-            Reason.DISK_FULL: lambda: True,  # the capability has the free space
+            Reason.DISK_FULL: lambda: True,  # `paused_for` compares the free space of the capability
             Reason.STORAGE_FULL: self._storage_accepts_writes,
             Reason.STORAGE_UNREACHABLE: self._storage_accepts_writes,
             Reason.HUB_UNREACHABLE: hub_files.is_reachable,
@@ -127,8 +128,8 @@ class Sweep(threading.Thread):
     def notify_waiting(self) -> None:
         """Send notifications for jobs that have waited for two sweeps.
 
-        Their notification may be lost, or a worker received it that cannot run them. At least one notification per
-        live worker is sent. The broker gives them to the workers in turn, so each worker gets one.
+        Their notification may be lost, or a worker that cannot run them received it. At least one notification per
+        live worker is sent, because the broker gives them to the workers in turn.
         """
         with self.sessions.begin() as session:
             waiting = recovery.mark_for_notification(session, 2 * self.settings.sweep_seconds, BATCH)
@@ -207,8 +208,8 @@ class Sweep(threading.Thread):
 def _errors_logged(step: str, kind: type[Exception] = Exception, **item: str) -> Iterator[None]:
     """Log an error of this kind in the `with` block, so that the sweep continues with what follows.
 
-    A storage that answers with an error raises ClientError. If it does not answer, the other items of a step would
-    only wait for it too.
+    If the storage answers with an error, it raises ClientError, and the step continues with its next item. If the
+    storage does not answer, it raises another error, and the step ends: its next items would also wait.
     """
     try:
         yield

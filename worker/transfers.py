@@ -47,8 +47,8 @@ class Transfers:
     """A queue of transfers, and the thread that runs them one after the other.
 
     The owner gives `post`, a function that runs a callable in the owner's thread. The result or error of each
-    transfer is handled there. While a file is uploaded, `sent` is called with the number of bytes of each piece, in any
-    thread.
+    transfer is handled in that thread. During an upload, `sent` is called with the number of bytes of each piece, in
+    any thread.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Transfers:
         Raises GoneError if the object is missing, or if its SHA-256 differs from `sha256` after two downloads.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(2):  # the transfer may have damaged it, and not the storage
+        for _ in range(2):  # the first transfer may have damaged the content
             self._retry(lambda: self._storage.download(key, path))
             if (actual := hash_file(path)) == sha256:
                 return
@@ -118,9 +118,9 @@ class Transfers:
         self._retry(send)
 
     def upload_parts(self, parts: Iterable[bytes], key: str) -> None:
-        """Upload an object from its parts, while they are made. Each part is sent again on its own.
+        """Upload an object in parts, while `parts` yields them. Each part is retried separately.
 
-        If `parts` raises an error or the upload fails, there is no object, and the parts in storage are deleted.
+        If `parts` raises an error or the upload fails, no object is created, and the parts in storage are deleted.
         """
         upload, context = self._retry(lambda: self._storage.begin_upload(key)), contextvars.copy_context()
 
@@ -138,7 +138,7 @@ class Transfers:
             raise
 
     def _finish(self, key: str, upload: str, parts: dict[int, Part]) -> None:
-        """Join the parts. If the reply to an earlier try was lost, the upload is gone and the object is there."""
+        """Join the parts into the object. Succeeds if an earlier try did this and only its reply was lost."""
         try:
             self._storage.finish_upload(key, upload, parts)
         except ClientError as error:
@@ -150,7 +150,7 @@ class Transfers:
         return self._retry(lambda: self._storage.size(key))
 
     def read_range(self, key: str, begin: int, size: int) -> bytes:
-        """Return `size` bytes of an object from the byte `begin`. Raises GoneError if the object is shorter."""
+        """Return `size` bytes of an object from offset `begin`. Raises GoneError if the object is shorter."""
         content = self._retry(lambda: self._storage.read_range(key, begin, size))
         if len(content) != size:
             raise GoneError(f"The object {key} must have {size} bytes from {begin}; it has {len(content)}.")
@@ -180,8 +180,8 @@ class Transfers:
     def _retry(self, action: Callable[[], T]) -> T:
         """Return the result of `action`, which is repeated during a short outage.
 
-        Raises PauseError if the storage is full or unreachable for too long, and TransferError if it rejects the
-        request.
+        Raises PauseError if the storage is full or unreachable for too long, GoneError if an object is missing, and
+        TransferError if the storage rejects the request.
         """
         self.check()
         try:
