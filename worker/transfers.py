@@ -15,9 +15,8 @@ from queue import Queue
 from typing import BinaryIO, TypeVar
 
 import structlog
-from botocore.exceptions import ClientError
 
-from core.infra.storage import STORAGE_ERRORS, Part, Storage, answer_of, is_missing, is_outage, status_of
+from core.infra.storage import STORAGE_ERRORS, Part, Storage, answer_of, is_outage, status_of
 from core.states import Reason
 from seft.checkpoint.compact.ordered import ordered
 from seft.checkpoint.facts import sha256 as hash_file
@@ -129,21 +128,13 @@ class Transfers:
 
         try:
             sent = enumerate(ordered(send, enumerate(parts, 1), UPLOADERS), 1)
-            self._retry(partial(self._finish, key, upload, dict(sent)))
+            self._retry(partial(self._storage.finish_upload, key, upload, dict(sent)))
         except BaseException:
             try:
                 self._storage.abort_upload(key, upload)
             except STORAGE_ERRORS as error:
                 log.warning("storage.not_aborted", key=key, error=str(error))
             raise
-
-    def _finish(self, key: str, upload: str, parts: dict[int, Part]) -> None:
-        """Join the parts into the object. Succeeds if an earlier try did this and only its reply was lost."""
-        try:
-            self._storage.finish_upload(key, upload, parts)
-        except ClientError as error:
-            if not is_missing(error) or self._storage.modified(key) is None:
-                raise
 
     def size(self, key: str) -> int:
         """Return the size of an object in bytes. Raises GoneError if it is missing."""

@@ -152,7 +152,20 @@ def _resume(services: Services, caller: Caller, body: ImportRequest) -> ImportVi
         if not same:
             row.skip_percentage = body.invalid_sample_skip_percentage
             audit.record(session, caller, "create_import", row.id)
-        return ImportView.of(row)
+        view, upload, state = ImportView.of(row), row.upload, row.state
+    return None if state == ImportState.RECEIVING and upload and _is_gone(services, caller, view.id, upload) else view
+
+
+def _is_gone(services: Services, caller: Caller, import_id: str, upload: str) -> bool:
+    """Return whether the storage no longer has the parts, for example after a restore. The import has then failed."""
+    key = imports.key(import_id)
+    if services.storage.has_upload(key, upload) or services.storage.modified(key) is not None:
+        return False
+    with services.sessions.begin() as session:
+        row = imports.get(session, caller.tenant, import_id, change=True)
+        if row.state == ImportState.RECEIVING:
+            imports.fail(row, ProblemError(Code.UNAVAILABLE, "The storage no longer has the parts that were sent."))
+    return True
 
 
 def _begin(services: Services, caller: Caller, body: ImportRequest) -> ImportView:

@@ -179,11 +179,26 @@ class Storage:
             return {}
 
     def finish_upload(self, key: str, upload: str, parts: Mapping[int, Part]) -> None:
-        """Finish a multipart upload: join the parts into an object."""
+        """Finish a multipart upload: join the parts into an object. Idempotent.
+
+        An earlier request may have joined them although its reply was lost.
+        """
         completed: list[CompletedPartTypeDef] = [{"PartNumber": n, "ETag": parts[n].etag} for n in sorted(parts)]
-        self._s3.complete_multipart_upload(
-            Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": completed}
-        )
+        try:
+            self._s3.complete_multipart_upload(
+                Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": completed}
+            )
+        except ClientError as error:
+            if not is_missing(error) or self.modified(key) is None:
+                raise
+
+    def has_upload(self, key: str, upload: str) -> bool:
+        """Return whether the multipart upload was begun, and neither finished nor aborted."""
+        try:
+            self._s3.list_parts(Bucket=self._bucket, Key=key, UploadId=upload, MaxParts=1)
+        except self._s3.exceptions.NoSuchUpload:
+            return False
+        return True
 
     def abort_upload(self, key: str, upload: str) -> None:
         """Abort a multipart upload: delete its parts. Idempotent."""

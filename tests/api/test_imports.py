@@ -151,11 +151,29 @@ def test_an_upload_whose_parts_were_joined_just_before_a_crash_can_be_completed(
     send(client, upload, RIGHT, 1)
     with sessions.begin() as session:
         key, upload_id = imports.key(upload["id"]), session.get_one(Import, upload["id"]).upload
-    storage.finish_upload(key, upload_id, storage.parts(key, upload_id))
+    sent = storage.parts(key, upload_id)
+    for _ in range(2):
+        storage.finish_upload(key, upload_id, sent)  # the request that came second finds no upload, but the object
     assert begin(client, len(RIGHT), resume_key="k") == upload
     assert [(part["received"], part["url"]) for part in parts(client, upload)] == [(True, None)]
     assert client.post(f"/imports/{upload['id']}/complete").status_code == 202
     assert settled(app, client, upload)["status"] == "done"
+
+
+def test_an_upload_whose_parts_the_storage_has_lost_begins_again(
+    app: FastAPI, client: TestClient, sessions: Sessions
+) -> None:
+    upload = begin(client, len(RIGHT), resume_key="k")
+    with sessions.begin() as session:
+        upload_id = session.get_one(Import, upload["id"]).upload
+    app.state.services.storage.abort_upload(imports.key(upload["id"]), upload_id)
+    again = begin(client, len(RIGHT), resume_key="k")
+    assert again["id"] != upload["id"]
+    lost = client.get(f"/imports/{upload['id']}").json()
+    assert (lost["status"], lost["error"]["code"]) == ("failed", "unavailable")
+    send(client, again, RIGHT, 1)
+    assert client.post(f"/imports/{again['id']}/complete").status_code == 202
+    assert settled(app, client, again)["status"] == "done"
 
 
 def test_a_key_that_may_only_read_gets_no_links(client: TestClient, new_client: NewClient) -> None:
