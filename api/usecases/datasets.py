@@ -13,6 +13,7 @@ from api.usecases.audited import audited
 from core.access import audit
 from core.access.audit import Caller
 from core.datasets import datasets, previews
+from core.errors import ProblemError
 from core.tables import Dataset
 
 
@@ -58,11 +59,16 @@ def _upload(
     services: Services, caller: Caller, file: BinaryIO, name: str | None, skip_percentage: float
 ) -> DatasetView:
     content = services.dataset_store.store(caller.tenant, file, skip_percentage)
-    with services.sessions.begin() as session:
-        row, new = services.dataset_store.find_or_add(session, caller.tenant, name or "", content)
-        if new:
-            audit.record(session, caller, "create_dataset", row.id)
-        return DatasetView.of(row)
+    try:
+        with services.sessions.begin() as session:
+            row, new = services.dataset_store.find_or_add(session, caller.tenant, name or "", content)
+            if new:
+                audit.record(session, caller, "create_dataset", row.id)
+            return DatasetView.of(row)
+    except ProblemError:  # another upload has used the quota in the meantime
+        with services.sessions.begin() as session:
+            datasets.delete_object(session, services.storage, content.object_key)
+        raise
 
 
 def _find(services: Services, caller: Caller, dataset_id: str) -> Dataset:

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 
 from api.app import make_app
 from api.deps import TENANT_UPLOADS
+from core.datasets.datasets import Content
 from core.datasets.uploads import DatasetStore
 from core.infra.storage import Storage
 from tests.api.conftest import NewClient, problem
@@ -207,6 +208,24 @@ def test_a_full_tenant_can_neither_upload_nor_create_a_job(app: FastAPI, new_cli
         assert client.post("/jobs", json=body).status_code == 202
         assert upload(client, RIGHT[:-1]).status_code == 201
         problem(client.post("/jobs", json=body), 409, "limit_reached")
+
+
+def test_an_upload_that_exceeds_the_limit_only_after_it_was_stored_is_not_kept(
+    app: FastAPI, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = app.state.services.settings.model_copy(update={"tenant_bytes": 2 * len(RIGHT) - 1})
+    key, store = new_client("ours").headers["Authorization"], DatasetStore.store
+    with TestClient(make_app(settings), headers={"Authorization": key}) as client:
+
+        def store_while_another_upload_ends(self: DatasetStore, *arguments: Any, **options: Any) -> Content:
+            content = store(self, *arguments, **options)
+            monkeypatch.setattr(DatasetStore, "store", store)
+            assert upload(client, RIGHT).status_code == 201
+            return content
+
+        monkeypatch.setattr(DatasetStore, "store", store_while_another_upload_ends)
+        problem(upload(client, RIGHT.replace(b"a", b"c")), 409, "limit_reached")
+        assert len(stored(app)) == 1
 
 
 def test_another_tenants_dataset_is_not_there(client: TestClient, new_client: NewClient, dataset: str) -> None:
