@@ -14,7 +14,6 @@ import base64
 import hashlib
 import hmac
 import ssl
-import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -177,7 +176,7 @@ def _tls() -> ssl.SSLContext:
 
 
 def _headers(delivery: PendingDelivery) -> dict[str, str]:
-    now = int(time.time())
+    now = int(delivery.claimed_at.timestamp())
     return {
         "Content-Type": "application/json",
         "Accept-Encoding": "identity",

@@ -79,6 +79,8 @@ class PendingDelivery:
     body: str
     secrets: tuple[str, ...]
     """The secret, and the previous secret while it is still valid. The message is signed with each of them."""
+    claimed_at: datetime
+    """Time of the database. Receivers refuse messages whose time differs from theirs by some minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +260,7 @@ def claim(
                 url=webhook.url,
                 body=delivery.body,
                 secrets=_secrets(webhook, now),
+                claimed_at=now,
             )
         )
     session.flush()

@@ -7,6 +7,8 @@ import json
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
 from ipaddress import ip_network
 
 import anyio
@@ -52,7 +54,7 @@ def rounds(sessions: Sessions, allowed: Sequence[Network] = LOOPBACK) -> int:
 
 def call(url: str, resolver: Resolver = resolve) -> DeliveryResult:
     """Send one message."""
-    delivery = webhooks.PendingDelivery("msg_1", "hook_1", "ours", 1, url, "{}", ("whsec_AAAA",))
+    delivery = webhooks.PendingDelivery("msg_1", "hook_1", "ours", 1, url, "{}", ("whsec_AAAA",), datetime.now(UTC))
     return anyio.run(webhook_sender.call, delivery, LOOPBACK, resolver)
 
 
@@ -83,6 +85,18 @@ def signed(secret: str, headers: dict[str, str], body: str) -> str:
     content = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.{body}".encode()
     mac = hmac.new(base64.b64decode(secret[len("whsec_") :]), content, hashlib.sha256)
     return "v1," + base64.b64encode(mac.digest()).decode()
+
+
+def test_a_message_has_the_time_of_the_database(
+    receiver: Receiver, client: TestClient, sessions: Sessions, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook, claim, past = hooked(client, receiver.url), webhooks.claim, datetime(2020, 1, 1, tzinfo=UTC)
+    monkeypatch.setattr(webhooks, "claim", lambda *a, **k: [replace(each, claimed_at=past) for each in claim(*a, **k)])
+    finish(sessions, attempt)
+    assert rounds(sessions) == 1
+    ((headers, body),) = receiver.got
+    assert headers["webhook-timestamp"] == str(int(past.timestamp()))
+    assert headers["webhook-signature"] == signed(hook["secret"], headers, body)
 
 
 def test_an_event_of_a_job_is_sent_signed_and_once(
