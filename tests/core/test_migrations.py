@@ -129,6 +129,37 @@ def test_an_old_migration_cannot_be_undone(settings: Settings, empty: Engine) ->
     assert columns(empty) == newer
 
 
+def test_jobs_keep_the_datasets_of_their_request_if_migrations_are_undone_and_run_again(
+    settings: Settings, empty: Engine
+) -> None:
+    rows = """
+    INSERT INTO jobs (id, tenant, dataset_id, spec, priority, status, retain_dataset_id, evaluate_dataset_id)
+    VALUES ('job_1', 'ours', 'file_1', '{"repair": {"retain_dataset": "file_1"}, "evaluate": {"dataset": "file_1"}}', 0,
+            'queued', 'file_1', 'file_1'),
+           ('job_2', 'ours', 'file_1', '{"repair": {"retain_dataset": null}}', 0, 'queued', NULL, NULL);
+    """
+    upgrade_rows(settings, empty, "0255", rows)
+    downgrade(settings, "0252")
+    upgrade(settings)
+    with empty.connect() as connection:
+        query = "SELECT id, retain_dataset_id, evaluate_dataset_id FROM jobs ORDER BY id"
+        found = [tuple(row) for row in connection.exec_driver_sql(query)]
+    assert found == [("job_1", "file_1", "file_1"), ("job_2", None, None)]
+
+
+def test_a_state_in_bfloat16_is_not_given_to_software_that_does_not_know_it(settings: Settings, empty: Engine) -> None:
+    rows = """
+    INSERT INTO jobs (id, tenant, dataset_id, spec, priority, status, dtype, resume)
+    VALUES ('job_1', 'ours', 'file_1', '{}', 0, 'queued', 'bfloat16', '{"step": 1}');
+    """
+    upgrade_rows(settings, empty, "0270", rows)
+    with pytest.raises(RuntimeError, match="job_1 has a state in bfloat16"):
+        downgrade(settings, "0260")
+    with empty.begin() as connection:
+        connection.exec_driver_sql("UPDATE jobs SET status = 'cancelled', finished_at = now()")
+    downgrade(settings, "0260")
+
+
 def test_upgraded_jobs_are_found_by_their_metadata(settings: Settings, empty: Engine) -> None:
     rows = """
     INSERT INTO jobs (id, tenant, dataset_id, spec, priority, status)
