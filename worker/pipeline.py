@@ -240,7 +240,8 @@ class Pipeline:
 
     def _train(self, repair: Repair, steps: int) -> None:
         saved = time.monotonic()
-        now = Next(stop=False, end=self._ends_early)
+        # A stop before the first step may come after `run` has decided to train. Then one step is taken.
+        now = Next(stop=False, end=self.step > 0 and self._ends_early)
         send_to_others(now, self._shards)
         while not repair.done and not now.end:
             with in_parallel(self._shards):

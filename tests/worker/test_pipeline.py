@@ -333,6 +333,14 @@ def test_a_run_that_is_stopped_before_its_first_step_publishes_the_pruned_model(
     assert set(result.scores) == {"dense", "pruned"}
 
 
+def test_a_run_that_is_stopped_when_its_training_begins_takes_one_step(
+    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:20])
+    monkeypatch.setattr("seft.stages.require_zeros", lambda *_: (run.folder / END_TRAINING).write_text("0"))
+    assert early_stop(run.run())[2] == 1
+
+
 def test_training_on_completions_with_a_teacher_resumes_to_the_same_bytes(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
