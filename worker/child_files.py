@@ -56,13 +56,19 @@ def open_file(root: Path, *names: str) -> BinaryIO:
 
 
 def write_file(root: Path, name: str, content: str) -> None:
-    """Write a file into `root`. Replace an existing file or link of this name. No link is followed."""
+    """Write a file into `root`. Replace an existing file or link of this name. No link is followed.
+
+    Raises RefusedFileError if there is a folder of this name.
+    """
     temporary = root / f"{name}.new"
-    temporary.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with os.fdopen(os.open(temporary, flags, 0o644), "w") as file:
-        file.write(content)
-    temporary.rename(root / name)
+    try:
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, flags, 0o644), "w") as file:
+            file.write(content)
+        temporary.rename(root / name)
+    except IsADirectoryError as error:
+        raise RefusedFileError(f"{name} must not be a folder") from error
 
 
 def delete_folder(folder: Path) -> None:
@@ -91,9 +97,10 @@ def delete_folder(folder: Path) -> None:
 
 def delete_former_attempts(folder: Path, before: int) -> None:
     """Delete the folders of attempts with a number less than `before`. `folder` is the folder of their job."""
-    for each in folder.iterdir():
-        if each.name.isdecimal() and int(each.name) < before:
-            delete_folder(each)
+    with suppress(FileNotFoundError):  # another worker may delete the folder at the same time
+        for each in folder.iterdir():
+            if each.name.isdecimal() and int(each.name) < before:
+                delete_folder(each)
 
 
 def _delete_files(folder: int, top: int) -> list[str]:

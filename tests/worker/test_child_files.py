@@ -103,3 +103,14 @@ def test_a_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:
     assert target.read_text() == "kept"
     assert (folder / "end_training").read_text() == "12"
     assert not (folder / "end_training").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["end_training", "end_training.new"])
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(child_files.RefusedFileError, match="end_training must not be a folder"):
+        child_files.write_file(tmp_path, "end_training", "12")
+
+
+def test_folders_of_a_job_that_another_worker_deleted_are_no_error(tmp_path: Path) -> None:
+    child_files.delete_former_attempts(tmp_path / "deleted", 3)
