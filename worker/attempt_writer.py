@@ -104,7 +104,7 @@ class AttemptWriter:
                 reachable = isinstance(error, DBAPIError) and not error.connection_invalidated
                 if reachable and not isinstance(error, (OperationalError, InterfaceError)):
                     raise
-                log.warning("database.unreachable", error=str(error))
+                log.warning("database.retried" if reachable else "database.unreachable", error=str(error))
                 if time.monotonic() > self._renewed + self._settings.lease_seconds:
                     raise LeaseLostError("the database was unreachable for longer than the lease") from error
             time.sleep(RETRY_SECONDS)
