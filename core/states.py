@@ -4,6 +4,8 @@ from enum import StrEnum
 
 OUT_OF_MEMORY = "out_of_memory"
 """Error code of a job that ran out of memory, on the device or on the host."""
+LARGEST_NEED = 1 << 50
+"""Largest number of bytes that a job can need. The database compares needs as integers of 64 bits."""
 
 PHASE_BEGAN, TOPOLOGY_EVOLVED = "phase.began", "topology.evolved"
 """Types of events that do not report a change of status."""

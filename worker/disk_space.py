@@ -5,11 +5,10 @@ import shutil
 from pathlib import Path
 
 from core.infra import folders
+from core.states import LARGEST_NEED
 
 RESERVE_BYTES = 32 << 20
 """Bytes that always stay free, for logs or for a database on the same disk."""
-LARGEST_BYTES = 1 << 50
-"""Largest number of bytes that a job can need. The database compares needs as integers of 64 bits."""
 
 
 class NoDiskSpaceError(OSError):
@@ -44,7 +43,7 @@ def free(folder: Path) -> int:
 def required_space(folder: Path, needed: int | None) -> int:
     """Return the bytes that must be free to write the content of the folder again and `needed` more bytes.
 
-    If `needed` is None, the result is more than the bytes that are free now. It is at most `LARGEST_BYTES`.
+    If `needed` is None, the result is more than the bytes that are free now. It is at most `LARGEST_NEED`.
     """
     further = free(folder) if needed is None else needed
-    return min(folders.size(folder) + further + RESERVE_BYTES, LARGEST_BYTES)
+    return min(folders.size(folder) + further + RESERVE_BYTES, LARGEST_NEED)

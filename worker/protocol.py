@@ -27,10 +27,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from core.estimate.speed import LONGEST_SECONDS, Speed
 from core.specs import JobSpec
-from core.states import Phase
+from core.states import LARGEST_NEED, Phase
 from seft.report import Evolved
 from seft.storable import printable, shortened
-from worker.disk_space import LARGEST_BYTES
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Largest line that a worker reads. A message about a topology event has about 100 bytes per pruned layer, and a model
@@ -209,7 +208,7 @@ class NoDiskSpace(_Part):
 
     type: Literal["no_disk_space"] = "no_disk_space"
     message: Text
-    needed: Annotated[int, Field(ge=0, le=LARGEST_BYTES)] | None
+    needed: Annotated[int, Field(ge=0, le=LARGEST_NEED)] | None
 
 
 class Failed(_Part):

@@ -102,8 +102,8 @@ def waiting_tenants() -> CTE:
 def _first_job(capability: Capability, key_limit: int) -> Select[Job, Dataset]:
     """Return the query for the first job of the tenant in the parameter `tenant` that can run. It locks the job's row.
 
-    The query reads only the first `CONSIDERED` queued jobs of keys below their limit, because other claims wait while it reads jobs that this
-    worker cannot run.
+    The query reads only the first `CONSIDERED` queued jobs of keys below their limit, because other claims wait while
+    it reads jobs that this worker cannot run.
     """
     order = (Job.priority.desc(), Job.id)
     queued = select(Job.id, Job.priority).where(Job.status == Status.QUEUED, Job.tenant == bindparam("tenant"))

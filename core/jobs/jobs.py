@@ -272,7 +272,9 @@ def _ahead_of_others() -> Select[int]:
     tenant: BindParameter[str] = bindparam("tenant")
     waiting = fairness.waiting_tenants()
     first = select(waiting.c.id).where(waiting.c.tenant == tenant).scalar_subquery()
-    newer = cast(func.coalesce(waiting.c.id > first, False), Integer)  # no `first`: our last queued job was just claimed
+    newer = cast(
+        func.coalesce(waiting.c.id > first, False), Integer
+    )  # no `first`: our last queued job was just claimed
     turns = bindparam("turns", type_=Integer) - newer
     theirs = select(Job.id).where(Job.status == Status.QUEUED, Job.tenant == waiting.c.tenant)
     counted = theirs.limit(turns).correlate(waiting).lateral()

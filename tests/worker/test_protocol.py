@@ -99,5 +99,5 @@ def test_numbers_that_would_harm_jobs_of_others_are_refused() -> None:
         {"type": "finished", "step": 1, "scores": many, "measured": {}},
         {"type": "finished", "step": 1, "scores": {}, "measured": {"linears": "x" * 10_000}},
     ):
-        with pytest.raises(ValueError, match="most|less than or equal|greater than or equal|finite|compliant"):
+        with pytest.raises(ValueError, match=r"most|less than or equal|greater than or equal|finite|compliant"):
             decode(json.dumps(line).encode())
