@@ -139,7 +139,10 @@ def remove(session: Session, tenant: str, webhook_id: str) -> Webhook:
 
 
 def rotate(session: Session, tenant: str, webhook_id: str) -> Webhook:
-    """Replace the secret of a webhook. The previous secret also signs messages for `OLD_SECRET_VALIDITY`."""
+    """Replace the secret of a webhook. The previous secret also signs messages for `OLD_SECRET_VALIDITY`.
+
+    A secret that was replaced earlier does not sign any more.
+    """
     row = get(session, tenant, webhook_id, change=True)
     row.old_secret, row.secret = row.secret, _new_secret()
     row.old_secret_until = func.now() + OLD_SECRET_VALIDITY

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests import hollow
 from tests.browser.conftest import User
@@ -101,3 +101,56 @@ def test_draft_of_a_form_is_not_shown_to_another_user_or_in_a_new_form(user: Use
     expect(page.locator(".account")).to_contain_text("another")
     user.go(address)
     expect(model).to_have_value("")
+
+
+def test_form_of_a_new_job_keeps_its_input_after_a_new_sign_in_in_another_tab(user: User) -> None:
+    page, tab = user.go(f"/jobs/new?dataset={user.site.dataset}"), user.context.new_page()
+    page.get_by_label("Model", exact=True).fill("tiny")
+    page.get_by_label("Sparsity", exact=True).fill("0.61")
+    tab.goto(f"{user.site.url}/dashboard/sign-in")
+    tab.fill("#key", user.site.secret)
+    tab.keyboard.press("Enter")
+    expect(tab.get_by_role("heading", name="Overview")).to_be_visible()
+    page.get_by_role("button", name="Start the job").click()
+    page.get_by_role("link", name="Back to the form").click()
+    expect(page.get_by_label("Sparsity", exact=True)).to_have_value("0.61")
+    page.get_by_role("button", name="Start the job").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("tiny")
+    user.console_errors.clear()  # the answer 403
+
+
+def test_secret_is_made_once_after_a_double_click_and_a_reload(user: User) -> None:
+    page, secret = user.page, user.page.locator("[data-shown-once] pre")
+    posts: list[str] = []
+    page.on("request", lambda request: posts.append(request.url) if request.method == "POST" else None)
+
+    def make(address: str, button: Locator) -> None:
+        posts.clear()
+        button.dblclick(delay=50)
+        expect(secret).to_be_visible()
+        page.reload()
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        expect(secret).to_have_count(0)
+        assert posts == [f"{user.site.url}/dashboard{address}"]
+
+    user.go("/keys")
+    page.get_by_label("Name").fill("nightly")
+    make("/keys", page.get_by_role("button", name="Create"))
+    user.go("/webhooks")
+    page.get_by_label("URL").fill("https://example.com/seft")
+    make("/webhooks", page.get_by_role("button", name="Create"))
+    user.go("/webhooks")
+    page.get_by_role("link", name="https://example.com/seft").click()
+    page.wait_for_url("**/webhooks/hook_*")
+    address = page.url.removeprefix(f"{user.site.url}/dashboard")
+    page.get_by_text("Actions").click()
+    make(f"{address}/rotate", page.get_by_role("button", name="Rotate the secret"))
+    expect(page).to_have_url(f"{user.site.url}/dashboard{address}")
+
+
+def test_note_about_a_refused_action_is_gone_after_a_reload(user: User) -> None:
+    page = user.go(f"/jobs/{user.site.add_job()}?refused=start")
+    expect(page.get_by_text("Start is not possible")).to_be_visible()
+    page.reload()
+    expect(page.get_by_role("heading", name="Events")).to_be_visible()
+    expect(page.get_by_text("Start is not possible")).to_have_count(0)

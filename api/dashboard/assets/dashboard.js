@@ -163,13 +163,22 @@
       menu.querySelector("summary").focus();
     }
   });
+  // A form that changes something is sent once, even after a double click. htmx does the same for its own forms.
+  const CHANGES = "form[method=post]:not([hx-post])";
   document.addEventListener("submit", (event) => {
-    if (!event.target.matches("[data-once]")) return;
+    if (!event.target.matches(CHANGES)) return;
     setTimeout(() => { for (const button of event.target.querySelectorAll("button")) button.disabled = true; });
   });
   addEventListener("pageshow", (event) => {
-    if (event.persisted) for (const button of document.querySelectorAll("[data-once] button")) button.disabled = false;
+    if (event.persisted) for (const button of document.querySelectorAll(`${CHANGES} button`)) button.disabled = false;
   });
+
+  // A reload shows the page without its secret or its note about an action, and does not send the form again.
+  if (document.querySelector("[data-shown-once]")) {
+    const address = new URL(location.href);
+    address.searchParams.delete("refused");
+    history.replaceState(null, "", address);
+  }
 
   // The draft of a form (form.js) is kept on a sign-in page or an error page, and deleted on any other page.
   if (document.querySelector("[data-interrupted]")) sessionStorage.setItem("interrupted", "true");
