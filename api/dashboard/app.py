@@ -1,11 +1,12 @@
 """The dashboard's application, mounted into the API: its pages, its error pages and its response headers."""
 
+import re
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
-from starlette.datastructures import URL, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
@@ -13,8 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dashboard import sign_in
 from api.dashboard.pages import compare, datasets, job, jobs, keys, models, new_job, overview, webhooks, workers
-from api.dashboard.render import ASSETS, ROOT, page
-from api.dashboard.visitors import SignInNeededError
+from api.dashboard.render import ASSETS, ROOT, asset, go, page
+from api.dashboard.visitors import FormRefusedError, SignInNeededError
 from api.deps import Services
 from api.errors import RETRY_AFTER, SERVERS_DOWN, TABLE, abandoned
 from api.limits import LimitError
@@ -41,6 +42,8 @@ HEADERS = {
 }
 FRAMEWORK_CODES = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}
 """Error code per HTTP status, for errors of the framework. Any other status means that the body was unreadable."""
+LISTED_BY_API = re.compile(r" [^.]*\bGET /[^.]*\.$")
+"""The sentence of an error that names the operation of the API with the list of the objects. Pages leave it out."""
 ASSET_CACHE = "public, max-age=31536000, immutable"
 
 
@@ -63,12 +66,16 @@ def make_dashboard(services: Services) -> ASGIApp:
 
 
 class Assets(StaticFiles):
-    """Static files. Their URLs contain a hash of the content, so browsers can cache them permanently."""
+    """Static files. Browsers cache a file permanently if the URL contains the hash of its content.
+
+    During an update, a page of one version can ask a process of another version for a file.
+    """
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """Return the file with a header that lets browsers cache it permanently."""
+        """Return the file with a header that says whether browsers can cache it permanently."""
         response = await super().get_response(path, scope)
-        response.headers["Cache-Control"] = ASSET_CACHE
+        known = asset(path).endswith(f"?{scope['query_string'].decode('latin-1')}")
+        response.headers["Cache-Control"] = ASSET_CACHE if known else "no-cache"
         return response
 
 
@@ -103,21 +110,31 @@ async def _redirect_to_sign_in(request: Request, _: Exception) -> Response:
         return Response(status_code=HTTPStatus.UNAUTHORIZED)
     if request.method != "GET":
         # The form was not processed. Its address may have no page, so signing in leads to the page with the form.
-        back = sign_in.page_of(URL(request.headers.get("referer", "")))
+        back = sign_in.page_with_form(request)
         return page(request, None, "sign_in.html", status=HTTPStatus.UNAUTHORIZED, back=back, rejected=False)
     return RedirectResponse(f"{ROOT}/sign-in?{sign_in.back_query(request)}", HTTPStatus.SEE_OTHER)
 
 
-def _error_page(request: Request, code: Code, detail: str) -> Response:
+def _error_page(request: Request, code: Code, detail: str, *, refused_form: bool = False) -> Response:
     status, title = TABLE[code]
-    # A key of scope `metrics` sees only this page, so the page lets it sign out.
-    csrf = getattr(request.state, "csrf", None)
-    return page(request, None, "problem.html", status=int(status), title=title, detail=detail, code=code, csrf=csrf)
+    return page(
+        request,
+        None,
+        "problem.html",
+        status=int(status),
+        title="The form was not sent" if refused_form else title,
+        detail=detail,
+        code=code,
+        form=sign_in.page_with_form(request) if refused_form else "",
+        # A key of scope `metrics` sees only this page, so the page lets it sign out.
+        csrf=getattr(request.state, "csrf", None),
+    )
 
 
 async def _problem_page(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
-    response = _error_page(request, error.code, error.message)
+    detail = LISTED_BY_API.sub("", error.message) if error.code is Code.NOT_FOUND else error.message
+    response = _error_page(request, error.code, detail, refused_form=isinstance(error, FormRefusedError))
     if seconds := error.retry_after or RETRY_AFTER.get(error.code):
         response.headers["Retry-After"] = str(seconds)
     return response
@@ -128,6 +145,9 @@ async def _framework_error_page(request: Request, error: Exception) -> Response:
     if isinstance(error, LimitError):
         return await _problem_page(request, error.problem)
     code = FRAMEWORK_CODES.get(error.status_code, Code.INVALID_REQUEST)
+    if code is Code.METHOD_NOT_ALLOWED and request.method == "GET":
+        # The address of a form, such as /jobs/job_1/push. The page of the job has the form.
+        return go(request.url.path.removeprefix(ROOT).rpartition("/")[0] or "/")
     detail = "This page does not exist." if code is Code.NOT_FOUND else str(error.detail)
     return _error_page(request, code, detail)
 

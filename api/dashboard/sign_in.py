@@ -81,6 +81,12 @@ def back_query(request: Request) -> str:
     return urlencode({"back": page_of(request.url)})
 
 
+def page_with_form(request: Request) -> str:
+    """Return the page of the dashboard whose form sent this request. Empty if it is not known."""
+    url = URL(request.headers.get("referer", ""))
+    return page_of(url) if url.path.startswith(f"{ROOT}/") else ""
+
+
 def page_of(url: URL) -> str:
     """Return the page of the dashboard that a URL names: its path and query, without the host and `ROOT`."""
     path = url.path.removeprefix(ROOT)

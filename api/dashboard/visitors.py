@@ -25,6 +25,13 @@ class SignInNeededError(Exception):
     """Nobody is signed in. The error handler redirects to the sign-in page."""
 
 
+class FormRefusedError(ProblemError):
+    """A form was not processed, although the scope of the key may allow it. The error page leads back to the form."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Code.FORBIDDEN, message)
+
+
 @dataclass(frozen=True, slots=True)
 class Visitor:
     """A person who is signed in."""
@@ -53,10 +60,7 @@ def require_same_origin(request: Request) -> None:
     else:
         is_same = origin is None or urlsplit(origin).netloc == request.headers.get("host")
     if not is_same:
-        raise ProblemError(
-            Code.FORBIDDEN,
-            "The request was rejected because a page of another site sent it. Send the form from the dashboard itself.",
-        )
+        raise FormRefusedError("A page of another site sent this request. Send the form from the dashboard itself.")
 
 
 async def sent_token(request: Request, services: CurrentServices) -> str:
@@ -144,9 +148,7 @@ async def submitted_upload(request: Request, services: CurrentServices, visitor:
 async def _form(request: Request, visitor: Visitor) -> AsyncIterator[FormData]:
     async with read_form(request, max_fields=MAX_FIELDS) as form:
         if form.get("csrf") != visitor.csrf:
-            raise ProblemError(
-                Code.FORBIDDEN, "This form belongs to another sign-in. Reload the page and send the form again."
-            )
+            raise FormRefusedError("This form belongs to another sign-in. Go back to the form and send it again.")
         yield form
 
 

@@ -42,6 +42,12 @@ def create_key(request: Request, services: CurrentServices, visitor: Administrat
     return answer
 
 
+@router.get("/{key_id}")
+def show_key(_: Administrator, key_id: str) -> Response:
+    """Show the list, because a key has no page of its own."""
+    return go("/keys")
+
+
 @router.post("/{key_id}/revoke")
 def revoke_key(
     request: Request, services: CurrentServices, visitor: Administrator, _: Submitted, key_id: str

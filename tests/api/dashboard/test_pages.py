@@ -210,6 +210,7 @@ def test_missing_page_is_answered_with_an_error_page(browser: Browser) -> None:
         assert response.status_code == 404
         assert response.headers["content-type"].startswith("text/html")
         assert response.headers["x-request-id"] in response.text
+        assert "GET /" not in response.text
 
 
 def test_assets_are_cached_permanently_under_a_url_of_their_content(browser: Browser) -> None:
@@ -220,6 +221,8 @@ def test_assets_are_cached_permanently_under_a_url_of_their_content(browser: Bro
         assert response.status_code == 200, url
         assert "immutable" in response.headers["cache-control"]
         assert re.search(r"\?v=[0-9a-f]{12}$", url)
+        for other in (url[:-1], url.partition("?")[0]):
+            assert browser.get(other).headers["cache-control"] == "no-cache", "the file of another version"
         total += len(response.content)
     assert total < 100_000, "the first page is too large"
 

@@ -174,6 +174,25 @@ def test_form_of_another_sign_in_is_rejected(browser: Browser, new_browser: NewB
         assert "another sign-in" in response.text
 
 
+def test_page_about_a_refused_form_leads_back_to_the_form_and_does_not_blame_the_scope(browser: Browser) -> None:
+    page = f"{ROOT}/jobs/new?dataset=file_1"
+    answer = browser.post(f"{ROOT}/jobs/new", data={"csrf": "x"}, headers={"Referer": f"http://testserver{page}"})
+    assert f'href="{page}">Back to the form<' in answer.text
+    elsewhere = {"Sec-Fetch-Site": "cross-site", "Referer": "https://evil.example/"}
+    for response in (answer, browser.post(f"{ROOT}/keys", headers=elsewhere)):
+        assert "<h1>The form was not sent</h1>" in response.text
+        assert "scope" not in response.text
+    assert "Back to the form" not in response.text
+
+
+def test_address_of_a_form_leads_to_the_page_with_the_form(browser: Browser, job_id: str) -> None:
+    for path in FORMS:
+        assert browser.get(ROOT + path, follow_redirects=True).status_code != 405, path
+    for path, page in ((f"/jobs/{job_id}/push", f"/jobs/{job_id}"), ("/webhooks/hook_1/rotate", "/webhooks/hook_1")):
+        assert browser.get(ROOT + path).headers["location"] == ROOT + page
+    assert browser.get(f"{ROOT}/keys/key_1/revoke", follow_redirects=True).url.path == f"{ROOT}/keys"
+
+
 def test_request_of_another_site_is_rejected(browser: Browser) -> None:
     others = {"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}
     for path, headers in product([*FORMS, "/sign-in"], others):
