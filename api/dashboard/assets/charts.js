@@ -6,7 +6,7 @@
   const COLOURS = ["#6d66f2", "#14b8a6", "#f59e0b", "#ec4899", "#0ea5e9", "#84a31c"];
   const SMOOTHING = 0.9;
   const HEIGHT = 200;
-  const RETRY_MS = 5000;
+  const [RETRY_MS, MAX_RETRY_MS, TIMEOUT_MS] = [5000, 60000, 20000];
   const charts = new Map();
 
   const smooth = (values) => {
@@ -46,18 +46,11 @@
     ...more,
   });
 
-  const draw = (figure, step, series, format = formatNumber) => {
-    const container = figure.querySelector(".plot");
-    charts.get(figure)?.plot?.destroy();
-    container.replaceChildren();
-    charts.set(figure, { step, series, format, plot: null });
-    if (!step.length || !series.some(({ values }) => values.some((value) => value !== null))) {
-      const message = document.createElement("p");
-      message.className = "no-data";
-      message.textContent = "No data yet";
-      container.append(message);
-      return;
-    }
+  const shownValues = ({ values, shown }) => shown ?? values;
+  const plotted = ({ step, series }) => [step, ...series.map(({ values }) => values)];
+
+  const makePlot = (figure, container) => {
+    const { step, series, format } = charts.get(figure);
     const hasBars = series.some(({ bars }) => bars);
     const options = {
       width: container.clientWidth,
@@ -65,7 +58,7 @@
       scales: { x: { time: false } },
       legend: { live: true },
       cursor: { y: false, points: { size: 6 } },
-      series: [{ label: "Step", value: (_, value) => formatNumber(value ?? step.at(-1)) }, ...series.map(({ label, stroke, width, bars, shown, points, values }) => ({
+      series: [{ label: "Step", value: (_, value) => formatNumber(value ?? charts.get(figure).step.at(-1)) }, ...series.map(({ label, stroke, width, bars, points }) => ({
         label,
         stroke,
         fill: bars ? stroke : undefined,
@@ -73,29 +66,82 @@
         spanGaps: true,
         points: { show: Boolean(points), size: 6, fill: stroke },
         paths: bars ? uPlot.paths.bars({ size: [0.7, 22], radius: 0.15 }) : undefined,
-        value: (_, __, ___, at) => format(at === null ? last(shown ?? values) : (shown ?? values)[at]),
+        value: (_, __, number, at) => {
+          const values = shownValues(charts.get(figure).series[number - 1]);
+          return format(at === null ? last(values) : values[at]);
+        },
       }))],
       axes: [axis(figure, { size: 28, values: (_, ticks) => ticks.map((tick) => (tick < 0 ? "" : formatNumber(tick))) }), axis(figure, { size: axisWidth, values: (_, ticks) => ticks.map((tick) => format(hasBars ? Math.abs(tick) : tick)) })],
     };
     // Bars need space at both ends. For a single bar uPlot would choose an unsuitable range.
     if (hasBars) options.scales.x.range = (_, low, high) => {
-      if (step.length === 1) return [0, 2 * step[0]];
-      const gap = (high - low) / step.length / 1.5;
+      const { step: steps } = charts.get(figure);
+      if (steps.length === 1) return [0, 2 * steps[0]];
+      const gap = (high - low) / steps.length / 1.5;
       return [low - gap, high + gap];
     };
-    charts.get(figure).plot = new uPlot(options, [step, ...series.map(({ values }) => values)], container);
-    container.setAttribute("aria-label", series.map(({ label, values, shown }) => `${label}: last ${format(last(shown ?? values))}`).join(", "));
+    return new uPlot(options, plotted({ step, series }), container);
+  };
+
+  // Curves that the user has hidden stay hidden, and the range that the user has zoomed to stays.
+  const updatePlot = (plot, content) => {
+    const [known] = plot.data;
+    const { min, max } = plot.scales.x;
+    const isZoomed = min > known[0] || max < known.at(-1);
+    plot.setData(plotted(content), !isZoomed);
+    if (isZoomed) plot.setScale("x", { min, max });
+    plot.setLegend({ idx: plot.cursor.idx ?? null }, false);
+    return plot;
+  };
+
+  const noData = () => {
+    const message = document.createElement("p");
+    message.className = "no-data";
+    message.textContent = "No data yet";
+    return message;
+  };
+
+  const draw = (figure, step, series, format = formatNumber) => {
+    const container = figure.querySelector(".plot");
+    const before = charts.get(figure);
+    const content = { step, series, format, labels: series.map(({ label }) => label).join("\n"), plot: null };
+    charts.set(figure, content);
+    const isEmpty = !step.length || !series.some(({ values }) => values.some((value) => value !== null));
+    if (before?.plot && before.labels === content.labels && !isEmpty) content.plot = updatePlot(before.plot, content);
+    else {
+      before?.plot?.destroy();
+      container.replaceChildren(...(isEmpty ? [noData()] : []));
+      if (!isEmpty) content.plot = makePlot(figure, container);
+    }
+    if (isEmpty) return;
+    container.setAttribute("aria-label", series.map((each) => `${each.label}: last ${format(last(shownValues(each)))}`).join(", "));
     container.setAttribute("role", "img");
   };
 
   const chart = (root, name) => root.querySelector(`[data-chart="${name}"]`);
 
   const fetchSeries = async (url) => {
-    const response = await fetch(url, { headers: { Accept: "application/json" } });
+    const response = await fetch(url, { headers: { Accept: "application/json" }, signal: AbortSignal.timeout(TIMEOUT_MS) });
     // Nobody is signed in, or the job was deleted. The page itself says so.
     if ([401, 404].includes(response.status)) location.reload();
     if (!response.ok) throw new Error(`${url}: ${response.status}`);
     return response.json();
+  };
+
+  // Repeats a task that fails. At most one timer runs, and each pause is twice as long as the one before.
+  const makeRetry = (task) => {
+    let [timer, pause] = [0, RETRY_MS];
+    return {
+      afterFailure: () => {
+        clearTimeout(timer);
+        timer = setTimeout(task, pause);
+        pause = Math.min(2 * pause, MAX_RETRY_MS);
+      },
+      reset: () => {
+        clearTimeout(timer);
+        pause = RETRY_MS;
+      },
+    };
   };
 
   // One job
@@ -136,46 +182,56 @@
       const query = `after=${after}&length=${curves.length}&began=${curves.began}`;
       curves = merge(curves, await fetchSeries(`${root.dataset.charts}?${query}`));
       drawJob(root, curves);
+      retry.reset();
     } catch {
-      setTimeout(refresh, RETRY_MS); // The page of an ended job does not poll, so nothing else would try again.
+      retry.afterFailure(); // The page of an ended job does not poll, so nothing else would try again.
     } finally {
       drawing = false;
     }
     if (outdated) refresh();
   };
+  const retry = makeRetry(refresh);
 
   // Several jobs
 
-  const compare = async (root) => {
+  const compare = async () => {
+    const root = document.querySelector("[data-compare-charts]");
+    if (!root) return;
     const jobs = JSON.parse(root.dataset.compareCharts);
-    let results;
-    try {
-      results = await Promise.all(jobs.map(({ series }) => fetchSeries(series)));
-    } catch {
-      setTimeout(() => compare(root), RETRY_MS);
+    const results = await Promise.all(jobs.map(({ series }) => fetchSeries(series))).catch(() => null);
+    if (!results) {
+      compareRetry.afterFailure();
       return;
     }
     const step = [...new Set(results.flatMap((each) => each.step))].sort((one, other) => one - other);
     const seriesOf = (name, transform) => jobs.map((job, number) => {
-      const { step: own, values } = results[number];
-      const known = new Map(own.map((at, index) => [at, transform(values[name] ?? [])[index] ?? null]));
+      const values = transform(results[number].values[name] ?? []);
+      const known = new Map(results[number].step.map((at, index) => [at, values[index] ?? null]));
       return { label: job.name.length > 24 ? `${job.name.slice(0, 23)}…` : job.name, stroke: COLOURS[number], values: step.map((at) => known.get(at) ?? null) };
     });
     draw(chart(root, "loss"), step, seriesOf("loss", smooth));
     draw(chart(root, "learning_rate"), step, seriesOf("learning_rate", (values) => values));
   };
 
-  const redraw = () => { for (const [figure, { step, series, format }] of charts) draw(figure, step, series, format); };
+  const compareRetry = makeRetry(compare);
 
-  globalThis.charts = { draw, fetchSeries, formatNumber, RETRY_MS };
+  // In another theme, a plot has other colours.
+  const redraw = () => {
+    for (const [figure, content] of charts) {
+      content.plot?.destroy();
+      content.plot = null;
+      draw(figure, content.step, content.series, content.format);
+    }
+  };
+
+  globalThis.charts = { draw, fetchSeries, formatNumber, makeRetry };
 
   document.addEventListener("theme", redraw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   document.addEventListener("htmx:afterSwap", (event) => { if (event.detail.elt.id === "job" || event.target.id === "job") refresh(); });
   document.addEventListener("DOMContentLoaded", () => {
     refresh();
-    const comparison = document.querySelector("[data-compare-charts]");
-    if (comparison) compare(comparison);
+    compare();
     new ResizeObserver(() => { for (const [figure, { plot }] of charts) plot?.setSize({ width: figure.querySelector(".plot").clientWidth, height: HEIGHT }); }).observe(document.querySelector("main"));
   });
 })();

@@ -80,25 +80,33 @@
     };
   };
 
-  const setConnectionLost = (isLost) => {
+  // Says why the page is not up to date. An empty text means that it is.
+  const setProblem = (problem) => {
     const message = document.querySelector("[data-connection-lost]");
     // On a page without polling, only the user can send the next request.
-    if (isLost && !document.querySelector("[data-poll]")) message.textContent = "Connection lost. Try again.";
-    message.hidden = !isLost;
-    failures = isLost ? failures + 1 : 0;
+    if (problem) message.textContent = `${problem}. ${document.querySelector("[data-poll]") ? "Reconnecting…" : "Try again."}`;
+    message.hidden = !problem;
+    failures = problem ? failures + 1 : 0;
   };
 
-  document.addEventListener("htmx:sendError", () => setConnectionLost(true));
-  document.addEventListener("htmx:timeout", () => setConnectionLost(true));
+  const reportFailure = (event) => {
+    const { xhr, elt } = event.detail;
+    const isRefused = xhr.status >= 400 && xhr.status < 500;
+    setProblem(isRefused ? "This page is not up to date, because the service refused a request" : "Connection lost");
+    if (elt.matches(".estimate")) elt.textContent = "";
+  };
+
+  document.addEventListener("htmx:sendError", reportFailure);
+  document.addEventListener("htmx:timeout", reportFailure);
   document.addEventListener("htmx:responseError", (event) => {
     const { xhr, elt } = event.detail;
-    setConnectionLost(xhr.status >= 500);
+    reportFailure(event);
     // The object of the page was deleted. After the reload, an error page says so.
     if (xhr.status === 404 && elt.hasAttribute("data-poll")) location.reload();
   });
   document.addEventListener("htmx:beforeSwap", (event) => {
     const { xhr, elt, requestConfig } = event.detail;
-    if (xhr.status < 400) setConnectionLost(false);
+    if (xhr.status < 400) setProblem("");
     // An error page replaces the form.
     else if (requestConfig.elt.matches("form[hx-post]") && xhr.responseText.includes('id="main"')) Object.assign(event.detail, { shouldSwap: true, isError: false });
     if (!elt.hasAttribute("data-poll")) return;

@@ -6,7 +6,7 @@
   const SHADES = 5;
   const MAP_HEIGHT = 210;
   const [MIN_ROW, MAX_ROW] = [3, 16];
-  const { draw, fetchSeries, formatNumber, RETRY_MS } = globalThis.charts;
+  const { draw, fetchSeries, formatNumber, makeRetry } = globalThis.charts;
   const section = () => document.querySelector("[data-topology]");
   const selectedChange = () => section().querySelector("[name=of]:checked").value;
   let topology = null;
@@ -112,15 +112,17 @@
     if (number !== requests) return; // A newer request replaces this one, even if it is answered first.
     if (!answer) {
       shown = null;
-      setTimeout(refresh, RETRY_MS);
+      retry.afterFailure();
       return;
     }
+    retry.reset();
     topology = { of, ...answer };
     drawBars(topology);
     drawSparsity(topology);
     drawMaps();
     drawTables();
   };
+  const retry = makeRetry(refresh);
 
   document.addEventListener("DOMContentLoaded", () => {
     if (!section()) return;
