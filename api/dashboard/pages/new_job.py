@@ -17,6 +17,7 @@ from api.usecases import jobs as usecases
 from core.access.keys import Scope
 from core.datasets import datasets
 from core.errors import Flaw, ProblemError
+from core.estimate.fitting import USABLE_FRACTION
 from core.jobs import jobs
 from core.spec_parts import CPU_SETTINGS
 from core.specs import JobSpec, with_defaults
@@ -88,7 +89,9 @@ def estimate(request: Request, services: CurrentServices, visitor: Signed, form:
         missing = f"Correct {formatting.listed(list(wrong))} to see what the job needs."
     elif by_field and not missing:
         missing = f"Fill in {formatting.listed(list(by_field))} to see what the job needs."
-    fitting = [fit for fit in result.workers if fit.fits] if result else []
+    workers = result.workers if result else []
+    fitting = [fit for fit in workers if fit.fits]
+    nearest = next((fit for fit in workers if fit.change), workers[0] if workers else None)
     return page(
         request,
         visitor,
@@ -97,7 +100,10 @@ def estimate(request: Request, services: CurrentServices, visitor: Signed, form:
         flaws=wrong,
         estimate=result,
         best=min(fitting, key=lambda fit: (fit.seconds is None, fit.seconds or 0.0, fit.name), default=None),
-        change=formatting.flatten(next((fit.change for fit in result.workers if fit.change), {})) if result else {},
+        nearest=nearest,
+        devices=body.get("devices", 1),
+        usable=USABLE_FRACTION,
+        change=formatting.flatten(nearest.change or {}) if nearest else {},
     )
 
 

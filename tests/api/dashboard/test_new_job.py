@@ -233,7 +233,12 @@ def test_estimate_shows_what_the_job_needs_or_what_the_form_lacks(
     assert re.search(r"Fits on gpu-1 , about .* time from a short calibration of the device", estimate())
     text = estimate(**{f"repair.{name}": str(value) for name, value in large.items()})
     assert text.startswith("Does not fit on any worker : training needs")
+    assert "gpu-1 has 3.9 GB for a job, of 4.3 GB" in text
     assert "It fits with repair.batch_tokens = " in text
+    assert estimate(devices="2").startswith("Does not fit on any worker : gpu-1 has 1 of 2 devices It fits with")
+    with sessions.begin() as session:
+        workers.record_heartbeat(session, "a-tiny:7:x", Capability(CPU, "x86_64", 1 << 20, 1 << 40))
+    assert "gpu-1 has 1 of 2 devices It fits with devices = 1" in estimate(devices="2"), "both of one worker"
     assert client.get("/jobs").json()["data"] == []
 
 
