@@ -21,6 +21,9 @@ class Action:
 START = Action("start", "Start", "Adds the job to the queue.")
 RESUME = Action("resume", "Resume", "Continues from the newest saved state.")
 PAUSE = Action("pause", "Pause", "Saves the state and frees the device. Resume continues from there.")
+PAUSE_WAITING = Action(
+    "pause", "Pause", "Keeps the job paused after the cause of its wait has ended, until you resume it."
+)
 STOP = Action("stop", "Stop early", "Ends training, then evaluates and publishes the model.")
 STOP_WAITING = Action(
     "stop", "Stop early", "Evaluates and publishes the newest saved state. Cancels the job if no state is saved."
@@ -35,6 +38,8 @@ def available_actions(job: JobView) -> list[Action]:
         return []
     stop = [] if job.stopping else [STOP if job.status is Status.RUNNING else STOP_WAITING]
     if job.status is Status.PAUSED:
-        not_started = job.reason is not None and job.reason.code == Reason.NOT_STARTED
-        return [START, CANCEL] if not_started else [RESUME, *stop, CANCEL]
+        if job.reason and job.reason.code == Reason.NOT_STARTED:
+            return [START, CANCEL]
+        pause = [PAUSE_WAITING] if job.reason and job.reason.code != Reason.ASKED else []
+        return [RESUME, *pause, *stop, CANCEL]
     return [RESUME if job.pausing else PAUSE, *stop, CANCEL]

@@ -88,6 +88,7 @@ DESCRIPTIONS: dict[str, tuple[Callable[[Data], tuple[str, str]], Severity]] = {
     "state.missing": (_fixed("Saved state is missing from the storage; training restarts"), Severity.ERROR),
     "state.refused": (_fixed("Saved state is from an incompatible version; training restarts"), Severity.ERROR),
     "state.saved": (lambda data: (f"State saved at step {data.get('step')}", ""), Severity.INFO),
+    "attempt.hung": (lambda data: ("The training process hung", str(data.get("message", ""))), Severity.ERROR),
     "attempt.resumed": (lambda data: (f"Training resumed from step {data.get('step')}", ""), Severity.INFO),
 }
 """Per event type: a function from the event's data to (text, details), and the severity of the event."""

@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from api.schemas.jobs import JobDetail, JobView
+from core.jobs.jobs import MAX_POSITION
+from core.spec_parts import RepairMethod
 from core.states import Reason
+from core.tables import Job
 from seft.config import PruneSchedule, Variant, trains_all
 
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -32,8 +35,10 @@ def percent(fraction: float) -> str:
 
 
 def perplexity(value: float) -> str:
-    """Format a perplexity with three significant digits."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+    """Format a perplexity with three significant digits, or as a whole number from 1000 to a million."""
+    if 999.5 <= value < 1e6:
+        return count(value)
+    return f"{value:.3g}".replace("e+0", "e").replace("e+", "e")
 
 
 def duration(seconds: float) -> str:
@@ -86,10 +91,30 @@ def job_title(job: JobView) -> str:
     return job.spec["suffix"] or short_name(job.spec["model"])
 
 
+def target_sparsity(job: JobView) -> str:
+    """Return the sparsity that the job's request asks for. With 0, the job keeps the zeros of its model."""
+    sparsity = job.spec["sparsity"]
+    return percent(sparsity) if sparsity else "zeros kept"
+
+
+def only_prunes(job: JobView) -> bool:
+    """Return whether the job trains nothing."""
+    return bool(job.spec["repair"]["method"] == RepairMethod.NONE)
+
+
 def requested_steps(job: JobView) -> int:
     """Return the number of training steps that the job's request asks for. It is 0 for a job that only prunes."""
-    repair = job.spec["repair"]
-    return int(repair["steps"]) if repair["method"] != "none" else 0
+    return 0 if only_prunes(job) else int(job.spec["repair"]["steps"])
+
+
+def run_seconds(job: Job) -> float | None:
+    """Return how long a job has run, without its pauses. Returns None if it has not run, or for less than a heartbeat.
+
+    Jobs of older software have only the times of their start and end.
+    """
+    if not job.run_seconds and job.started_at and job.finished_at:
+        return (job.finished_at - job.started_at).total_seconds()
+    return job.run_seconds or None
 
 
 def is_gradual(job: JobView) -> bool:
@@ -98,8 +123,14 @@ def is_gradual(job: JobView) -> bool:
 
 
 def score_names(job: JobView) -> list[str]:
-    """Return the names of the scores that the job's page shows."""
-    return [name for name in SCORES if name != "pruned" or not is_gradual(job)]
+    """Return the names of the models that the job scores."""
+    missing = {"pruned"} if is_gradual(job) else {"repaired"} if only_prunes(job) else set()
+    return [name for name in SCORES if name not in missing]
+
+
+def can_recover(job: JobView) -> bool:
+    """Return whether the job scores all three models, so that its pages show how much of the loss was recovered."""
+    return len(score_names(job)) == len(SCORES)
 
 
 def has_events(job: JobView) -> bool:
@@ -128,7 +159,7 @@ def lost_nothing(scores: Mapping[str, float]) -> bool:
 
 def job_summary(job: JobView) -> list[str]:
     """Summarise a job: model, sparsity, perplexities, and how much of the loss was recovered."""
-    parts = [short_name(job.spec["model"]), percent(job.spec["sparsity"])]
+    parts = [short_name(job.spec["model"]), target_sparsity(job)]
     if job.spec["pattern"] != "unstructured":
         parts.append(job.spec["pattern"])
     known = [perplexity(job.scores[name]) for name in SCORES if name in job.scores]
@@ -143,7 +174,8 @@ def job_summary(job: JobView) -> list[str]:
 def waiting_reason(job: JobDetail) -> str:
     """Return why a job does not run now. Returns an empty text if the job is not waiting."""
     if job.queue_position is not None:
-        position = "next in the queue" if job.queue_position == 1 else f"number {job.queue_position} in the queue"
+        number = f"{job.queue_position}{' or later' if job.queue_position >= MAX_POSITION else ''}"
+        position = "next in the queue" if job.queue_position == 1 else f"number {number} in the queue"
         return position if job.reason is None or job.reason.code == IN_TURN else f"{position}. {job.reason.message}"
     if job.reason is None:
         return ""
@@ -158,12 +190,14 @@ def flatten(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             flat |= flatten(value, f"{prefix}{name}.") if value else {}
         else:
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            flat[prefix + name] = "" if value is None else text
+            flat[prefix + name] = "" if value is None else text.lower() if isinstance(value, bool) else text
     return flat
 
 
 def _with_unit(count: float, units: Sequence[str]) -> str:
     power = min(int(math.log10(count) // 3), len(units) - 1) if count >= 1 else 0
+    if round(count / 1000**power) == 1000 and power + 1 < len(units):
+        power += 1
     number = count / 1000**power
-    text = f"{number:.0f}" if power == 0 or number >= 100 else f"{number:.1f}"
+    text = f"{number:.0f}" if power == 0 or number >= 99.95 else f"{number:.1f}"
     return f"{text} {units[power]}".rstrip()

@@ -31,6 +31,7 @@ def compare(
         visitor,
         "compare.html",
         jobs=views,
+        run_seconds=[formatting.run_seconds(row) for row in rows],
         selected=len(selected),
         differing=differing_settings(views),
         charts=[{"name": formatting.job_title(view), "series": f"{ROOT}/jobs/{view.id}/series"} for view in views],

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
-from api.dashboard import layers
+from api.dashboard import formatting, layers
 from api.dashboard.actions import ACTIONS, available_actions
 from api.dashboard.events import event_line
 from api.dashboard.render import go, page
@@ -72,7 +72,7 @@ def _page(
         row = jobs.get(session, visitor.caller.tenant, job_id)
         job = usecases.detail(services, session, row)
         began = [EventView.of(event) for event in reports.events_of(session, job_id, PHASE_BEGAN, limit=PHASES)]
-        latest = [EventView.of(event) for event in reports.latest_events(session, job_id, limit=EVENTS)]
+        latest = [EventView.of(event) for event in reports.latest_events(session, job_id, limit=EVENTS + 1)]
         checkpoints = reports.checkpoints(session, job_id)
         used = {
             "Dataset": row.dataset_id,
@@ -88,8 +88,10 @@ def _page(
         status=422 if problems else 200,
         job=job,
         datasets=datasets,
+        run_seconds=formatting.run_seconds(row),
         stages=stage_progress(job, began),
-        events=[event_line(event) for event in latest],
+        events=[event_line(event) for event in latest[:EVENTS]],
+        older_events=len(latest) > EVENTS,
         last_evolution=next((event.id for event in latest if event.type == TOPOLOGY_EVOLVED), None),
         changes=reports.CHANGES,
         checkpoints=checkpoints,
@@ -179,7 +181,7 @@ def push(request: Request, services: CurrentServices, visitor: Signed, form: Sub
     except ProblemError as error:
         if error.code is Code.NOT_FOUND:
             raise
-        problems = {"repository": error.message}
+        problems = {error.flaws[0].param if error.flaws else "repository": error.message}
     else:
         return go(f"/jobs/{job_id}")
     return _page(request, services, visitor, job_id, target=target, problems=problems)

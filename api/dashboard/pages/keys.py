@@ -74,7 +74,7 @@ def _page(
         rows, more = keys.page(
             session, visitor.caller.tenant, after=after if ids.is_id("key", after) else None, limit=LIMIT
         )
-        changes, _ = audit.page(session, visitor.caller.tenant, before=None, limit=AUDIT_LIMIT)
+        changes, older_changes = audit.page(session, visitor.caller.tenant, before=None, limit=AUDIT_LIMIT)
     return page(
         request,
         visitor,
@@ -83,6 +83,7 @@ def _page(
         keys=[KeyView.of(row) for row in rows],
         more=more,
         changes=[AuditView.of(row) for row in changes],
+        older_changes=older_changes,
         scopes=get_args(TenantScope),
         secret=secret,
         problem=problem,

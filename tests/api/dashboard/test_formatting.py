@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.dashboard.formatting import duration, sentence
+from api.dashboard.formatting import duration, flatten, perplexity, sentence, size
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,30 @@ def test_duration_is_formatted_in_its_two_largest_units(seconds: float, expected
 )
 def test_sentence_capitalises_the_first_letter_except_of_names(text: str, expected: str) -> None:
     assert sentence(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (12.345, "12.3"),
+        (999.4, "999"),
+        (999.6, "1\u202f000"),
+        (54321.4, "54\u202f321"),
+        (1.2345e6, "1.23e6"),
+        (1.2345e12, "1.23e12"),
+    ],
+)
+def test_perplexity_is_short_and_keeps_its_digits_in_groups(value: float, expected: str) -> None:
+    assert perplexity(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(999, "999 B"), (999_400, "999 kB"), (999_950, "1.0 MB"), (99_960_000, "100 MB"), (1e18, "1000 PB")],
+)
+def test_size_has_at_most_three_digits_before_a_larger_unit(count: float, expected: str) -> None:
+    assert size(count) == expected
+
+
+def test_settings_are_written_as_in_a_request() -> None:
+    assert flatten({"a": True, "b": {"c": None, "d": [1, "x"]}}) == {"a": "true", "b.c": "", "b.d": "1, x"}

@@ -110,8 +110,9 @@ def test_dataset_preview_shows_the_training_input_of_a_model(
     for path in ("", "/file"):
         assert new_browser("theirs").get(f"{ROOT}/datasets/{dataset_id}{path}").status_code == 404
     assert f'href="{ROOT}/datasets/{dataset_id}/file">' in browser.show(f"/datasets/{dataset_id}")
+    saved = "attachment; filename=\"x.jsonl\"; filename*=UTF-8''x.jsonl"
     file = httpx2.get(browser.get(f"{ROOT}/datasets/{dataset_id}/file").headers["location"])
-    assert (file.content, file.headers["content-disposition"]) == (pairs.encode(), 'attachment; filename="x.jsonl"')
+    assert (file.content, file.headers["content-disposition"]) == (pairs.encode(), saved)
     page = browser.show(f"/datasets/{dataset_id}?model=tiny")
     assert 'ask b<mark class="trained"> b &lt;eos&gt;</mark>' in page
     assert "8 tokens, 4 of them trained on" in re.sub(r"\s+", " ", page)
