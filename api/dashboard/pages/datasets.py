@@ -10,7 +10,7 @@ from starlette.datastructures import UploadFile
 from api.connections import while_connected
 from api.dashboard.pages.models import suggested_models
 from api.dashboard.render import go, page
-from api.dashboard.visitors import Signed, SubmittedUpload, Visitor
+from api.dashboard.visitors import Signed, Submitted, SubmittedUpload, Visitor
 from api.deps import CurrentServices, Services
 from api.schemas.datasets import DatasetView, PreviewView
 from api.usecases import datasets as usecases
@@ -58,28 +58,43 @@ def download(services: CurrentServices, visitor: Signed, dataset_id: str) -> Res
     return RedirectResponse(link, 303, headers={"Cache-Control": "no-store"})
 
 
+@router.post("/datasets/{dataset_id}/delete")
+def delete(request: Request, services: CurrentServices, visitor: Signed, _: Submitted, dataset_id: str) -> Response:
+    """Delete the dataset. If a job that has not ended uses it, show the page of the dataset with the reason."""
+    try:
+        usecases.delete(services, visitor.caller, dataset_id)
+    except ProblemError as error:
+        if error.code is not Code.CONFLICT:
+            raise
+        return _dataset_page(request, services, visitor, dataset_id, refused=error.message)
+    return go("/datasets")
+
+
 def _dataset_page(
     request: Request,
     services: Services,
     visitor: Visitor,
     dataset_id: str,
     *,
-    model: str,
-    preview: PreviewView | None,
-    problem: str,
+    model: str = "",
+    preview: PreviewView | None = None,
+    problem: str = "",
+    refused: str = "",
 ) -> Response:
+    """Show one dataset. `problem` says why there is no preview, and `refused` why the dataset was not deleted."""
     with services.sessions.begin() as session:
         view = DatasetView.of(datasets.get(session, visitor.caller.tenant, dataset_id))
     return page(
         request,
         visitor,
         "dataset.html",
-        status=422 if problem else 200,
+        status=422 if problem else 409 if refused else 200,
         dataset=view,
         models=suggested_models(services, visitor.caller.tenant),
         model=model,
         preview=preview,
         problem=problem,
+        refused=refused,
     )
 
 

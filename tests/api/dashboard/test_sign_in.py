@@ -156,6 +156,7 @@ FORMS = [
     "/jobs/new",
     "/jobs/estimate",
     "/datasets",
+    "/datasets/file_1/delete",
     "/keys",
     "/keys/key_1/revoke",
     "/jobs/job_1/cancel",
