@@ -1,10 +1,11 @@
 """Format values for the dashboard's pages: sizes, percentages, perplexities, times and summaries of jobs."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from api.schemas.jobs import JobDetail, JobView
+from api.schemas.jobs import JobDetail, JobView, ReasonView
 from core.jobs.jobs import MAX_POSITION
 from core.spec_parts import RepairMethod
 from core.states import Reason
@@ -14,6 +15,7 @@ from seft.config import PruneSchedule, Variant, trains_all
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 COUNT_UNITS = ("", "k", "M", "B", "T")
 WAITING_REASONS: dict[str, str] = {Reason.NOT_STARTED: "not started yet", Reason.ASKED: "paused on request"}
+BYTES = re.compile(r"\b([\d,]+) bytes\b")
 IN_TURN = "in_turn"
 """Code of the reason "other jobs run first": the job waits for nothing else."""
 SCORES = ("dense", "pruned", "repaired")
@@ -176,10 +178,15 @@ def waiting_reason(job: JobDetail) -> str:
     if job.queue_position is not None:
         number = f"{job.queue_position}{' or later' if job.queue_position >= MAX_POSITION else ''}"
         position = "next in the queue" if job.queue_position == 1 else f"number {number} in the queue"
-        return position if job.reason is None or job.reason.code == IN_TURN else f"{position}. {job.reason.message}"
+        return position if job.reason is None or job.reason.code == IN_TURN else f"{position}. {_message(job.reason)}"
     if job.reason is None:
         return ""
-    return WAITING_REASONS.get(job.reason.code, job.reason.message)
+    return WAITING_REASONS.get(job.reason.code) or _message(job.reason)
+
+
+def _message(reason: ReasonView) -> str:
+    """Return the message of a reason with its numbers of bytes in larger units."""
+    return BYTES.sub(lambda number: size(int(number[1].replace(",", ""))), reason.message)
 
 
 def flatten(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -30,6 +30,14 @@ class InputKind(StrEnum):
     PAIRS = "pairs"
 
 
+HELP = {
+    "dataset": "Texts to repair the model on.",
+    "repair.retain_dataset": "The dataset to retain, if `retain` is `dataset`. It must not be the training dataset.",
+    "repair.clip_norm": "Maximum norm of the gradient. A larger gradient is scaled down. Empty: no limit.",
+    "evaluate.dataset": "The dataset to evaluate on, in place of a part of the training dataset.",
+    "auto_start": "If it is off, the job waits until you start it on its page.",
+}
+"""Help texts of fields whose description is about the API."""
 TECHNICAL = {"csrf", "clone", "nonce"}
 """Fields of the form that are not fields of a job."""
 DERIVED = {"sparsity", "repair.batch_tokens", "repair.steps", "evaluate.held_out"}
@@ -47,10 +55,10 @@ class FormField:
     label: str
     kind: InputKind
     value: str
+    description: str
     help: str
     choices: tuple[str, ...]
-    minimum: str
-    maximum: str
+    range: str
     required: bool
     numeric: bool
     """Whether a number is a valid value. A TEXT input can accept a number as well as some words."""
@@ -81,13 +89,13 @@ def field_of(param: str) -> str:
 def by_field(flaws: Iterable[Flaw]) -> dict[str, Flaw]:
     """Return errors by the name of their field. A field has its first error only.
 
-    The help of the field is left out of the advice, because the form shows it too.
+    The description of the field is left out of the advice, because the form shows its help.
     """
-    helps = {field.name: field.help for field in form_fields({})}
+    descriptions = {field.name: field.description for field in form_fields({})}
     found: dict[str, Flaw] = {}
     for flaw in flaws:
         name = field_of(flaw.param)
-        advice = flaw.way_out.replace("`", "").replace(helps.get(name, ""), "")
+        advice = flaw.way_out.replace(descriptions.get(name, ""), "")
         found.setdefault(name, replace(flaw, way_out=" ".join(advice.split())))
     return found
 
@@ -149,7 +157,6 @@ def values_of_spec(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _form_field(path: str, field: FieldInfo, value: str | None) -> FormField:
-    bounds = [rule for rule in field.metadata if isinstance(rule, Ge | Gt | Le | Lt)]
     fixed = not field.is_required() and path not in DERIVED
     default = field.get_default(call_default_factory=True) if fixed else None
     return FormField(
@@ -158,17 +165,30 @@ def _form_field(path: str, field: FieldInfo, value: str | None) -> FormField:
         label=path.rpartition(".")[2].replace("_", " ").capitalize(),
         kind=_kind(field.annotation),
         value=_text(default) if value is None else value,
-        help=(field.description or "").replace("`", ""),
+        description=field.description or "",
+        help=HELP.get(path, field.description or ""),
         choices=tuple(_choices(field.annotation)),
-        minimum=next((_bound(rule.ge) for rule in bounds if isinstance(rule, Ge)), ""),
-        maximum=next((_bound(rule.le) for rule in bounds if isinstance(rule, Le)), ""),
+        range=_range(field),
         required=field.is_required() and path not in DERIVED,
         numeric=_is_numeric(field.annotation),
     )
 
 
+def _range(field: FieldInfo) -> str:
+    """Return the range of the numbers that the field accepts. Empty if it has no limits."""
+    parts = [entry for part in get_args(field.annotation) for entry in getattr(part, "__metadata__", ())]
+    rules = [*field.metadata, *(rule for entry in parts if isinstance(entry, FieldInfo) for rule in entry.metadata)]
+    known = (("at least", Ge, "ge"), ("above", Gt, "gt"), ("at most", Le, "le"), ("below", Lt, "lt"))
+    bounds = {
+        word: _bound(getattr(rule, name)) for word, kind, name in known for rule in rules if isinstance(rule, kind)
+    }
+    if list(bounds) == ["at least", "at most"]:
+        return " \N{EN DASH} ".join(bounds.values())
+    return ", ".join(f"{word} {bound}" for word, bound in bounds.items())
+
+
 def _bound(value: Any) -> str:
-    return formatting.count(value) if value == int(value) else f"{value:.6f}".rstrip("0")
+    return formatting.count(value) if value == int(value) else f"{value:g}".replace("e-0", "e-")
 
 
 def _kind(annotation: Any) -> InputKind:
@@ -190,8 +210,13 @@ def _is_numeric(annotation: Any) -> bool:
     return annotation in (int, float) or any(_is_numeric(part) for part in get_args(annotation))
 
 
-def _number(text: str) -> int | float | str:
-    """Convert a text to a number. Other text is returned unchanged, and the request model then rejects it."""
+def _number(text: str) -> int | float | str | None:
+    """Convert a text to a number, and `null` to None.
+
+    Other text is returned unchanged, and the request model then rejects it.
+    """
+    if text == "null":
+        return None
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
@@ -238,7 +263,7 @@ def _read_pairs(line: str) -> dict[str, str]:
         if isinstance(pairs, dict):
             return pairs
     name, equals, value = line.partition("=")
-    return {name: value} if equals else {}
+    return {name.strip(): value.strip()} if equals else {}
 
 
 def _unknown(name: str, text: str, known: list[str]) -> Flaw:

@@ -154,3 +154,13 @@ def test_note_about_a_refused_action_is_gone_after_a_reload(user: User) -> None:
     page.reload()
     expect(page.get_by_role("heading", name="Events")).to_be_visible()
     expect(page.get_by_text("Start is not possible")).to_have_count(0)
+
+
+def test_settings_for_a_cpu_keep_the_model_and_the_dataset(user: User) -> None:
+    page = user.go("/jobs/new")
+    page.get_by_label("Model", exact=True).fill("tiny")
+    page.locator("#dataset").select_option(user.site.dataset)
+    page.get_by_role("link", name="Use settings for a CPU").click()
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("14")
+    expect(page.get_by_label("Model", exact=True)).to_have_value("tiny")
+    expect(page.locator("#dataset")).to_have_value(user.site.dataset)

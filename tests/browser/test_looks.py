@@ -9,6 +9,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from core import webhooks, workers
+from core.access import keys
+from core.access.keys import Scope
 from core.jobs import pushes
 from core.spec_parts import PushSpec
 from core.tables import Job
@@ -43,6 +45,8 @@ def pages(site: Site) -> list[str]:
     site.add_job(suffix="tonight", auto_start=False)
     with site.sessions.begin() as session:
         workers.record_heartbeat(session, "gpu-1", GPU)
+        revoked, _ = keys.issue(session, TENANT, "revoked", Scope.READ)
+        keys.revoke(session, TENANT, revoked.id, by="")
         hook = webhooks.create(session, TENANT, "https://example.com/" + "seft/" * 60, ["job.failed"]).id
         webhooks.send_test(session, TENANT, hook)
         webhooks.record_result(session, webhooks.claim(session, 1)[0], DeliveryResult(503, "busy"))

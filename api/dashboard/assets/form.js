@@ -58,6 +58,13 @@
     sessionStorage.removeItem("interrupted");
     sessionStorage.removeItem("draft");
     form.addEventListener("submit", saveDraft);
+    // The link to other defaults keeps what is entered in these fields.
+    const link = document.querySelector("a[data-keep]");
+    link?.addEventListener("click", () => {
+      const url = new URL(link.href);
+      for (const name of link.dataset.keep.split(" ")) url.searchParams.set(name, form.elements[name].value);
+      link.href = url;
+    });
     document.addEventListener("htmx:beforeRequest", saveDraft);
   }
 

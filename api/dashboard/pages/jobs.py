@@ -13,6 +13,7 @@ from api.schemas.jobs import JobView
 from core import ids
 from core.jobs import jobs
 from core.jobs.jobs import Order
+from core.models.results import is_result
 from core.states import Status
 
 LIMIT = 25
@@ -82,7 +83,8 @@ def list_jobs(request: Request, services: CurrentServices, visitor: Signed) -> R
             after=after,
             limit=LIMIT,
         )
-        models = jobs.models(session, visitor.caller.tenant)
+        # The id of a job does not filter: it leads to the page of the job.
+        models = [name for name in jobs.models(session, visitor.caller.tenant) if not is_result(name)]
     views = [JobView.of(row) for row in rows]
     return page(request, visitor, "jobs.html", jobs=views, more=more, filters=filters, models=models, Order=Order)
 

@@ -43,7 +43,7 @@ def create_key(request: Request, services: CurrentServices, visitor: Administrat
 
 
 @router.get("/{key_id}")
-def show_key(_: Administrator, key_id: str) -> Response:
+def show_key(_: Administrator) -> Response:
     """Show the list, because a key has no page of its own."""
     return go("/keys")
 

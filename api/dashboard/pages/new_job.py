@@ -129,7 +129,7 @@ def _page(
     status: int = 200,
 ) -> Response:
     with services.sessions.begin() as session:
-        rows, _ = datasets.page(session, visitor.caller.tenant, limit=DATASET_CHOICES)
+        rows, more_datasets = datasets.page(session, visitor.caller.tenant, limit=DATASET_CHOICES)
     fields = list(forms.form_fields(values))
     return page(
         request,
@@ -141,6 +141,7 @@ def _page(
             for group in dict.fromkeys(f.group for f in fields)
         },
         datasets=rows,
+        more_datasets=more_datasets,
         models=suggested_models(services, visitor.caller.tenant),
         clone=clone,
         nonce=secrets.token_urlsafe(12),

@@ -1,8 +1,11 @@
 """Text formatting of the pages."""
 
+from typing import Any
+
 import pytest
 
-from api.dashboard.formatting import duration, flatten, perplexity, sentence, size
+from api.dashboard.formatting import duration, flatten, perplexity, sentence, size, waiting_reason
+from api.schemas.jobs import JobDetail, ReasonView
 
 
 @pytest.mark.parametrize(
@@ -54,3 +57,11 @@ def test_size_has_at_most_three_digits_before_a_larger_unit(count: float, expect
 
 def test_settings_are_written_as_in_a_request() -> None:
     assert flatten({"a": True, "b": {"c": None, "d": [1, "x"]}}) == {"a": "true", "b.c": "", "b.d": "1, x"}
+
+
+def test_reason_to_wait_has_readable_numbers() -> None:
+    reason = ReasonView(code="no_worker", message="It needs 85,899,345,920 bytes of memory and 1,024 bytes of disk.")
+    for position, shown in ((2, "2"), (1000, "1000 or later")):
+        values: dict[str, Any] = {"queue_position": position, "reason": reason}
+        job = JobDetail.model_construct(**values)
+        assert waiting_reason(job) == f"number {shown} in the queue. It needs 85.9 GB of memory and 1.0 kB of disk."

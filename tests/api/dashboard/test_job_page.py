@@ -165,3 +165,12 @@ def test_lists_that_are_cut_say_so(
     client.post("/jobs", json={**client.get(f"/jobs/{job_id}").json()["spec"], "seed": 5})
     for note, path in notes.items():
         assert note in text_of(browser, path), path
+
+
+def test_search_suggests_only_models_that_it_filters_by(
+    browser: Browser, client: TestClient, result: str, body: Json
+) -> None:
+    assert client.post("/jobs", json={**body, "model": result}).status_code == 202
+    page = browser.show("/jobs")
+    suggested = page[page.index("<datalist") : page.index("</datalist>")]
+    assert re.findall(r'<option value="([^"]*)"', suggested) == ["tiny"]

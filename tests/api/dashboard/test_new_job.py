@@ -80,6 +80,36 @@ def test_ranges_are_shown_as_readable_numbers(browser: Browser) -> None:
     page = browser.show("/jobs/new")
     for minimum, maximum in (("1", "1\u202f000\u202f000"), ("0", "0.99")):
         assert f'<span class="num">{minimum} \N{EN DASH} {maximum}</span>' in page
+    ranges = {field.name: field.range for field in forms.form_fields({})}
+    assert [field.name for field in forms.form_fields({}) if field.numeric and not field.range] == []
+    assert ranges["prune.reconstruct_learning_rate"] == "1e-8 \N{EN DASH} 1"
+    assert ranges["evaluate.held_out"] == "above 0, below 1"
+    assert ranges["seed"] == "at least 0, below 9\u202f223\u202f372\u202f036\u202f854\u202f775\u202f808"
+
+
+def test_help_texts_are_about_the_form(browser: Browser, other_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = browser.show("/jobs/new")
+    assert "`" not in page
+    assert "if <code>retain</code> is" in page
+    assert "POST /" not in visible(page)
+    assert "Separate several with commas.</p>" in page[page.index('id="output.formats-help"') :]
+    assert '<select id="dataset"' in page
+    monkeypatch.setattr("api.dashboard.pages.new_job.DATASET_CHOICES", 1)
+    assert '<select id="dataset"' in browser.show("/jobs/new"), "all datasets are in the selection"
+
+
+def test_with_many_datasets_any_dataset_can_be_entered(
+    browser: Browser, client: TestClient, filled: Json, other_dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.dashboard.pages.new_job.DATASET_CHOICES", 1)
+    page = browser.show(f"/jobs/new?dataset={filled['dataset']}")
+    assert re.findall(r'<option value="(file_\w+)"', page) == [other_dataset]
+    assert "Only the newest 1 are suggested." in page
+    for name in ("dataset", "repair.retain_dataset", "evaluate.dataset"):
+        assert re.search(rf'<input type="text" id="{name}"[^>]* list="datasets"', page)
+    sent = {**fields_of(page), "model": "tiny", "sparsity": "0.6"}
+    job = created_job(client, browser.post(f"{ROOT}/jobs/new", data=sent))
+    assert job["spec"]["dataset"] == filled["dataset"]
 
 
 def test_a_link_fills_in_settings_for_a_cpu(browser: Browser) -> None:
@@ -112,6 +142,13 @@ def test_entered_values_reach_the_job(browser: Browser, client: TestClient, fill
     assert (spec["repair"]["steps"], spec["repair"]["learning_rate"], spec["prune"]["method"]) == (70, 0.002, "wanda")
     assert (spec["metadata"], spec["suffix"], spec["seed"]) == ({"team": "a=b", "x": "1"}, "mine", 0)
     assert job["status"] == "paused"
+
+
+def test_null_and_spaces_around_a_pair_are_read_as_meant(browser: Browser, client: TestClient, filled: Json) -> None:
+    change = {"repair.clip_norm": "null", "repair.batch_tokens": "null", "metadata": " team =  search one "}
+    spec = created_job(client, browser.post(f"{ROOT}/jobs/new", data={**filled, **change}))["spec"]
+    assert (spec["repair"]["clip_norm"], spec["repair"]["batch_tokens"]) == (None, 1024)
+    assert spec["metadata"] == {"team": "search one"}
 
 
 def test_a_dataset_to_retain_is_selected_and_the_page_of_the_job_links_both(
