@@ -122,7 +122,7 @@ def _error_page(request: Request, code: Code, detail: str, *, refused_form: bool
         None,
         "problem.html",
         status=int(status),
-        title="The form was not sent" if refused_form else title,
+        title="The form was not processed" if refused_form else title,
         detail=detail,
         code=code,
         form=sign_in.page_with_form(request) if refused_form else "",

@@ -181,7 +181,7 @@ def test_page_about_a_refused_form_leads_back_to_the_form_and_does_not_blame_the
     assert f'href="{page}">Back to the form<' in answer.text
     elsewhere = {"Sec-Fetch-Site": "cross-site", "Referer": "https://evil.example/"}
     for response in (answer, browser.post(f"{ROOT}/keys", headers=elsewhere)):
-        assert "<h1>The form was not sent</h1>" in response.text
+        assert "<h1>The form was not processed</h1>" in response.text
         assert "scope" not in response.text
     assert "Back to the form" not in response.text
 
