@@ -43,12 +43,12 @@ def test_curves_that_fail_are_requested_ever_less_often(user: User) -> None:
 
 def test_curves_that_hang_are_requested_again(user: User) -> None:
     page = user.page
-    page.add_init_script("const limit = AbortSignal.timeout; AbortSignal.timeout = () => limit.call(AbortSignal, 500)")
+    page.add_init_script("const limit = AbortSignal.timeout; AbortSignal.timeout = () => limit.call(AbortSignal, 4000)")
     job_id, job = trained_job(user.site, 100)
     job.finish(Scores())
     page.route("**/series?*", lambda _: None, times=1)
     user.go(f"/jobs/{job_id}")
-    expect(page.locator('[data-chart="loss"] canvas')).to_be_visible(timeout=15_000)
+    expect(page.locator('[data-chart="loss"] canvas')).to_be_visible(timeout=30_000)
 
 
 def test_page_says_that_its_requests_hang(user: User) -> None:
@@ -58,7 +58,8 @@ def test_page_says_that_its_requests_hang(user: User) -> None:
     page.route("**/jobs/job_*", lambda _: None)
     expect(page.get_by_text("Connection lost. Reconnecting")).to_be_visible()
     page.unroute_all()
-    expect(page.get_by_text("Connection lost")).to_be_hidden()
+    page.evaluate("htmx.config.timeout = 20000")
+    expect(page.get_by_text("Connection lost")).to_be_hidden(timeout=20_000)
     user.console_errors.clear()  # the requests that hang
 
 
@@ -102,6 +103,7 @@ def test_download_after_the_session_has_ended_leads_to_the_sign_in_page(user: Us
         user.context.clear_cookies()
         page.get_by_role("link", name=link).click()
         expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    user.console_errors.clear()  # an answer 401 to curves that were still loading
 
 
 def step_at(page: Page, fraction: float) -> int:
