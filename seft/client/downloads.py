@@ -2,11 +2,13 @@
 
 A journal next to an unfinished file lists its finished parts, so a later download fetches only the missing parts. A
 file gets its final name after all parts arrived and its SHA-256 matched. If the SHA-256 is wrong, the file is deleted.
+A download replaces no file that it has not written.
 """
 
 import errno
 import hashlib
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +23,8 @@ from seft.client.steps import Open, Pause, Progress, Read, Request, Steps, Toget
 
 PART_BYTES = 8 << 20
 EXPIRED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-MANIFEST = "manifest.json"
-"""The file of a checkpoint that lists all its other files."""
+JOURNAL_HEAD = b'{"sha256": '
+"""The first bytes of each journal. A file without them belongs to the user."""
 Again = Callable[[], Steps[Sequence[File]]]
 
 
@@ -31,21 +33,26 @@ def fetch(
     again: Again,
     files: Sequence[File] | None = None,
     *,
+    owner: str,
     at_once: int,
     progress: Progress | None,
     pauses: Sequence[float],
 ) -> Steps[list[Path]]:
     """Download the missing parts of some files. Returns their paths.
 
-    `again` gets the files with new links, because links expire. It is called first if `files` are not given. `at_once`
-    is the number of parallel parts.
+    `again` gets the files with new links, because links expire. It is called first if `files` are not given. `owner` is
+    the checkpoint or the dataset that has the files. `at_once` is the number of parallel parts. Raises ClientError
+    before anything is written if a file of the user would be replaced.
     """
     files = (yield from again()) if files is None else files
-    targets = [_Target.of(file, folder) for file in files]
+    targets = [_Target.of(file, folder, owner) for file in files]
     session = _Session(again, pauses, Meter(progress, sum(target.size for target in targets)))
     session.renew(files)
     for target in targets:
         if not (yield Work(target.is_complete)):
+            target.require_no_other()
+    for target in targets:
+        if not target.done:
             target.prepare()
     missing = [part for target in targets for part in target.missing()]
     _require_disk_space(folder, missing)
@@ -53,19 +60,6 @@ def fetch(
     yield Together([session.part(part) for part in missing], at_once)
     yield Together([_finish(target) for target in targets if not target.done], at_once)
     return [target.path for target in targets]
-
-
-def require_no_other(folder: Path, name: str, files: Sequence[File]) -> None:
-    """Raise ClientError if the folder has the manifest of another checkpoint than `name`, whose files are `files`.
-
-    A download of the same checkpoint may add files, for example the files of another format.
-    """
-    found, listed = folder / MANIFEST, {file["sha256"] for file in files if file["name"] == MANIFEST}
-    if found.is_file() and sha256_of(found) not in listed:
-        raise ClientError(
-            f"{folder} must be empty or contain files of {name}; its {MANIFEST} is not the one of {name}."
-            " Give another folder, so that the files of two checkpoints are not mixed."
-        )
 
 
 @dataclass(slots=True)
@@ -76,17 +70,18 @@ class _Target:
     size: int
     sha256: str
     path: Path
+    owner: str
     done: bool = False
     parts: set[int] = field(default_factory=set)
 
     @classmethod
-    def of(cls, file: File, folder: Path) -> "_Target":
+    def of(cls, file: File, folder: Path, owner: str) -> "_Target":
         name = PurePosixPath(file["name"])
         if name.is_absolute() or ".." in name.parts or "\\" in file["name"]:
             raise IntegrityError(
                 f"The service names a file outside of the folder: {file['name']!r}. Report it to the operator."
             )
-        return cls(file["name"], file["size"], file["sha256"], folder / name)
+        return cls(file["name"], file["size"], file["sha256"], folder / name, owner)
 
     @property
     def partial(self) -> Path:
@@ -107,6 +102,16 @@ class _Target:
         )
         return self.done
 
+    def require_no_other(self) -> None:
+        """Raise ClientError if a file exists that this download would replace, and that no download wrote."""
+        started = self.journal.is_file() and self.journal.read_bytes().startswith(JOURNAL_HEAD)
+        for path in (self.path,) if started else (self.path, self.partial, self.journal):
+            if os.path.lexists(path):
+                raise ClientError(
+                    f"A download must not replace other files; {path} is not the one of {self.owner}."
+                    " Give another folder or another name, or move that file away."
+                )
+
     def prepare(self) -> None:
         """Continue an interrupted download of the same file, or start a new one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,8 +119,10 @@ class _Target:
         if lines[:1] == [self._head]:
             self.parts = {int(line) for line in lines[1:] if line.isdecimal()}
             return
-        self.partial.write_bytes(b"")
+        # The journal is first, because it says that the unfinished file belongs to a download.
+        self.partial.unlink(missing_ok=True)
         self.journal.write_text(f"{self._head}\n")
+        self.partial.write_bytes(b"")
 
     def missing(self) -> "Iterator[_Part]":
         """Yield the parts that are not downloaded yet."""
@@ -131,6 +138,7 @@ class _Target:
             raise IntegrityError(
                 f"{self.name} must have the SHA-256 {self.sha256}; it is {actual}. It was deleted. Download again."
             )
+        self.require_no_other()
         self.partial.replace(self.path)
         self.journal.unlink()
 

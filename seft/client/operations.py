@@ -42,7 +42,6 @@ from seft.client.steps import (
     Request,
     Row,
     Steps,
-    Work,
     flow,
     operation,
 )
@@ -115,16 +114,18 @@ class Operations(Administration):
     ) -> Steps[Path]:
         """Download the records of a dataset to the file `path`, as plain JSONL. Returns the path.
 
-        The file is replaced after the SHA-256 matched. Repeat the call to resume an interrupted download.
+        The file gets its name after the SHA-256 matched. Repeat the call to resume an interrupted download. A `path`
+        with another file is a ClientError.
         """
-
         target = Path(path)
 
         def again() -> Steps[list[File]]:
             file = cast("File", (yield from self._get(f"/datasets/{dataset_id}/file")))
             return [{**file, "name": target.name}]
 
-        fetched = downloads.fetch(target.parent, again, at_once=at_once, progress=progress, pauses=self.pauses)
+        fetched = downloads.fetch(
+            target.parent, again, owner=dataset_id, at_once=at_once, progress=progress, pauses=self.pauses
+        )
         return (yield from fetched)[0]
 
     @operation
@@ -308,7 +309,7 @@ class Operations(Administration):
 
         With `format`, only the files of this format are downloaded, and those that belong to all formats.
         A file gets its final name only after its SHA-256 matched. Repeat the call to resume an interrupted download:
-        finished parts are not fetched again. A folder with the manifest.json of another checkpoint is a ClientError.
+        finished parts are not fetched again. A folder with another file of the same name is a ClientError.
         """
         checkpoints = yield from self._checkpoints(job_id)
         if not checkpoints:
@@ -318,7 +319,6 @@ class Operations(Administration):
         newest = checkpoints[-1]
         files = _of_format(newest, format) if format else newest["files"]
         target = Path(folder)
-        yield Work(lambda: downloads.require_no_other(target, newest["id"], newest["files"]))
 
         def again() -> Steps[Sequence[File]]:
             for one in (yield from self._checkpoints(job_id)):
@@ -327,7 +327,9 @@ class Operations(Administration):
             raise ClientError(f"{newest['id']} was deleted during its download. Choose a job that has a checkpoint.")
 
         return (
-            yield from downloads.fetch(target, again, files, at_once=at_once, progress=progress, pauses=self.pauses)
+            yield from downloads.fetch(
+                target, again, files, owner=newest["id"], at_once=at_once, progress=progress, pauses=self.pauses
+            )
         )
 
     def _create(self, path: str, body: Mapping[str, Any], idempotency_key: str | None) -> Steps[Job]:

@@ -1,7 +1,8 @@
 """Downloads: a named file is correct, no byte is downloaded twice, and nothing is written outside the folder."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -128,14 +129,37 @@ def test_a_file_with_a_wrong_hash_never_gets_its_name_and_is_deleted(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_of_the_right_size_with_other_bytes_is_downloaded_again(
-    script: Script, client: Client, tmp_path: Path
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.partial", "model.safetensors.parts"])
+@pytest.mark.parametrize("kind", ["checkpoint", "dataset"])
+def test_a_file_that_no_download_wrote_is_never_replaced(
+    script: Script, client: Client, tmp_path: Path, name: str, kind: str
 ) -> None:
+    call: Callable[[], object]
+    (mine := tmp_path / name).write_bytes(b"mine\xff")
     with serving(right := Store(b"right")):
-        publish(script, right.file())
-        (tmp_path / "model.safetensors").write_bytes(b"wrong")
-        (path,) = client.download("job_1", tmp_path)
-    assert path.read_bytes() == b"right"
+        if kind == "checkpoint":
+            publish(script, right.file("first"), right.file())
+            call = partial(client.download, "job_1", tmp_path)
+        else:
+            script.will_answer(right.file())
+            call = partial(client.download_dataset, "file_1", tmp_path / "model.safetensors")
+        with pytest.raises(ClientError, match=f"must not replace other files; {mine} is not the one of .*move that"):
+            call()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {name: b"mine\xff"}
+
+
+def test_a_file_that_appears_during_the_download_is_not_replaced(
+    script: Script, client: Client, store: Store, tmp_path: Path
+) -> None:
+    publish(script, store.file())
+    mine = tmp_path / "model.safetensors"
+
+    def write_mine(*_: int) -> None:
+        mine.write_bytes(b"mine")
+
+    with pytest.raises(ClientError, match="must not replace other files"):
+        client.download("job_1", tmp_path, progress=write_mine)
+    assert mine.read_bytes() == b"mine"
 
 
 def test_a_disk_without_space_for_the_missing_parts_is_reported_before_the_download(
@@ -172,12 +196,11 @@ def test_a_dataset_is_downloaded_to_the_named_file_and_resumes(
     script: Script, client: Client, store: Store, tmp_path: Path
 ) -> None:
     (path := tmp_path / "deep" / "mine.jsonl").parent.mkdir()
-    path.write_text("old")
     script.will_answer(store.file("texts.jsonl"))
     store.cuts = [PART, 10, 0, 0, 0]
     with pytest.raises(ClientError, match=r"mine\.jsonl cannot be downloaded"):
         client.download_dataset("file_1", path, at_once=1)
-    assert path.read_text() == "old"
+    assert not path.exists()
     store.ranges.clear()
     script.will_answer(store.file("texts.jsonl"))
     store.signature = 2
