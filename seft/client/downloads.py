@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 
-from seft.client.errors import ApiProblem, ClientError, IntegrityError, Unreachable
+from seft.client.errors import ClientError, IntegrityError, Unreachable, storage_rejection
 from seft.client.responses import File
 from seft.client.retries import tried
 from seft.client.steps import Open, Pause, Progress, Read, Request, Steps, Together, Work
@@ -210,8 +210,10 @@ class _Session:
                 " Ask the operator to check the storage and the proxies in front of it."
             )
         if reply.status != HTTPStatus.PARTIAL_CONTENT:
-            problem = ApiProblem.read(reply)
-            raise ClientError(f"{part.target.name} cannot be downloaded: {problem.message}")
+            raise ClientError(
+                f"{part.target.name} cannot be downloaded: {storage_rejection(reply)}"
+                " Download again, and ask the operator to check the storage if that does not help."
+            )
         with part.target.partial.open("r+b", buffering=0) as file:
             file.seek(part.at)
             while part.at < part.end and (chunk := (yield Read())):

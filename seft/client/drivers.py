@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, assert_never
 
@@ -61,7 +62,7 @@ class Driver:
         match step:
             case Send(request):
                 with _content(request) as content:
-                    return _reply(self._web(request).request(request.method, request.path, **content))
+                    return _reply(request, self._web(request).request(request.method, request.path, **content))
             case Open(request):
                 return self._open(request)
             case Read():
@@ -82,9 +83,9 @@ class Driver:
         response = self.opened.enter_context(stream)
         if not response.is_success:
             response.read()
-            return _reply(response)
+            return _reply(request, response)
         self.chunks = response.iter_raw()
-        return _head(response)
+        return _head(request, response)
 
     def _together(self, parts: Sequence[Steps[None]], at_once: int) -> None:
         stopped = threading.Event()
@@ -152,7 +153,8 @@ class AsyncDriver:
         match step:
             case Send(request):
                 with _content(request) as content:
-                    return _reply(await self._web(request).request(request.method, request.path, **content))
+                    response = await self._web(request).request(request.method, request.path, **content)
+                    return _reply(request, response)
             case Open(request):
                 return await self._open(request)
             case Read():
@@ -173,9 +175,9 @@ class AsyncDriver:
         response = await self.opened.enter_async_context(stream)
         if not response.is_success:
             await response.aread()
-            return _reply(response)
+            return _reply(request, response)
         self.chunks = response.aiter_raw()
-        return _head(response)
+        return _head(request, response)
 
     async def _together(self, parts: Sequence[Steps[None]], at_once: int) -> None:
         limit, errors = anyio.Semaphore(at_once), list[ClientError | OSError]()
@@ -234,19 +236,24 @@ def _words(request: Request) -> dict[str, Any]:
     return {"params": dict(request.query) or None, "headers": dict(request.headers)}
 
 
-def _reply(response: httpx2.Response) -> Reply:
-    return Reply(response.status_code, response.headers, response.content, str(response.request.url))
+def _reply(request: Request, response: httpx2.Response) -> Reply:
+    return replace(_head(request, response), content=response.content)
 
 
-def _head(response: httpx2.Response) -> Reply:
-    return Reply(response.status_code, response.headers, b"", str(response.request.url))
+def _head(request: Request, response: httpx2.Response) -> Reply:
+    url = response.request.url
+    return Reply(response.status_code, response.headers, b"", _host(url) if request.is_link else str(url))
 
 
 def _unreachable(error: httpx2.TransportError) -> Unreachable:
-    # Only the host of a link: its path and query give access.
-    host = str(error.request.url.copy_with(raw_path=b"/", username="", password="")).rstrip("/")
     reason = str(error).rstrip(".") or type(error).__name__
+    host = _host(error.request.url)
     return Unreachable(f"{host} does not answer: {reason}. Check the address, and that the service runs.")
+
+
+def _host(url: httpx2.URL) -> str:
+    """Return only scheme and host, because the path and the query of a link give access."""
+    return str(url.copy_with(raw_path=b"/", username="", password="")).rstrip("/")
 
 
 async def _nothing() -> AsyncIterator[bytes]:

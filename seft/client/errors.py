@@ -1,6 +1,7 @@
 """The errors that the client raises."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -65,3 +66,9 @@ class ApiProblem(ClientError):  # noqa: N818 (RFC 9457's word)
         unknown = f"HTTP {reply.status} from {reply.url}, which is not an answer of the service. Check the address."
         code, message = body.get("code", "unknown"), body.get("detail") or unknown
         return cls(reply.status, code, message, flaws, body.get("request_id"), title=body.get("title", ""))
+
+
+def storage_rejection(reply: "Reply") -> str:
+    """Return how the object storage rejected a request: its host, the HTTP status, and the code of its XML error."""
+    code = re.search(rb"<Code>(\w{1,64})</Code>", reply.content)
+    return f"{reply.url} answered HTTP {reply.status}{f' {code[1].decode()}' if code else ''}."

@@ -45,7 +45,7 @@ class Request:
 class Reply:
     """An HTTP reply. The names in `headers` are case-insensitive.
 
-    If it comes from `Open`, its content is not read yet.
+    If it comes from `Open`, its content is not read yet. `url` is for messages: of a link it is only the host.
     """
 
     status: int

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from seft.client.downloads import Meter, sha256_of
-from seft.client.errors import ApiProblem, ClientError, Flaw
+from seft.client.errors import ApiProblem, ClientError, Flaw, storage_rejection
 from seft.client.responses import Dataset, Import, ImportPart, Json
 from seft.client.retries import tried
 from seft.client.steps import QUIET_SECONDS, Pause, Progress, Request, Send, Steps, Together, Work
@@ -71,8 +71,10 @@ class _Session:
             content = yield Work(lambda: self._read(number * size, part["bytes"]))
             reply = yield from tried(Send(Request("PUT", part["url"], content=content)), self.pauses)
             if not reply.is_success:
-                message = ApiProblem.read(reply).message
-                raise ClientError(f"Part {part['number']} of {self.path.name} was rejected: {message} Upload it again.")
+                raise ClientError(
+                    f"Part {part['number']} of {self.path.name} was rejected: {storage_rejection(reply)}"
+                    " Upload it again, and ask the operator to check the storage if that does not help."
+                )
         self.meter.add(part["bytes"])
 
     def _read(self, start: int, length: int) -> bytes:

@@ -231,6 +231,28 @@ def test_a_busy_storage_is_retried_and_another_rejection_is_reported(
     assert store.rejections == []
 
 
+def test_an_error_of_the_storage_names_its_host_and_code_and_shows_no_link(
+    script: Script, client: Client, tmp_path: Path
+) -> None:
+    (data := tmp_path / "data.jsonl").write_bytes(b"x" * 9)
+    link = f"{script.url}/bucket/object?X-Amz-Signature=secret"
+    denied = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>secret</Message></Error>"
+    publish(script, {**file_view("model.safetensors", b"x"), "url": link})
+    script.will_answer(denied, status=404)
+    with pytest.raises(ClientError) as download:
+        client.download("job_1", tmp_path / "out")
+    script.will_answer({"code": "too_large"}, status=413)
+    script.will_answer({"id": "imp_1", "parts": 1, "part_bytes": 16}, status=201)
+    script.will_answer({"data": [{"number": 1, "bytes": 9, "received": False, "url": link}], "has_more": False})
+    script.will_answer(denied, status=403)
+    with pytest.raises(ClientError) as upload:
+        client.upload_dataset(data)
+    for error in (str(download.value), str(upload.value)):
+        assert f"{script.url} answered HTTP 40" in error
+        assert "AccessDenied. " in error
+        assert not any(word in error for word in ("secret", "bucket", "Check the address"))
+
+
 def test_a_storage_without_ranges_is_reported(script: Script, client: Client, store: Store, tmp_path: Path) -> None:
     publish(script, store.file())
     store.rejections = [(200, {})]
