@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import cast
 
-from seft.client.calls import Calls
+from seft.client.calls import Calls, path_of
 from seft.client.responses import AuditEntry, Delivery, HubToken, Key, Webhook
 from seft.client.steps import Flow, Request, Row, Steps, flow, operation
 
@@ -25,7 +25,7 @@ class Administration(Calls):
     @operation
     def revoke_key(self, key_id: str) -> Steps[Key]:
         """Revoke an API key immediately. Idempotent."""
-        return cast("Key", (yield from self._call(Request("DELETE", f"/keys/{key_id}"))))
+        return cast("Key", (yield from self._call(Request("DELETE", path_of("keys", key_id)))))
 
     @flow
     def audit(self) -> Flow[AuditEntry]:
@@ -61,31 +61,31 @@ class Administration(Calls):
     @operation
     def delete_webhook(self, webhook_id: str) -> Steps[Webhook]:
         """Delete a webhook and its deliveries."""
-        return cast("Webhook", (yield from self._call(Request("DELETE", f"/webhooks/{webhook_id}"))))
+        return cast("Webhook", (yield from self._call(Request("DELETE", path_of("webhooks", webhook_id)))))
 
     @operation
     def rotate_webhook_secret(self, webhook_id: str) -> Steps[Webhook]:
         """Create a new `secret`. For one day messages carry signatures of the old and the new secret."""
-        request = Request("POST", f"/webhooks/{webhook_id}/rotate")
+        request = Request("POST", path_of("webhooks", webhook_id, "rotate"))
         return cast("Webhook", (yield from self._call_once(request)))
 
     @operation
     def disable_webhook(self, webhook_id: str) -> Steps[Webhook]:
         """Stop deliveries until the webhook is enabled again. Idempotent."""
-        return cast("Webhook", (yield from self._call(Request("POST", f"/webhooks/{webhook_id}/disable"))))
+        return cast("Webhook", (yield from self._call(Request("POST", path_of("webhooks", webhook_id, "disable")))))
 
     @operation
     def enable_webhook(self, webhook_id: str) -> Steps[Webhook]:
         """Resume deliveries of a disabled webhook. Idempotent."""
-        return cast("Webhook", (yield from self._call(Request("POST", f"/webhooks/{webhook_id}/enable"))))
+        return cast("Webhook", (yield from self._call(Request("POST", path_of("webhooks", webhook_id, "enable")))))
 
     @operation
     def test_webhook(self, webhook_id: str) -> Steps[Delivery]:
         """Send a test message to a webhook. Its result appears in `webhook_deliveries`."""
-        request = Request("POST", f"/webhooks/{webhook_id}/test")
+        request = Request("POST", path_of("webhooks", webhook_id, "test"))
         return cast("Delivery", (yield from self._call_once(request)))
 
     @flow
     def webhook_deliveries(self, webhook_id: str) -> Flow[Delivery]:
         """List the sent and pending messages of a webhook, newest first."""
-        yield from self._pages(f"/webhooks/{webhook_id}/deliveries", "id", {})
+        yield from self._pages(path_of("webhooks", webhook_id, "deliveries"), "id", {})

@@ -1,10 +1,12 @@
 """The calls that operations are made of: send a request with retries, read its JSON, and read all pages of a list."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
-from seft.client.errors import ApiProblem, Unreachable
+from seft.client.errors import ApiProblem, ClientError, Unreachable
 from seft.client.responses import Json
 from seft.client.retries import tried
 from seft.client.steps import Flow, Reply, Request, Row, Send, Steps
@@ -39,6 +41,20 @@ class Calls:
         while page["has_more"]:
             page = yield from self._get(path, {**query, name: page.get("next") or page["data"][-1][cursor]})
             yield from map(Row, [page] if whole else page["data"])
+
+
+def path_of(*segments: str, safe: str = "") -> str:
+    """Return the path of a request. Each segment is quoted, except for the `safe` characters.
+
+    Raises ClientError for an id with which the path would be the one of another request.
+    """
+    for segment in segments:
+        if not segment or {".", ".."} & {*segment.split("/")} or re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", segment):
+            raise ClientError(
+                "The request cannot be sent: an id must not be empty, have control characters, or have the parts"
+                f" '.' or '..'; it is {segment!r}. Copy the id from a list of the service."
+            )
+    return "".join(f"/{quote(segment, safe=safe)}" for segment in segments)
 
 
 def answer(reply: Reply) -> Json:

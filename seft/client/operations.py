@@ -8,11 +8,10 @@ from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import quote
 
 from seft.client import downloads, uploads
 from seft.client.administration import Administration
-from seft.client.calls import answer
+from seft.client.calls import answer, path_of
 from seft.client.errors import ApiProblem, ClientError, Unreachable
 from seft.client.events import EventReader
 from seft.client.responses import (
@@ -101,12 +100,12 @@ class Operations(Administration):
     @operation
     def dataset(self, dataset_id: str) -> Steps[Dataset]:
         """Return a dataset."""
-        return cast("Dataset", (yield from self._get(f"/datasets/{dataset_id}")))
+        return cast("Dataset", (yield from self._get(path_of("datasets", dataset_id))))
 
     @operation
     def delete_dataset(self, dataset_id: str) -> Steps[Dataset]:
         """Delete a dataset that no unfinished job needs."""
-        return cast("Dataset", (yield from self._call(Request("DELETE", f"/datasets/{dataset_id}"))))
+        return cast("Dataset", (yield from self._call(Request("DELETE", path_of("datasets", dataset_id)))))
 
     @operation
     def download_dataset(
@@ -120,7 +119,7 @@ class Operations(Administration):
         target = Path(path)
 
         def again() -> Steps[list[File]]:
-            file = cast("File", (yield from self._get(f"/datasets/{dataset_id}/file")))
+            file = cast("File", (yield from self._get(path_of("datasets", dataset_id, "file"))))
             return [{**file, "name": target.name}]
 
         fetched = downloads.fetch(
@@ -134,7 +133,7 @@ class Operations(Administration):
     ) -> Steps[Preview]:
         """Return a dataset's first records as a model's tokenizer reads them, and the number of all tokens."""
         query = {"model": model, "limit": limit} | ({"revision": revision} if revision else {})
-        return cast("Preview", (yield from self._get(f"/datasets/{dataset_id}/preview", query)))
+        return cast("Preview", (yield from self._get(path_of("datasets", dataset_id, "preview"), query)))
 
     @flow
     def datasets(self) -> Flow[Dataset]:
@@ -145,7 +144,7 @@ class Operations(Administration):
     def model(self, model_id: str, *, revision: str | None = None) -> Steps[Model]:
         """Return a model that `models` lists, or any model of the Hugging Face hub."""
         query = {} if revision is None else {"revision": revision}
-        return cast("Model", (yield from self._get(f"/models/{quote(model_id)}", query)))
+        return cast("Model", (yield from self._get(path_of("models", model_id, safe="/"), query)))
 
     @flow
     def models(self) -> Flow[Model]:
@@ -172,12 +171,12 @@ class Operations(Administration):
         self, job_id: str, overrides: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
     ) -> Steps[Job]:
         """Create a copy of a job, with the fields in `overrides` changed. None resets a field to its default."""
-        return (yield from self._create(f"/jobs/{job_id}/clone", overrides or {}, idempotency_key))
+        return (yield from self._create(path_of("jobs", job_id, "clone"), overrides or {}, idempotency_key))
 
     @operation
     def job(self, job_id: str) -> Steps[Job]:
         """Return a job."""
-        return cast("Job", (yield from self._get(f"/jobs/{job_id}")))
+        return cast("Job", (yield from self._get(path_of("jobs", job_id))))
 
     @flow
     def jobs(
@@ -225,24 +224,24 @@ class Operations(Administration):
         `private` is for a repository that the push creates, and `revision` is a branch.
         """
         body = {"repository": repository, "private": private, "revision": revision}
-        return cast("Push", (yield from self._call(Request("POST", f"/jobs/{job_id}/push", json=body))))
+        return cast("Push", (yield from self._call(Request("POST", path_of("jobs", job_id, "push"), json=body))))
 
     @operation
     def pushes(self, job_id: str) -> Steps[list[Push]]:
         """List the pushes of a job, the newest request first: status, address of the commit, error."""
-        return cast("list[Push]", (yield from self._get(f"/jobs/{job_id}/pushes"))["data"])
+        return cast("list[Push]", (yield from self._get(path_of("jobs", job_id, "pushes")))["data"])
 
     @operation
     def delete_job(self, job_id: str) -> Steps[Job]:
         """Delete a job that has ended, with its events, metrics and checkpoints. Returns its last state."""
-        return cast("Job", (yield from self._call(Request("DELETE", f"/jobs/{job_id}"))))
+        return cast("Job", (yield from self._call(Request("DELETE", path_of("jobs", job_id)))))
 
     @flow
     def watch(self, job_id: str) -> Flow[Job]:
         """Yield the job now and after each change, until it has ended."""
         tag = None
         while True:
-            request = Request("GET", f"/jobs/{job_id}")
+            request = Request("GET", path_of("jobs", job_id))
             if tag:
                 request = replace(request, query={"wait": WAIT_SECONDS}, headers={"If-None-Match": tag})
             reply = yield from self._tried(request)
@@ -258,12 +257,12 @@ class Operations(Administration):
     @flow
     def events(self, job_id: str) -> Flow[Event]:
         """List the events of a job, oldest first."""
-        yield from self._pages(f"/jobs/{job_id}/events", "id", {})
+        yield from self._pages(path_of("jobs", job_id, "events"), "id", {})
 
     @flow
     def live_events(self, job_id: str, *, after: int = 0) -> Flow[Event]:
         """Yield the events of a job as they happen, until it has ended. `after` is the `id` of the last known event."""
-        path, failures = f"/jobs/{job_id}/events", 0
+        path, failures = path_of("jobs", job_id, "events"), 0
         while True:
             headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
             opened = yield from tried(Open(Request("GET", path, headers=headers)), self.pauses)
@@ -288,7 +287,7 @@ class Operations(Administration):
     def metrics(self, job_id: str, *, after_step: int = -1, points: int | None = None) -> Flow[Metric]:
         """List the metrics of a job by step. With `points`, at most that many rows, each the mean of several steps."""
         query = {"after_step": after_step} | ({"points": points} if points else {})
-        yield from self._pages(f"/jobs/{job_id}/metrics", "step", query)
+        yield from self._pages(path_of("jobs", job_id, "metrics"), "step", query)
 
     @operation
     def checkpoints(self, job_id: str) -> Steps[list[Checkpoint]]:
@@ -313,7 +312,7 @@ class Operations(Administration):
         """
         checkpoints = yield from self._checkpoints(job_id)
         if not checkpoints:
-            job = yield from self._get(f"/jobs/{job_id}")
+            job = yield from self._get(path_of("jobs", job_id))
             gone = ", and its checkpoint has expired" if job["status"] == "succeeded" else ""
             raise ClientError(f"{job_id} has no checkpoint; it is {job['status']}{gone}. Choose a job that has one.")
         newest = checkpoints[-1]
@@ -337,10 +336,10 @@ class Operations(Administration):
         return cast("Job", (yield from self._call(Request("POST", path, json=dict(body), headers=headers))))
 
     def _act(self, job_id: str, action: str) -> Steps[Job]:
-        return cast("Job", (yield from self._call(Request("POST", f"/jobs/{job_id}/{action}"))))
+        return cast("Job", (yield from self._call(Request("POST", path_of("jobs", job_id, action)))))
 
     def _checkpoints(self, job_id: str) -> Steps[list[Checkpoint]]:
-        return cast("list[Checkpoint]", (yield from self._get(f"/jobs/{job_id}/checkpoints"))["data"])
+        return cast("list[Checkpoint]", (yield from self._get(path_of("jobs", job_id, "checkpoints")))["data"])
 
 
 def _of_format(checkpoint: Checkpoint, format_: str) -> list[CheckpointFile]:

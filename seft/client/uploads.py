@@ -8,6 +8,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import cast
 
+from seft.client.calls import path_of
 from seft.client.downloads import Meter, sha256_of
 from seft.client.errors import ApiProblem, ClientError, Flaw, storage_rejection
 from seft.client.responses import Dataset, Import, ImportPart, Json
@@ -35,7 +36,7 @@ def send(
     size = path.stat().st_size
     body = {"name": path.name, "bytes": size, "resume_key": (yield Work(lambda: sha256_of(path))), **skip}
     started = cast("Import", (yield from call(Request("POST", "/imports", json=body))))
-    address, parts, part_bytes = f"/imports/{started['id']}", started["parts"] or 0, started["part_bytes"] or 0
+    address, parts, part_bytes = path_of("imports", started["id"]), started["parts"] or 0, started["part_bytes"] or 0
     session = _Session(path, f"{address}/parts", call, pauses, Meter(progress, size))
     yield Together([session.part(number, part_bytes) for number in range(parts)], at_once)
     yield from call(Request("POST", f"{address}/complete"))
@@ -45,12 +46,12 @@ def send(
 def imported(import_id: str, call: Call) -> Steps[Dataset]:
     """Wait until an import has ended. Returns its dataset. Raises ApiProblem if the file was rejected."""
     while True:
-        current = cast("Import", (yield from call(Request("GET", f"/imports/{import_id}"))))
+        current = cast("Import", (yield from call(Request("GET", path_of("imports", import_id)))))
         if error := current["error"]:
             flaws = tuple(Flaw(**flaw) for flaw in error["errors"])
             raise ApiProblem(HTTPStatus.UNPROCESSABLE_ENTITY, error["code"], error["message"], flaws, None)
         if dataset_id := current["dataset_id"]:
-            return cast("Dataset", (yield from call(Request("GET", f"/datasets/{dataset_id}"))))
+            return cast("Dataset", (yield from call(Request("GET", path_of("datasets", dataset_id)))))
         yield Pause(QUIET_SECONDS)
 
 

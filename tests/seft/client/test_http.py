@@ -1,16 +1,19 @@
 """Both clients, with a small HTTP server that each test scripts."""
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type, cast
 
 import pytest
 
 from seft.client import AsyncClient, Client
 from seft.client.errors import ApiProblem, ClientError
 from seft.client.events import EventReader
+from seft.client.operations import Operations
 from seft.client.responses import Dataset, Job
+from seft.client.steps import Request, flow, operation
 from tests.seft.client.servers import Script
 
 SPEC = {"model": "m", "dataset": "file_x", "sparsity": 0.6}
@@ -75,6 +78,29 @@ def test_a_request_that_http_cannot_carry_is_reported(script: Script, client: Cl
         with pytest.raises(ClientError, match="The request cannot be sent"):
             call()
     assert script.requests == []
+
+
+CALLS = [
+    getattr(Client, name)
+    for name in dir(Client)
+    if isinstance(getattr(Client, name), operation | flow)
+    and any(each.endswith("_id") for each in inspect.signature(getattr(Client, name).steps).parameters)
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.steps.__name__)
+@pytest.mark.parametrize("wrong", ["", ".", "..", "../keys", "a/../../keys", "a\n", "\udcff"])
+def test_an_id_selects_no_other_path_of_the_service(call: Any, wrong: str) -> None:
+    def first(name: str) -> Request:
+        required = [each for each in inspect.signature(call.steps).parameters.values() if each.default is each.empty]
+        values = [name if each.name.endswith("_id") else "text" for each in required[1:]]
+        (caller := Operations()).pauses = ()
+        return cast("Request", next(call.steps(caller, *values)).request)
+
+    usual, strange = first("a-b"), first("a?b#c%2f d")
+    assert strange.path == usual.path.replace("a-b", "a%3Fb%23c%252f%20d") != usual.path
+    with pytest.raises(ClientError, match="The request cannot be sent: an id must not be empty"):
+        first(wrong)
 
 
 def test_a_call_is_retried_while_an_equal_call_is_in_flight(script: Script, client: Client) -> None:
