@@ -4,10 +4,9 @@ An operation is a generator of steps (`seft.client.steps`). The drivers do its I
 """
 
 import io
+import queue
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,21 +31,21 @@ class Driver:
     """Performs the steps of one operation, blocking, and keeps its open reply."""
 
     def __init__(self, service: httpx2.Client, links: httpx2.Client, stopped: threading.Event | None = None) -> None:
-        self.service, self.links, self.stopped = service, links, stopped
+        self.service, self.links, self.stopped = service, links, stopped or threading.Event()
         self.opened = ExitStack()
         self.chunks: Iterator[bytes] = iter(())
 
     def all(self, steps: Steps[T]) -> T:
         """Perform all steps. Returns the result of the operation."""
         walk = Walk(steps)
-        while (step := walk.step()) is not None:
+        while not self.stopped.is_set() and (step := walk.step()) is not None:
             self.one(walk, step)
+        if self.stopped.is_set():
+            raise _Stopped
         return walk.result
 
     def one(self, walk: Walk[Any], step: Step) -> None:
         """Perform one step, and pass its result or its error to the operation."""
-        if self.stopped and self.stopped.is_set():
-            raise _Stopped
         try:
             answer = self._perform(step)
         except httpx2.TransportError as error:
@@ -68,7 +67,7 @@ class Driver:
             case Read():
                 return next(self.chunks, b"")
             case Pause(seconds):
-                time.sleep(seconds)
+                self.stopped.wait(seconds)
             case Work(call):
                 return call()
             case Together(parts, at_once):
@@ -88,28 +87,31 @@ class Driver:
         return _head(request, response)
 
     def _together(self, parts: Sequence[Steps[None]], at_once: int) -> None:
-        stopped = threading.Event()
+        stopped, waiting = threading.Event(), iter(parts)
+        ends = queue.SimpleQueue[BaseException | None]()
 
-        def run(steps: Steps[None]) -> None:
+        def work() -> None:
             try:
-                with Driver(self.service, self.links, stopped) as driver:
-                    driver.all(steps)
-            except BaseException:
-                # This thread may start the next part before the main thread sees the failure.
+                for steps in waiting:
+                    with Driver(self.service, self.links, stopped) as driver:
+                        driver.all(steps)
+            except BaseException as error:
+                ends.put(error)
+                # Set here, so that no other thread starts a part before the main thread sees the failure.
                 stopped.set()
-                raise
+            else:
+                ends.put(None)
 
-        with ThreadPoolExecutor(at_once) as pool:
-            futures = [pool.submit(run, steps) for steps in parts]
-            try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-            finally:
-                stopped.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-        errors = [future.exception() for future in futures if not future.cancelled()]
-        for error in errors:
-            if error and not isinstance(error, _Stopped):
-                raise error
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(at_once, len(parts)))]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in threads:
+                if error := ends.get():
+                    raise error
+        finally:
+            # The threads are not joined, because a server may not answer for minutes. They ignore a later answer.
+            stopped.set()
 
     def _web(self, request: Request) -> httpx2.Client:
         return self.links if request.is_link else self.service

@@ -27,6 +27,7 @@ from seft.client.shell import Exit
 from tests import claims
 from tests.seft.client.conftest import Service, Shell, create
 from tests.seft.client.servers import Script, Store, serving
+from tests.waiting import wait_for
 
 README = Path(__file__).parents[3] / "README.md"
 CONTENT = bytes(range(256)) * ((2 * PART_BYTES + 512) // 256)
@@ -300,6 +301,18 @@ def test_datasets_and_keys_are_listed(shell: Shell, data: Path) -> None:
     assert (result.exit_code, "line 1" in result.stderr) == (Exit.REFUSED, True)
 
 
+def test_a_download_that_waits_for_a_busy_storage_ends_at_once(script: Script, tmp_path: Path) -> None:
+    environment = {**os.environ, "SEFT_URL": script.url, "SEFT_API_KEY": "k"}
+    words = ["-m", "seft", "jobs", "download", "job_1", str(tmp_path / "out")]
+    with serving(store := Store(CONTENT)):
+        store.rejections = [(503, {"Retry-After": "60"})] * 3
+        script.will_answer({"data": [{"id": "ckpt_1", "files": [store.file()]}]})
+        process = subprocess.Popen([sys.executable, *words], env=environment)
+        wait_for(lambda: not store.rejections)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(45) == Exit.INTERRUPTED
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, Exit.INTERRUPTED)])
 def test_an_interrupted_download_resumes(script: Script, tmp_path: Path, sent: signal.Signals, code: int) -> None:
     environment = {**os.environ, "SEFT_URL": script.url, "SEFT_API_KEY": "k"}
@@ -310,8 +323,8 @@ def test_an_interrupted_download_resumes(script: Script, tmp_path: Path, sent: s
         process = subprocess.Popen([sys.executable, *words], env=environment)
         assert store.stalled.wait(60)
         process.send_signal(sent)
+        assert process.wait(45) == code, "although the storage still stalls"
         store.resume.set()
-        assert process.wait() == code
         store.stall_at = None
         store.ranges.clear()
         script.will_answer({"data": [{"id": "ckpt_1", "files": [store.file()]}]})
