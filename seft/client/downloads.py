@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 
 from seft.client.errors import ClientError, IntegrityError, Unreachable, storage_rejection
 from seft.client.responses import File
-from seft.client.retries import tried
-from seft.client.steps import Open, Pause, Progress, Read, Request, Steps, Together, Work
+from seft.client.retries import attempted
+from seft.client.steps import Open, Progress, Read, Reply, Request, Steps, Together, Work
 
 PART_BYTES = 8 << 20
 EXPIRED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
@@ -179,48 +179,63 @@ class _Session:
         self.links = {file["name"]: file["url"] for file in files}
 
     def part(self, part: _Part) -> Steps[None]:
-        """Download a part, with retries. An attempt that received new bytes is not counted as a failure."""
-        failures = 0
+        """Download a part. An attempt that received new bytes starts the count of retries again."""
         while part.at < part.end:
-            before, error = part.at, "The reply ended early."
             try:
-                yield from self._more(part)
-            except Unreachable as broken:
-                error = str(broken)
-            failures = 0 if part.at > before else failures + 1
-            if failures > len(self.pauses):
-                raise ClientError(f"{part.target.name} cannot be downloaded: {error} Download again to resume.")
-            if failures:
-                yield Pause(self.pauses[failures - 1])
+                reply = yield from attempted(lambda: self._more(part), self.pauses)
+            except Unreachable as error:
+                raise ClientError(
+                    f"{part.target.name} cannot be downloaded: {error} Download again to resume."
+                ) from error
+            if reply.status != HTTPStatus.PARTIAL_CONTENT:
+                raise ClientError(
+                    f"{part.target.name} cannot be downloaded: {storage_rejection(reply)}"
+                    " Download again, and ask the operator to check the storage if that does not help."
+                )
         part.note()
 
-    def _more(self, part: _Part) -> Steps[None]:
-        """Request the missing bytes of a part, and write them as they arrive."""
+    def _more(self, part: _Part) -> Steps[Reply]:
+        """Request the missing bytes of a part, and write them as they arrive.
+
+        Raises Unreachable if no byte arrives.
+        """
         link = self.links[part.target.name]
         headers = {"Range": f"bytes={part.at}-{part.end - 1}", "Accept-Encoding": "identity"}
-        reply = yield from tried(Open(Request("GET", link, headers=headers)), self.pauses)
-        if reply.status in EXPIRED and link == self.links[part.target.name]:
-            self.renew((yield from self.again()))
-            return
+        reply: Reply = yield Open(Request("GET", link, headers=headers))
         if reply.status in EXPIRED:
-            return
+            if link == self.links[part.target.name]:
+                yield from self._renew_links()
+            raise Unreachable(storage_rejection(reply))
         if reply.status == HTTPStatus.OK:
             raise ClientError(
                 f"{part.target.name} cannot be downloaded in parts: the storage ignores the header Range."
                 " Ask the operator to check the storage and the proxies in front of it."
             )
-        if reply.status != HTTPStatus.PARTIAL_CONTENT:
-            raise ClientError(
-                f"{part.target.name} cannot be downloaded: {storage_rejection(reply)}"
-                " Download again, and ask the operator to check the storage if that does not help."
-            )
-        with part.target.partial.open("r+b", buffering=0) as file:
-            file.seek(part.at)
-            while part.at < part.end and (chunk := (yield Read())):
-                inside = chunk[: part.end - part.at]
-                file.write(inside)
-                part.at += len(inside)
-                self.meter.add(len(inside))
+        if reply.status == HTTPStatus.PARTIAL_CONTENT:
+            yield from self._write(part, reply)
+        return reply
+
+    def _renew_links(self) -> Steps[None]:
+        try:
+            self.renew((yield from self.again()))
+        except Unreachable as error:  # it was already tried several times
+            raise ClientError(f"{error} Download again to resume.") from error
+
+    def _write(self, part: _Part, reply: Reply) -> Steps[None]:
+        before = part.at
+        try:
+            with part.target.partial.open("r+b", buffering=0) as file:
+                file.seek(part.at)
+                while part.at < part.end and (chunk := (yield Read())):
+                    inside = chunk[: part.end - part.at]
+                    file.write(inside)
+                    part.at += len(inside)
+                    self.meter.add(len(inside))
+        except Unreachable:
+            if part.at == before:
+                raise
+        if part.at == before:
+            raise Unreachable(f"The reply of {reply.url} ended early.")
 
 
 class Meter:

@@ -3,8 +3,9 @@
 A retry is safe: requests that create something carry an idempotency key, and all other retried requests are idempotent.
 """
 
+import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -18,6 +19,8 @@ LONGEST = 60.0
 """Longest `Retry-After` in seconds that the client waits for. If the server names a longer one, there is no retry."""
 BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 PROXY_ERRORS = (HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT)
+LOG = logging.getLogger("seft.client")
+"""Log of the waits. Without another configuration, Python prints it to stderr."""
 
 
 def tried(step: Send | Open, pauses: Sequence[float]) -> Steps[Reply]:
@@ -25,18 +28,29 @@ def tried(step: Send | Open, pauses: Sequence[float]) -> Steps[Reply]:
 
     Raises Unreachable if the last attempt got no reply.
     """
+
+    def attempt() -> Steps[Reply]:
+        return (yield step)
+
+    return (yield from attempted(attempt, pauses))
+
+
+def attempted(attempt: Callable[[], Steps[Reply]], pauses: Sequence[float]) -> Steps[Reply]:
+    """Perform the steps of `attempt`, which may raise Unreachable, as `tried` sends a request."""
     for pause in (*pauses, None):
         try:
-            reply: Reply = yield step
-        except Unreachable:
+            reply = yield from attempt()
+        except Unreachable as error:
             if pause is None:
                 raise
-            yield Pause(_shortened(pause))
-            continue
-        seconds = retry_after(reply)
-        if pause is None or not _may_pass(reply) or (seconds or 0) > LONGEST:
-            break
-        yield Pause(_shortened(pause) if seconds is None else seconds)
+            why, seconds = str(error), _shortened(pause)
+        else:
+            asked = retry_after(reply)
+            if pause is None or not _may_pass(reply) or (asked or 0) > LONGEST:
+                break
+            why, seconds = f"{reply.url} answered HTTP {reply.status}.", _shortened(pause) if asked is None else asked
+        LOG.warning("%s The client tries again in %.1f seconds.", why, seconds)
+        yield Pause(seconds)
     return reply
 
 

@@ -307,10 +307,12 @@ def test_a_download_that_waits_for_a_busy_storage_ends_at_once(script: Script, t
     with serving(store := Store(CONTENT)):
         store.rejections = [(503, {"Retry-After": "60"})] * 3
         script.will_answer({"data": [{"id": "ckpt_1", "files": [store.file()]}]})
-        process = subprocess.Popen([sys.executable, *words], env=environment)
+        process = subprocess.Popen([sys.executable, *words], env=environment, stderr=subprocess.PIPE, text=True)
         wait_for(lambda: not store.rejections)
         process.send_signal(signal.SIGINT)
-        assert process.wait(45) == Exit.INTERRUPTED
+        _, stderr = process.communicate(timeout=45)
+        assert process.returncode == Exit.INTERRUPTED
+        assert "answered HTTP 503. The client tries again in 60.0 seconds." in stderr
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, Exit.INTERRUPTED)])

@@ -11,6 +11,7 @@ import pytest
 
 from seft.client import Client, downloads
 from seft.client.errors import ClientError, IntegrityError
+from tests.seft.client.conftest import PAUSES
 from tests.seft.client.servers import Script, Store, file_view, serving
 
 PART = downloads.PART_BYTES
@@ -251,6 +252,27 @@ def test_an_error_of_the_storage_names_its_host_and_code_and_shows_no_link(
         assert f"{script.url} answered HTTP 40" in error
         assert "AccessDenied. " in error
         assert not any(word in error for word in ("secret", "bucket", "Check the address"))
+
+
+@pytest.mark.parametrize("fault", ["busy", "broken", "links expire and the service is down"])
+def test_a_part_is_requested_once_per_pause_and_each_wait_is_logged(
+    script: Script, client: Client, store: Store, *, tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    publish(script, store.file())
+    if fault == "busy":
+        store.rejections = [(503, {"Retry-After": "0"})] * 20
+    elif fault == "broken":
+        store.cuts = [0] * 20
+    else:
+        store.signature = 2
+        script.answers += [None] * 20
+    with pytest.raises(ClientError, match=r"Download again"):
+        client.download("job_1", tmp_path, at_once=1)
+    failed = {"busy": 20 - len(store.rejections), "broken": len(store.ranges)}
+    assert failed.get(fault, len(script.requests) - 1) == len(PAUSES) + 1
+    waits = [record.getMessage() for record in caplog.records if record.name == "seft.client"]
+    assert len(waits) == len(PAUSES)
+    assert all("The client tries again in 0.0 seconds." in wait for wait in waits)
 
 
 def test_a_storage_without_ranges_is_reported(script: Script, client: Client, store: Store, tmp_path: Path) -> None:
