@@ -4,14 +4,17 @@ Their methods are in `seft.client.operations`. A request is retried if the conne
 (`seft.client.retries`). The clients need neither torch nor the code of the server.
 """
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Self, TypeVar
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, Self, TypeVar
 
 import httpx2
 from typing_extensions import override
 
 from seft.client.config import Address
 from seft.client.drivers import AsyncDriver, Driver
+from seft.client.errors import SetupError
 from seft.client.operations import Operations
 from seft.client.retries import PAUSES
 from seft.client.steps import Awaiting, Blocking, Flow, Row, Steps, Walk
@@ -30,9 +33,9 @@ class Client(Operations, Blocking):
     def __init__(self, url: str | None = None, api_key: str | None = None, *, pauses: Sequence[float] = PAUSES) -> None:
         address = Address.resolve(url, api_key)
         self.url, self.pauses = address.url, pauses
-        self._service = httpx2.Client(base_url=address.url, headers=_headers(address), timeout=TIMEOUT)
+        self._service = _made(httpx2.Client, base_url=address.url, headers=_headers(address))
         # A presigned link needs no key, and the object storage must not see the API key.
-        self._links = httpx2.Client(timeout=TIMEOUT)
+        self._links = _made(httpx2.Client)
 
     @override
     def run(self, steps: Steps[T]) -> T:
@@ -71,8 +74,8 @@ class AsyncClient(Operations, Awaiting):
     def __init__(self, url: str | None = None, api_key: str | None = None, *, pauses: Sequence[float] = PAUSES) -> None:
         address = Address.resolve(url, api_key)
         self.url, self.pauses = address.url, pauses
-        self._service = httpx2.AsyncClient(base_url=address.url, headers=_headers(address), timeout=TIMEOUT)
-        self._links = httpx2.AsyncClient(timeout=TIMEOUT)
+        self._service = _made(httpx2.AsyncClient, base_url=address.url, headers=_headers(address))
+        self._links = _made(httpx2.AsyncClient)
 
     @override
     async def run(self, steps: Steps[T]) -> T:
@@ -104,3 +107,17 @@ class AsyncClient(Operations, Awaiting):
 
 def _headers(address: Address) -> dict[str, str]:
     return {"Authorization": f"Bearer {address.api_key}"}
+
+
+def _made(kind: Callable[..., T], **words: Any) -> T:
+    """Return an HTTP client. Raises SetupError if the environment has a proxy or certificates that cannot be used."""
+    try:
+        return kind(timeout=TIMEOUT, **words)
+    except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+        found = [name for name in os.environ if re.fullmatch(r"\w+_PROXY|SSL_CERT_(FILE|DIR)", name, re.IGNORECASE)]
+        # The address of a proxy can have a password.
+        shown = [f"{name}={os.environ[name]}" if name.startswith("SSL_") else name for name in sorted(found)]
+        raise SetupError(
+            f"The proxy or the certificates of the environment cannot be used: {str(error).rstrip('.')}."
+            f" Correct or unset one of these variables: {', '.join(shown)}."
+        ) from error
