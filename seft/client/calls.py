@@ -3,10 +3,10 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
-from seft.client.errors import ApiProblem, ClientError, Unreachable
+from seft.client.errors import ApiProblem, ClientError, MissingField, Unreachable
 from seft.client.responses import Json
 from seft.client.retries import tried
 from seft.client.steps import Flow, Reply, Request, Row, Send, Steps
@@ -62,7 +62,7 @@ def answer(reply: Reply) -> Json:
     if not reply.is_success:
         raise ApiProblem.read(reply)
     try:
-        content = json.loads(reply.content)
+        content = json.loads(reply.content, object_hook=lambda fields: _Answer(fields, reply.url))
     except ValueError:
         content = None
     if not isinstance(content, dict):
@@ -70,3 +70,17 @@ def answer(reply: Reply) -> Json:
             f"{reply.url} did not answer with a JSON object. Check that SEFT_URL is the address of the service."
         )
     return content
+
+
+class _Answer(dict[str, Any]):
+    """JSON object of an answer. To read a missing field raises MissingField."""
+
+    def __init__(self, fields: Json, url: str) -> None:
+        super().__init__(fields)
+        self.url = url
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise MissingField(
+            f"{self.url} answered without the field {name!r}. Check that SEFT_URL is the address of the service, and"
+            " that client and service have the same version."
+        )

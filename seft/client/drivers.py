@@ -48,7 +48,7 @@ class Driver:
         """Perform one step, and pass its result or its error to the operation."""
         try:
             answer = self._perform(step)
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             walk.fail(_unreachable(error))
         except (httpx2.InvalidURL, UnicodeEncodeError) as error:
             walk.fail(ClientError(f"The request cannot be sent: {error}. Check the ids, names and keys in it."))
@@ -142,7 +142,7 @@ class AsyncDriver:
         """Perform one step, and pass its result or its error to the operation."""
         try:
             answer = await self._perform(step)
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             walk.fail(_unreachable(error))
         except (httpx2.InvalidURL, UnicodeEncodeError) as error:
             walk.fail(ClientError(f"The request cannot be sent: {error}. Check the ids, names and keys in it."))
@@ -247,9 +247,11 @@ def _head(request: Request, response: httpx2.Response) -> Reply:
     return Reply(response.status_code, response.headers, b"", _host(url) if request.is_link else str(url))
 
 
-def _unreachable(error: httpx2.TransportError) -> Unreachable:
+def _unreachable(error: httpx2.RequestError) -> Unreachable:
     reason = str(error).rstrip(".") or type(error).__name__
     host = _host(error.request.url)
+    if isinstance(error, httpx2.DecodingError):
+        return Unreachable(f"{host} sent an answer that cannot be decoded: {reason}. Check the address.")
     return Unreachable(f"{host} does not answer: {reason}. Check the address, and that the service runs.")
 
 

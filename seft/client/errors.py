@@ -21,6 +21,12 @@ class Unreachable(ClientError):  # noqa: N818 (it states what the service is)
     """The service did not respond, the connection broke, or another server responded."""
 
 
+class MissingField(Unreachable, KeyError):  # noqa: N818 (it states what the answer is)
+    """An answer lacks a field: another server or another version of the service sent it."""
+
+    __str__ = Exception.__str__  # a KeyError would quote the message
+
+
 class IntegrityError(ClientError):
     """A downloaded file differs from the published file."""
 
@@ -33,6 +39,12 @@ class Flaw:
     rule: str
     value: str
     way_out: str
+
+    @classmethod
+    def read(cls, fields: object) -> tuple[Self, ...]:
+        """Return the flaws in a JSON value. Ignores fields of a newer service, and values that are no flaws."""
+        found = [each for each in fields if isinstance(each, dict)] if isinstance(fields, list) else []
+        return tuple(cls(*(str(flaw.get(name, "")) for name in cls.__slots__)) for flaw in found)
 
     def __str__(self) -> str:
         # A rule that is a full sentence already names the value.
@@ -55,14 +67,12 @@ class ApiProblem(ClientError):  # noqa: N818 (RFC 9457's word)
     def read(cls, reply: "Reply") -> Self:
         """Return the error for a failed reply, even if a proxy or another server wrote the reply."""
         try:
-            body = json.loads(reply.content)
+            body = json.loads(reply.content) if reply.is_problem else {}
         except ValueError:
             body = {}
         if not isinstance(body, dict):
             body = {}
-        errors = body.get("errors")
-        found = [each for each in errors if isinstance(each, dict)] if isinstance(errors, list) else []
-        flaws = tuple(Flaw(*(str(flaw.get(name, "")) for name in Flaw.__slots__)) for flaw in found)
+        flaws = Flaw.read(body.get("errors"))
         unknown = f"HTTP {reply.status} from {reply.url}, which is not an answer of the service. Check the address."
         code, message = body.get("code", "unknown"), body.get("detail") or unknown
         return cls(reply.status, code, message, flaws, body.get("request_id"), title=body.get("title", ""))

@@ -120,7 +120,8 @@ class Operations(Administration):
 
         def again() -> Steps[list[File]]:
             file = cast("File", (yield from self._get(path_of("datasets", dataset_id, "file"))))
-            return [{**file, "name": target.name}]
+            file["name"] = target.name
+            return [file]
 
         fetched = downloads.fetch(
             target.parent, again, owner=dataset_id, at_once=at_once, progress=progress, pauses=self.pauses
@@ -270,6 +271,11 @@ class Operations(Administration):
                 return
             if not opened.is_success:
                 raise ApiProblem.read(opened)
+            if not opened.headers.get("Content-Type", "").startswith("text/event-stream"):
+                raise Unreachable(
+                    f"{opened.url} did not answer with a stream of events."
+                    " Check that SEFT_URL is the address of the service."
+                )
             reader, before = EventReader(), after
             try:
                 while chunk := (yield Read()):

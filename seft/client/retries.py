@@ -30,7 +30,8 @@ def tried(step: Send | Open, pauses: Sequence[float]) -> Steps[Reply]:
     """
 
     def attempt() -> Steps[Reply]:
-        return (yield step)
+        reply: Reply = yield step
+        return reply
 
     return (yield from attempted(attempt, pauses))
 
@@ -68,11 +69,6 @@ def retry_after(reply: Reply) -> float | None:
         return None
 
 
-def is_problem(reply: Reply) -> bool:
-    """Return whether the service itself, and not a proxy, wrote this error."""
-    return reply.headers.get("Content-Type", "").startswith("application/problem+json")
-
-
 def _may_pass(reply: Reply) -> bool:
     """Return whether a retry may succeed.
 
@@ -80,7 +76,7 @@ def _may_pass(reply: Reply) -> bool:
     """
     if reply.status == HTTPStatus.CONFLICT:
         return "Retry-After" in reply.headers
-    return reply.status in BUSY or (reply.status in PROXY_ERRORS and not is_problem(reply))
+    return reply.status in BUSY or (reply.status in PROXY_ERRORS and not reply.is_problem)
 
 
 def _shortened(pause: float) -> float:

@@ -58,6 +58,11 @@ class Reply:
         """True if the status is 2xx."""
         return 200 <= self.status < 300
 
+    @property
+    def is_problem(self) -> bool:
+        """True if the service itself, and not a proxy or another server, wrote this error."""
+        return self.headers.get("Content-Type", "").startswith("application/problem+json")
+
 
 @dataclass(frozen=True, slots=True)
 class Send:

@@ -48,7 +48,7 @@ def imported(import_id: str, call: Call) -> Steps[Dataset]:
     while True:
         current = cast("Import", (yield from call(Request("GET", path_of("imports", import_id)))))
         if error := current["error"]:
-            flaws = tuple(Flaw(**flaw) for flaw in error["errors"])
+            flaws = Flaw.read(error["errors"])
             raise ApiProblem(HTTPStatus.UNPROCESSABLE_ENTITY, error["code"], error["message"], flaws, None)
         if dataset_id := current["dataset_id"]:
             return cast("Dataset", (yield from call(Request("GET", path_of("datasets", dataset_id)))))

@@ -93,7 +93,8 @@ def delete(dataset_id: str, *, yes: Yes = False, as_json: AsJson = False) -> Non
     """Delete a dataset that no unfinished job needs."""
     confirm(f"Delete {dataset_id}?", yes=yes)
     with connected(as_json) as service:
-        show(service.delete_dataset(dataset_id), as_json, f"{dataset_id}  deleted")
+        dataset = service.delete_dataset(dataset_id)
+        show(dataset, as_json, f"{dataset['id']}  deleted")
 
 
 @app.command()

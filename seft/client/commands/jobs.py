@@ -180,7 +180,8 @@ def delete(
     """Delete a job that has ended, with its events, metrics and checkpoints."""
     confirm(f"Delete {job_id} with its events, metrics and checkpoints?", yes=yes)
     with connected(as_json) as service:
-        show(service.delete_job(job_id), as_json, f"{job_id}  deleted")
+        job = service.delete_job(job_id)
+        show(job, as_json, f"{job['id']}  deleted")
 
 
 @app.command()

@@ -24,6 +24,8 @@ class Script(ThreadingHTTPServer):
 
     def will_answer(self, body: Any, status: int = 200, **headers: str) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        if status >= 400 and isinstance(body, dict) and "code" in body:
+            headers = {"Content_Type": "application/problem+json", **headers}
         self.answers.append((status, {name.replace("_", "-"): value for name, value in headers.items()}, content))
 
 

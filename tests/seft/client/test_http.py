@@ -195,9 +195,9 @@ def stream(*events: int) -> bytes:
 
 
 def test_a_stream_of_events_resumes_where_it_broke_until_the_service_ends_it(script: Script, client: Client) -> None:
-    script.will_answer(stream(3, 5))
+    script.will_answer(stream(3, 5), Content_Type="text/event-stream; charset=utf-8")
     script.will_answer({}, status=503, Retry_After="0")
-    script.will_answer(stream(8) + b'data: {"id": 9, "cut')
+    script.will_answer(stream(8) + b'data: {"id": 9, "cut', Content_Type="text/event-stream")
     script.will_answer(b"", status=204)
     assert [event["id"] for event in client.live_events("job_1", after=2)] == [3, 5, 8]
     assert [headers["Last-Event-ID"] for _, _, headers, _ in script.requests] == ["2", "5", "5", "8"]
