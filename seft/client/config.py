@@ -61,6 +61,13 @@ def config_file() -> Path:
 
 def require_http(url: str) -> str:
     """Return the address without a trailing slash. Raises SetupError if it is not a URL with http:// or https://."""
+    scheme, separator, rest = url.partition("://")
+    if re.search(r"^[^/]*@|[?#]", rest if separator else url):
+        raise SetupError(  # without the value, which may have a password
+            "The address of the service (SEFT_URL) must not have a user name, a password, a query or a fragment."
+            " Write it as https://seft.example.com, and give the key as SEFT_API_KEY."
+        )
+    url = f"{scheme.lower()}{separator}{rest}"
     if not url.startswith(("http://", "https://")):
         raise SetupError(f"The address of the service (SEFT_URL) must begin with http:// or https://; it is {url!r}.")
     try:

@@ -73,6 +73,27 @@ def test_an_error_says_what_is_missing_or_wrong_and_the_way_out(home: Path) -> N
         Address.resolve()
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "me:secret@a",
+        "http://me:secret@a",
+        "https://secret@a:1/x",
+        "http://a/?secret",
+        "http://a?secret",
+        "http://a/#secret",
+    ],
+)
+def test_an_address_with_more_than_host_and_path_is_rejected_and_not_shown(wrong: str) -> None:
+    with pytest.raises(SetupError, match="must not have a user name, a password, a query or a fragment") as caught:
+        Address.resolve(wrong, "seft_x")
+    assert "secret" not in str(caught.value)
+
+
+def test_the_scheme_of_an_address_may_be_in_capitals() -> None:
+    assert Address.resolve("HTTPS://seft.example/", "seft_x").url == "https://seft.example"
+
+
 def test_an_empty_argument_is_not_replaced_but_an_empty_variable_is(monkeypatch: pytest.MonkeyPatch) -> None:
     SAVED.save()
     with pytest.raises(SetupError, match="The API key must not be empty"):
