@@ -45,7 +45,7 @@ class Administration(Calls):
     @operation
     def delete_hub_token(self) -> Steps[HubToken]:
         """Delete the tenant's token for the Hugging Face hub."""
-        return cast("HubToken", (yield from self._call(Request("DELETE", "/hub-token"))))
+        return cast("HubToken", (yield from self._delete("/hub-token")))
 
     @operation
     def create_webhook(self, url: str, events: Sequence[str] = ()) -> Steps[Webhook]:
@@ -61,7 +61,7 @@ class Administration(Calls):
     @operation
     def delete_webhook(self, webhook_id: str) -> Steps[Webhook]:
         """Delete a webhook and its deliveries."""
-        return cast("Webhook", (yield from self._call(Request("DELETE", path_of("webhooks", webhook_id)))))
+        return cast("Webhook", (yield from self._delete(path_of("webhooks", webhook_id))))
 
     @operation
     def rotate_webhook_secret(self, webhook_id: str) -> Steps[Webhook]:

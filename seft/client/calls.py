@@ -27,6 +27,19 @@ class Calls:
         """Send a request without retries. If only the reply was lost, a retry would create or send something twice."""
         return answer((yield from tried(Send(request), ())))
 
+    def _delete(self, path: str) -> Steps[Json]:
+        """Delete an object. Returns its last state.
+
+        If the reply is lost, the retry does not find the object: then the deletion has succeeded.
+        """
+        last = yield from self._get(path)
+        try:
+            return (yield from self._call(Request("DELETE", path)))
+        except ApiProblem as problem:
+            if problem.code != "not_found":
+                raise
+            return last
+
     def _get(self, path: str, query: Mapping[str, Any] | None = None) -> Steps[Json]:
         return (yield from self._call(Request("GET", path, query=query or {})))
 

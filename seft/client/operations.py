@@ -105,7 +105,7 @@ class Operations(Administration):
     @operation
     def delete_dataset(self, dataset_id: str) -> Steps[Dataset]:
         """Delete a dataset that no unfinished job needs."""
-        return cast("Dataset", (yield from self._call(Request("DELETE", path_of("datasets", dataset_id)))))
+        return cast("Dataset", (yield from self._delete(path_of("datasets", dataset_id))))
 
     @operation
     def download_dataset(
@@ -235,7 +235,7 @@ class Operations(Administration):
     @operation
     def delete_job(self, job_id: str) -> Steps[Job]:
         """Delete a job that has ended, with its events, metrics and checkpoints. Returns its last state."""
-        return cast("Job", (yield from self._call(Request("DELETE", path_of("jobs", job_id)))))
+        return cast("Job", (yield from self._delete(path_of("jobs", job_id))))
 
     @flow
     def watch(self, job_id: str) -> Flow[Job]:

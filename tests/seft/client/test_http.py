@@ -334,6 +334,29 @@ def test_models_estimates_and_previews_are_requested(script: Script, client: Cli
     assert script.requests[3][3] == b'{"model":"a","sparsity":0.6}'
 
 
+@pytest.mark.parametrize(
+    "delete",
+    [
+        lambda client: client.delete_job("x_1"),
+        lambda client: client.delete_dataset("x_1"),
+        lambda client: client.delete_webhook("x_1"),
+        lambda client: client.delete_hub_token(),
+    ],
+)
+def test_a_deletion_whose_reply_is_lost_succeeds(
+    script: Script, client: Client, delete: Callable[[Client], object]
+) -> None:
+    not_found = {"code": "not_found", "detail": "There is none."}
+    script.will_answer({"id": "x_1"})
+    script.answers.append(None)
+    script.will_answer(not_found, status=404)
+    assert delete(client) == {"id": "x_1"}
+    assert [method for method, *_ in script.requests] == ["GET", "DELETE", "DELETE"]
+    script.will_answer(not_found, status=404)
+    with pytest.raises(ApiProblem, match="not_found"):
+        delete(client)
+
+
 def test_a_key_is_revoked_by_its_id(script: Script, client: Client) -> None:
     script.will_answer({"id": "key_1", "revoked_at": "now"})
     assert client.revoke_key("key_1")["revoked_at"] == "now"
