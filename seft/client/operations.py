@@ -21,6 +21,7 @@ from seft.client.responses import (
     Estimate,
     Event,
     File,
+    Import,
     Job,
     Metric,
     Model,
@@ -93,9 +94,20 @@ class Operations(Administration):
         self, source: str, *, name: str | None = None, invalid_sample_skip_percentage: float = 0.0
     ) -> Steps[Dataset]:
         """Make the service fetch `s3://bucket/key` or `hf://datasets/owner/name/file`. Returns the new dataset."""
-        body = {"source": source, "name": name, "invalid_sample_skip_percentage": invalid_sample_skip_percentage}
-        started = yield from self._call_once(Request("POST", "/imports", json=body))
+        started = yield from self._start_import(source, name, invalid_sample_skip_percentage)
         return (yield from uploads.imported(started["id"], self._call))
+
+    @operation
+    def start_import(
+        self, source: str, *, name: str | None = None, invalid_sample_skip_percentage: float = 0.0
+    ) -> Steps[Import]:
+        """Start what `import_dataset` does, without waiting. Returns the import, whose `id` is for `finish_import`."""
+        return (yield from self._start_import(source, name, invalid_sample_skip_percentage))
+
+    @operation
+    def finish_import(self, import_id: str) -> Steps[Dataset]:
+        """Wait until an import has ended. Returns the new dataset."""
+        return (yield from uploads.imported(import_id, self._call))
 
     @operation
     def dataset(self, dataset_id: str) -> Steps[Dataset]:
@@ -336,6 +348,10 @@ class Operations(Administration):
                 target, again, files, owner=newest["id"], at_once=at_once, progress=progress, pauses=self.pauses
             )
         )
+
+    def _start_import(self, source: str, name: str | None, skip: float) -> Steps[Import]:
+        body = {"source": source, "name": name, "invalid_sample_skip_percentage": skip}
+        return cast("Import", (yield from self._call_once(Request("POST", "/imports", json=body))))
 
     def _create(self, path: str, body: Mapping[str, Any], idempotency_key: str | None) -> Steps[Job]:
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}

@@ -35,7 +35,7 @@ app = typer.Typer(help="Upload, list and check datasets.", no_args_is_help=True,
 @app.command()
 def upload(path: File, skip: Skip = 0.0, as_json: AsJson = False) -> None:
     """Upload a file of records: JSONL (plain, gzip or zstd) or Parquet. Resumes an interrupted upload."""
-    with connected(as_json) as service:
+    with connected(as_json, patient=True) as service:
         with bytes_bar(path.name) as bar:
             dataset = service.upload_dataset(
                 path, invalid_sample_skip_percentage=skip, progress=lambda done, total: advance(bar, done, total)
@@ -45,13 +45,25 @@ def upload(path: File, skip: Skip = 0.0, as_json: AsJson = False) -> None:
 
 @app.command("import")
 def import_dataset(
-    source: Annotated[str, typer.Argument(help="s3://bucket/key or hf://datasets/owner/name@revision/file.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="s3://bucket/key, hf://datasets/owner/name@revision/file, or the id of a started import."),
+    ],
+    name: Annotated[str | None, typer.Option(help="Name of the dataset. Default: the name of the file.")] = None,
     skip: Skip = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Let the service fetch a dataset from a bucket or from the Hugging Face hub."""
-    with connected(as_json) as service:
-        dataset = service.import_dataset(source, invalid_sample_skip_percentage=skip)
+    """Let the service fetch a dataset from a bucket or from the Hugging Face hub. Or wait for a started import."""
+    started = source.startswith("imp_")
+    if started and (name or skip):
+        rule = f"must be left out, because {source} has started. Without them the command waits for it."
+        raise typer.BadParameter(rule, param_hint="--name and --skip")
+    with connected(as_json, patient=True) as service:
+        import_id = source
+        if not started:
+            import_id = service.start_import(source, name=name, invalid_sample_skip_percentage=skip)["id"]
+            typer.echo(f"{import_id} started. To wait for it again: seft datasets import {import_id}", err=True)
+        dataset = service.finish_import(import_id)
         show(dataset, as_json, _summary(dataset))
 
 

@@ -303,6 +303,7 @@ def test_creating_a_key_is_never_retried(script: Script, client: Client) -> None
         lambda client: client.rotate_webhook_secret("hook_1"),
         lambda client: client.test_webhook("hook_1"),
         lambda client: client.import_dataset("s3://inbox/texts.jsonl"),
+        lambda client: client.start_import("s3://inbox/texts.jsonl"),
     ],
 )
 def test_a_call_that_must_not_arrive_twice_is_never_retried(

@@ -152,6 +152,25 @@ def test_each_kind_of_error_has_its_exit_code(script: Script) -> None:
     }
 
 
+def test_an_import_is_named_and_can_be_waited_for_again(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shell, "PATIENT", (0.0, 0.0))
+    script.will_answer({"id": "imp_1"}, status=201)
+    script.answers += [None] * 3
+    code, stdout, stderr = run("datasets", "import", "hf://datasets/a/b/c", "--name", "mine", url=script.url, key="k")
+    assert (code, stdout) == (Exit.UNREACHABLE, "")
+    assert stderr.startswith("imp_1 started. To wait for it again: seft datasets import imp_1\n")
+    assert json.loads(script.requests[0][3])["name"] == "mine"
+    script.answers.append(None)
+    script.will_answer({"error": None, "dataset_id": "file_1"})
+    script.will_answer({"id": "file_1", "records": 2, "skipped": 0})
+    again = run("datasets", "import", "imp_1", url=script.url, key="k")
+    assert again[:2] == (Exit.DONE, "file_1  2 records\n")
+    assert [method for method, *_ in script.requests].count("POST") == 1
+    for option in ("--name", "--skip"):
+        code, _, stderr = run("datasets", "import", "imp_1", option, "9", url=script.url, key="k")
+        assert (code, "must be left out" in stderr) == (Exit.USAGE, True)
+
+
 def test_each_flaw_is_shown_once() -> None:
     flaws = (
         Flaw("sparsity", "at most 0.99", "1.2", "0.6 is usual."),
