@@ -21,6 +21,9 @@ from seft.client.errors import ClientError, Unreachable
 from seft.client.steps import Open, Pause, Progress, Read, Reply, Request, Send, Step, Steps, Together, Walk, Work
 
 T = TypeVar("T")
+TIMEOUT = httpx2.Timeout(30.0, read=120.0)
+UPLOAD_TIMEOUT = httpx2.Timeout(30.0, read=1800.0)
+"""Seconds for a request with a file. The service answers after it has checked each record of the file."""
 
 
 class _Stopped(Exception):  # noqa: N818 (no error)
@@ -230,7 +233,7 @@ def _content(request: Request) -> Iterator[dict[str, Any]]:
         yield {**_words(request), "json": request.json, "content": request.content}
         return
     with _Counted(request.file, request.progress) as file:
-        yield {**_words(request), "files": {"file": (request.file.name, file)}}
+        yield {**_words(request), "files": {"file": (request.file.name, file)}, "timeout": UPLOAD_TIMEOUT}
 
 
 def _words(request: Request) -> dict[str, Any]:

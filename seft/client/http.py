@@ -13,14 +13,13 @@ import httpx2
 from typing_extensions import override
 
 from seft.client.config import Address
-from seft.client.drivers import AsyncDriver, Driver
+from seft.client.drivers import TIMEOUT, AsyncDriver, Driver
 from seft.client.errors import SetupError
 from seft.client.operations import Operations
 from seft.client.retries import PAUSES
 from seft.client.steps import Awaiting, Blocking, Flow, Row, Steps, Walk
 
 T = TypeVar("T")
-TIMEOUT = httpx2.Timeout(30.0, read=120.0)
 
 
 class Client(Operations, Blocking):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,8 @@ class Script(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: list[tuple[int, dict[str, str], bytes] | None] = []
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.delay = 0.0
+        """Seconds before each answer."""
 
     @property
     def url(self) -> str:
@@ -39,6 +42,7 @@ class Handler(BaseHTTPRequestHandler):
         if answer is None:
             self.close_connection = True
             return
+        time.sleep(self.server.delay)
         status, headers, content = answer
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(content))}.items():

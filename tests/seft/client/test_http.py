@@ -9,7 +9,7 @@ from typing import Any, assert_type, cast
 import pytest
 
 from seft.client import AsyncClient, Client
-from seft.client.errors import ApiProblem, ClientError
+from seft.client.errors import ApiProblem, ClientError, Unreachable
 from seft.client.events import EventReader
 from seft.client.operations import Operations
 from seft.client.responses import Dataset, Job
@@ -47,6 +47,20 @@ def test_a_retried_upload_sends_the_whole_file_again(script: Script, client: Cli
     script.will_answer({"id": "file_1"})
     client.upload_dataset(str(data))  # a path may also be text
     assert all(b"all of it" in body for _, _, _, body in script.requests)
+
+
+def test_a_slow_check_of_a_file_is_awaited_and_does_not_send_the_file_again(
+    script: Script, client: Client, tmp_path: Path
+) -> None:
+    (data := tmp_path / "data.jsonl").write_text("{}")
+    getattr(client, "client", client)._service.timeout = 0.2
+    script.delay = 0.6
+    script.will_answer({"id": "file_1"})
+    assert client.upload_dataset(data)["id"] == "file_1"
+    assert len(script.requests) == 1
+    script.answers += [(200, {}, b"{}")] * 3
+    with pytest.raises(Unreachable):
+        client.job("job_1")
 
 
 def test_a_rejection_names_each_flaw(script: Script, client: Client) -> None:
