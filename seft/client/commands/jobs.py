@@ -110,10 +110,11 @@ def list_jobs(
 
 
 @app.command("show")
-def show_job(job_id: str) -> None:
-    """Print a job as JSON."""
-    with connected() as service:
-        typer.echo(json.dumps(service.job(job_id), indent=2))
+def show_job(job_id: str, as_json: AsJson = False) -> None:
+    """Print a job as JSON, indented for people, or on one line with --json."""
+    with connected(as_json) as service:
+        job = service.job(job_id)
+        show(job, as_json, json.dumps(job, indent=2))
 
 
 @app.command()

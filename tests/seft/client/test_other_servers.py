@@ -1,5 +1,6 @@
 """Answers of other servers and of newer services, and strange proxies, are reported in one line."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,15 +62,23 @@ def test_no_command_ends_with_a_traceback_if_another_server_answers(
     assert "Check" in result.stderr or result.exit_code == Exit.DONE
 
 
+@pytest.mark.parametrize(("words", "parameters"), COMMANDS, ids=lambda value: " ".join(map(str, value))[:20])
+def test_each_command_prints_a_wrong_command_line_as_json_too(words: list[str], parameters: list[Any]) -> None:
+    assert "--json" in [option for each in parameters for option in each.opts]
+    result = CliRunner().invoke(app, [*words, "--json", "--nonsense"])
+    error = json.loads(result.stdout)["error"]
+    assert (result.exit_code, error["code"]) == (Exit.USAGE, "usage")
+    assert error["message"] in result.stderr
+    assert CliRunner().invoke(app, [*words, "--nonsense"]).stdout == ""
+
+
 def test_a_missing_field_is_reported_and_is_also_a_key_error(script: Script, client: Client) -> None:
     script.will_answer({"id": "job_1", "spec": {"model": "m"}})
     job: Any = client.job("job_1")
     assert job == {"id": "job_1", "spec": {"model": "m"}}
-    for read in (lambda: job["status"], lambda: job["spec"]["dataset"]):
-        with pytest.raises(
-            MissingField, match=f"^{script.url}/jobs/job_1 answered without the field '(status|data)"
-        ) as it:
-            read()
+    for fields, name in ((job, "status"), (job["spec"], "dataset")):
+        with pytest.raises(MissingField, match=f"^{script.url}/jobs/job_1 answered without the field '{name}'") as it:
+            fields[name]
         assert isinstance(it.value, KeyError)
 
 
