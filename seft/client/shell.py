@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seft.client.errors import ApiProblem, ClientError, IntegrityError, SetupError, Unreachable
-from seft.client.responses import Json
+from seft.client.responses import Dataset, Json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from seft.client.http import Client
 
 Model = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="A hub id, the path of a model in a folder that the operator made available on the server, or a job's id."
     ),
@@ -175,6 +175,14 @@ def advance(bar: "Progress | None", done: int, total: int) -> None:
         bar.update(bar.task_ids[0], completed=done, total=total)
 
 
+def uploaded(service: "Client", path: Path, skip: float = 0.0) -> Dataset:
+    """Upload a file with a progress bar. `skip` is the percentage of invalid records to leave out."""
+    with bytes_bar(path.name) as bar:
+        return service.upload_dataset(
+            path, invalid_sample_skip_percentage=skip, progress=lambda done, total: advance(bar, done, total)
+        )
+
+
 def confirm(question: str, *, yes: bool) -> None:
     """Ask a person before data is deleted, and end the command with exit code 1 if the answer is no."""
     if not yes and sys.stdin.isatty():
@@ -202,6 +210,13 @@ def assigned(settings: Sequence[str] | None, file: Path | None = None) -> Json:
             value = [text] if path in LISTS else text
         inner[name] = value
     return spec
+
+
+def require_field(spec: Json, name: str) -> None:
+    """Raise BadParameter if a field is given neither by its option, nor by --set, nor by --file."""
+    if spec.get(name) is None:
+        rule = f"must be set; it is not. Give --{name}, or the field {name} in --file."
+        raise typer.BadParameter(rule, param_hint=f"--{name}")
 
 
 def _read_spec(file: Path) -> Json:

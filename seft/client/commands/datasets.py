@@ -21,6 +21,7 @@ from seft.client.shell import (
     reporting,
     show,
     show_rows,
+    uploaded,
 )
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False)]
@@ -36,10 +37,7 @@ app = typer.Typer(help="Upload, list and check datasets.", no_args_is_help=True,
 def upload(path: File, skip: Skip = 0.0, as_json: AsJson = False) -> None:
     """Upload a file of records: JSONL (plain, gzip or zstd) or Parquet. Resumes an interrupted upload."""
     with connected(as_json, patient=True) as service:
-        with bytes_bar(path.name) as bar:
-            dataset = service.upload_dataset(
-                path, invalid_sample_skip_percentage=skip, progress=lambda done, total: advance(bar, done, total)
-            )
+        dataset = uploaded(service, path, skip)
         show(dataset, as_json, _summary(dataset))
 
 

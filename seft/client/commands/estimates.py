@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import typer
 
 from seft.client.responses import Estimate, Fit
-from seft.client.shell import AsJson, Model, Set, Settings, Sparsity, assigned, connected, show_rows
+from seft.client.shell import AsJson, Model, Set, Settings, Sparsity, assigned, connected, require_field, show_rows
 from seft.report import about
 
 GIGABYTE = 1e9
@@ -18,7 +18,7 @@ BASES = {
 
 
 def estimate(
-    model: Model,
+    model: Model = None,
     sparsity: Sparsity = None,
     file: Settings = None,
     settings: Set = None,
@@ -28,7 +28,9 @@ def estimate(
 
     Give any other field of the job with --set.
     """
-    spec = assigned(settings, file) | {"model": model} | ({} if sparsity is None else {"sparsity": sparsity})
+    given = {"model": model, "sparsity": sparsity}
+    spec = assigned(settings, file) | {name: value for name, value in given.items() if value is not None}
+    require_field(spec, "model")
     with connected(as_json) as service:
         answer = service.estimate_job(spec)
         if as_json:

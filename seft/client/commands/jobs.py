@@ -1,6 +1,7 @@
 """`seft jobs`: create, list, follow, control and compare jobs, and download their checkpoints."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,9 +23,11 @@ from seft.client.shell import (
     confirm,
     connected,
     console,
+    require_field,
     show,
     show_rows,
     split,
+    uploaded,
 )
 
 app = typer.Typer(help="Create and manage repair jobs.", no_args_is_help=True, rich_markup_mode=None)
@@ -32,8 +35,8 @@ app = typer.Typer(help="Create and manage repair jobs.", no_args_is_help=True, r
 
 @app.command()
 def create(
-    model: Model,
-    dataset: Annotated[str, typer.Option(help="Id of an uploaded dataset, or a file to upload.")],
+    model: Model = None,
+    dataset: Annotated[str | None, typer.Option(help="Id of an uploaded dataset, or a file to upload.")] = None,
     sparsity: Sparsity = None,
     *,
     retain_dataset: Annotated[
@@ -62,19 +65,20 @@ def create(
         "output.push.repository": push,
     }
     spec = assigned([*(settings or []), *(f"{name}={text}" for name, text in given.items() if text is not None)], file)
-    spec |= {"model": model} | ({} if sparsity is None else {"sparsity": sparsity})
+    fields = {"model": model, "dataset": dataset, "sparsity": sparsity}
+    spec |= {name: value for name, value in fields.items() if value is not None}
+    require_field(spec, "model")
+    require_field(spec, "dataset")
     options = {"--dataset": dataset, "--retain-dataset": retain_dataset, "--evaluate-dataset": evaluate_dataset}
-    for option, text in options.items():
-        if text is not None and not Path(text).is_file() and not text.startswith("file_"):
-            rule = f"{text!r} is neither a file nor the id of a dataset. Ids begin with file_."
-            raise typer.BadParameter(rule, param_hint=option)
-    with connected(as_json, patient=watch) as service:
-        spec["dataset"] = _uploaded(service, dataset)
+    uploads = [_is_file(text, option) for option, text in options.items() if text is not None]
+    with connected(as_json, patient=watch or any(uploads)) as service:
+        if dataset is not None:
+            spec["dataset"] = _dataset_id(service, dataset, "--dataset")
         if retain_dataset is not None:
-            dataset_id = _uploaded(service, retain_dataset)
+            dataset_id = _dataset_id(service, retain_dataset, "--retain-dataset")
             spec["repair"] = {"retain": "dataset", **spec["repair"], "retain_dataset": dataset_id}
         if evaluate_dataset is not None:
-            spec["evaluate"]["dataset"] = _uploaded(service, evaluate_dataset)
+            spec["evaluate"]["dataset"] = _dataset_id(service, evaluate_dataset, "--evaluate-dataset")
         job = service.create_job(spec, idempotency_key=idempotency_key)
         _tell(job, as_json)
         if watch:
@@ -251,10 +255,19 @@ def _push_result(push: Push) -> str:
     return push["commit_url"] or (push["error"] or {"message": ""})["message"]
 
 
-def _uploaded(service: Any, dataset: str) -> str:
+def _is_file(dataset: str, option: str) -> bool:
+    """Return whether a dataset is a file. Raises BadParameter with the `option` if it is not an id either."""
+    if os.path.isfile(dataset):  # noqa: PTH113 (Path.is_file raises an error for a name that is too long)
+        return True
+    if not dataset.startswith("file_"):
+        rule = f"{dataset!r} is neither a file nor the id of a dataset. Ids begin with file_."
+        raise typer.BadParameter(rule, param_hint=option)
+    return False
+
+
+def _dataset_id(service: Any, dataset: str, option: str) -> str:
     """Return the id of a dataset. If `dataset` is a file, it is uploaded first."""
-    path = Path(dataset)
-    return str(service.upload_dataset(path)["id"]) if path.is_file() else dataset
+    return str(uploaded(service, Path(dataset))["id"]) if _is_file(dataset, option) else dataset
 
 
 def _tell(job: Job, as_json: bool) -> None:

@@ -47,10 +47,9 @@ def test_no_command_ends_with_a_traceback_if_another_server_answers(
     monkeypatch.setattr(shell, "PATIENT", ())
     monkeypatch.setattr(http.Client.__init__, "__kwdefaults__", {"pauses": ()})
     (data := tmp_path / "data.jsonl").write_text("{}")
-    values = {"path": str(data), "dataset": str(data), "folder": str(tmp_path / "out"), "sparsity": "0.6"}
-    values |= {"url": script.url} if words == ["login"] else {}
+    values = {"path": str(data), "dataset": str(data), "folder": str(tmp_path / "out"), "model": "m", "url": script.url}
     for each in parameters:
-        if each.required or (words == ["login"] and each.name == "url"):
+        if each.required or each.name in values:
             option = [each.opts[0]] if each.param_type_name == "option" else []
             words = [*words, *option, values.get(each.name, "text")]
     script.answers += [(200, headers, answer)] * 20

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,41 @@ def test_an_import_is_named_and_can_be_waited_for_again(script: Script, monkeypa
     for option in ("--name", "--skip"):
         code, _, stderr = run("datasets", "import", "imp_1", option, "9", url=script.url, key="k")
         assert (code, "must be left out" in stderr) == (Exit.USAGE, True)
+
+
+def test_a_job_needs_no_option_whose_field_is_in_the_file(script: Script, tmp_path: Path) -> None:
+    (file := tmp_path / "job.json").write_text('{"model": "m", "dataset": "file_1", "sparsity": 0.6}')
+    job = {"id": "job_1", "status": "queued", "pausing": False, "stopping": False}
+    script.will_answer(job)
+    assert run("jobs", "create", "--file", str(file), url=script.url, key="k")[:2] == (0, "job_1  queued\n")
+    script.will_answer(job)
+    options = ("--file", str(file), "--model", "other", "--dataset", "file_2")
+    assert run("jobs", "create", *options, url=script.url, key="k")[0] == 0
+    sent = [json.loads(body) for *_, body in script.requests]
+    assert [(each["model"], each["dataset"]) for each in sent] == [("m", "file_1"), ("other", "file_2")]
+    cases: list[tuple[list[str], str]] = [([], "model"), (["--model", "m"], "dataset")]
+    for words, name in cases:
+        code, _, stderr = run("jobs", "create", *words, url=script.url, key="k")
+        assert (code, f"must be set; it is not. Give --{name}" in " ".join(stderr.split())) == (Exit.USAGE, True)
+    assert run("estimate", url=script.url, key="k")[0] == Exit.USAGE
+    assert len(script.requests) == 2
+
+
+def test_the_upload_of_a_new_job_has_a_bar(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (data := tmp_path / "data.jsonl").write_text(GOOD)
+    bars: list[str] = []
+
+    def bar(name: str) -> nullcontext[None]:
+        bars.append(name)
+        return nullcontext()
+
+    monkeypatch.setattr(shell, "bytes_bar", bar)
+    script.will_answer({"id": "file_1"})
+    script.will_answer({"id": "job_1", "status": "queued", "pausing": False, "stopping": False})
+    code, *_ = run("jobs", "create", "--model", "m", "--dataset", str(data), url=script.url, key="k")
+    assert (code, bars) == (0, ["data.jsonl"])
+    code, _, stderr = run("jobs", "create", "--model", "m", "--dataset", "x" * 300, url=script.url, key="k")
+    assert (code, "is neither a file nor the id of a dataset" in " ".join(stderr.split())) == (Exit.USAGE, True)
 
 
 def test_each_flaw_is_shown_once() -> None:
