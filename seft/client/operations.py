@@ -78,6 +78,7 @@ class Operations(Administration):
         resume an interrupted upload.
         """
         path, skip = Path(path), {"invalid_sample_skip_percentage": invalid_sample_skip_percentage}
+        uploads.require_file(path)
         if path.stat().st_size <= uploads.PARTS_FROM:
             request = Request("POST", "/datasets", query=skip, file=path, progress=progress)
             try:
@@ -354,6 +355,8 @@ class Operations(Administration):
         return cast("Import", (yield from self._call_once(Request("POST", "/imports", json=body))))
 
     def _create(self, path: str, body: Mapping[str, Any], idempotency_key: str | None) -> Steps[Job]:
+        if idempotency_key == "":
+            raise ClientError("An idempotency key must not be empty; it is ''. Give another one, or leave it out.")
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         return cast("Job", (yield from self._call(Request("POST", path, json=dict(body), headers=headers))))
 

@@ -3,9 +3,11 @@
 An interrupted upload is resumed: parts that the storage already has are not sent again.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
+from stat import S_ISREG
 from typing import cast
 
 from seft.client.calls import path_of
@@ -53,6 +55,16 @@ def imported(import_id: str, call: Call) -> Steps[Dataset]:
         if dataset_id := current["dataset_id"]:
             return cast("Dataset", (yield from call(Request("GET", path_of("datasets", dataset_id)))))
         yield Pause(QUIET_SECONDS)
+
+
+def require_file(path: Path) -> None:
+    """Raise ClientError if the file cannot be sent: it is read several times, and a form needs its name as UTF-8."""
+    if not S_ISREG(path.stat().st_mode):
+        raise ClientError(
+            f"An upload must be a regular file, not a pipe or a folder; it is {path!s}. Write it to a file."
+        )
+    if re.search(r"[\ud800-\udfff]", path.name):
+        raise ClientError(f"The name of an upload must be valid UTF-8; it is {path.name!r}. Rename the file.")
 
 
 class _Session:

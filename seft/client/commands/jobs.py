@@ -192,7 +192,7 @@ def delete(
 @app.command()
 def download(
     job_id: str,
-    folder: Path,
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="Folder for the files.")],
     format: Annotated[  # noqa: A002 (the name of the option)
         str | None, typer.Option(help="Only the files of this format, such as gguf_q8_0. All formats if left out.")
     ] = None,

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, assert_type, cast
@@ -61,6 +62,20 @@ def test_a_slow_check_of_a_file_is_awaited_and_does_not_send_the_file_again(
     script.answers += [(200, {}, b"{}")] * 3
     with pytest.raises(Unreachable):
         client.job("job_1")
+
+
+def test_what_cannot_be_sent_is_rejected_with_its_rule(script: Script, client: Client, tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    named = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl"))
+    named.write_text("{}")
+    for path, rule in ((pipe, "must be a regular file"), (tmp_path, "must be a regular file"), (named, "valid UTF-8")):
+        with pytest.raises(ClientError, match=rule):
+            client.upload_dataset(path)
+    with pytest.raises(ClientError, match="idempotency key must not be empty"):
+        client.create_job(SPEC, idempotency_key="")
+    with pytest.raises(ClientError, match="idempotency key must not be empty"):
+        client.clone_job("job_1", idempotency_key="")
+    assert script.requests == []
 
 
 def test_a_rejection_names_each_flaw(script: Script, client: Client) -> None:

@@ -104,6 +104,12 @@ def test_a_missing_file_is_a_usage_error() -> None:
     assert "does not exist" in stderr
 
 
+def test_a_download_into_a_file_is_a_usage_error(tmp_path: Path) -> None:
+    (path := tmp_path / "file").touch()
+    code, _, stderr = run("jobs", "download", "job_1", str(path), url="http://127.0.0.1:1", key="k")
+    assert (code, "is a file" in stderr) == (Exit.USAGE, True)
+
+
 def test_a_missing_address_is_one_clear_line() -> None:
     message = "SEFT_URL is not set. Run `seft login`, or set the variable to the value that `make up` prints.\n"
     assert run("jobs", "list") == (Exit.USAGE, "", message)
