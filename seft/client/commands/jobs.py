@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,6 +101,7 @@ def list_jobs(
     metadata: Annotated[
         list[str] | None, typer.Option(help="Only jobs with this metadata.", metavar="NAME=VALUE")
     ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Largest number of jobs. Default: all.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
@@ -108,7 +110,7 @@ def list_jobs(
         rule = "A name can be given once, because a job has one value of it. Leave the other values out."
         raise typer.BadParameter(rule, param_hint="--metadata")
     with connected(as_json) as service:
-        jobs = service.jobs(status=status, model=model, metadata=pairs)
+        jobs = islice(service.jobs(status=status, model=model, metadata=pairs), limit)
         head = ("job", "name", "status", "phase", "progress", "model", "sparsity", "created")
         show_rows(jobs, as_json, head, (_row(job) for job in jobs))
 

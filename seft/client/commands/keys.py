@@ -81,5 +81,10 @@ def login(
             version = service.version()["version"]
             next(iter(service.datasets()), None)
         path = address.save()
+    for name, value in (("SEFT_URL", address.url), ("SEFT_API_KEY", address.api_key)):
+        if os.environ.get(name) not in (None, "", value):
+            typer.echo(
+                f"The variable {name} is set to another value, and has priority over the file. Unset it.", err=True
+            )
     answer = {"url": address.url, "version": version, "file": str(path)}
     show(answer, as_json, f"{address.url} runs version {version} and accepts the key. Saved to {path}.")

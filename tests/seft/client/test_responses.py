@@ -68,4 +68,4 @@ def test_the_list_of_jobs_has_the_filters_of_the_api() -> None:
     assert set(inspect.signature(Operations.jobs.steps).parameters) - {"self"} == filters
     command: Any = get_command(app)
     options = {each.name for each in command.commands["jobs"].commands["list"].params}
-    assert options - {"as_json"} == filters
+    assert options - {"as_json"} == filters | {"limit"}

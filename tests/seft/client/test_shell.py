@@ -133,6 +133,26 @@ def test_login_with_an_empty_key_tests_no_other_key_and_saves_nothing(
 
 
 @pytest.mark.parametrize(
+    ("variable", "value"), [("SEFT_URL", "http://other"), ("SEFT_API_KEY", "seft_other"), ("SEFT_API_KEY", "seft_new")]
+)
+def test_login_names_a_variable_that_has_priority(script: Script, tmp_path: Path, variable: str, value: str) -> None:
+    environment = {"XDG_CONFIG_HOME": str(tmp_path), "SEFT_URL": "", "SEFT_API_KEY": "", variable: value}
+    script.will_answer({"version": "1"})
+    script.will_answer({"data": [], "has_more": False})
+    result = CliRunner().invoke(app, ["login", "--url", script.url], input="seft_new\n", env=environment)
+    assert result.exit_code == 0
+    assert (f"The variable {variable} is set to another value" in result.stderr) is (value != "seft_new")
+    assert value not in result.stderr
+
+
+def test_jobs_list_ends_at_the_limit(script: Script) -> None:
+    script.will_answer({"data": [{"id": "job_3"}, {"id": "job_2"}], "has_more": True})
+    code, stdout, _ = run("jobs", "list", "--limit", "2", "--json", url=script.url, key="k")
+    assert (code, json.loads(stdout)) == (Exit.DONE, [{"id": "job_3"}, {"id": "job_2"}])
+    assert len(script.requests) == 1
+
+
+@pytest.mark.parametrize(
     ("missing", "way_out"), [("core", "in the folder of the repo"), ("redis", "needs the package redis")]
 )
 def test_doctor_says_what_is_missing(missing: str, way_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
