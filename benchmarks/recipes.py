@@ -19,7 +19,7 @@ WANDA = PruneConfig(0.6, PruneMethod.WANDA, allocation=Allocation.UNIFORM, sampl
 ADMM = replace(WANDA, method=PruneMethod.ADMM)
 CURVATURE = replace(ADMM, allocation=Allocation.CURVATURE)
 """What a job gets by default without an N:M pattern."""
-GRADUAL = PruneConfig(0.6, schedule=PruneSchedule.GRADUAL, allocation=Allocation.UNIFORM)
+GRADUAL = PruneConfig(0.6, schedule=PruneSchedule.GRADUAL, allocation=Allocation.UNIFORM, compare=Compare.LAYER)
 WRITTEN = 1 << 16
 """Largest number of tokens that the dense model writes. It was the default of a job when the studies ran."""
 RATES_OF_ALL = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)

@@ -29,7 +29,8 @@ class PruneSpec(Spec):
     compare: Compare = Field(
         default=Compare.AUTO,
         description="Compare the weights of one `row`, of one `layer`, or, with the schedule `gradual`, of the whole"
-        " `model`. `auto` follows the paper of the method. Only `row` gives every row the same number of zeros, rounded"
+        " `model`. `auto` follows the paper of the method. With `gradual` it is `model` if no `pattern` or `allocation`"
+        " determines the zeros of each layer, else `layer`. Only `row` gives every row the same number of zeros, rounded"
         " down.",
     )
     refine: Refinement = Field(

@@ -12,7 +12,6 @@ from seft.checkpoint.facts import Facts, Machine, Record, Role
 from seft.checkpoint.metadata import front_matter
 from seft.config import (
     Allocation,
-    Compare,
     OutputFormat,
     PruneConfig,
     RepairConfig,
@@ -174,7 +173,7 @@ def _method(repair: RepairConfig) -> str:
 def _requested(config: PruneConfig) -> str:
     if config.sparsity_of is SparsityOf.MODEL:
         return f"{config.sparsity:.2%} of the whole model"
-    if config.compare is Compare.MODEL:
+    if config.compares_model:
         return f"{config.sparsity:.2%} of all linear layers together"
     allocation = config.resolved_allocation
     if allocation is Allocation.UNIFORM:

@@ -331,7 +331,7 @@ def _verify_budget(model: nn.Module, record: Record) -> None:
     elif config.sparsity_of is SparsityOf.MODEL:
         model_count = record.sparsity.model
         required = {"model": (model_count, int(config.sparsity * model_count.weights) - len(layers))}
-    elif config.resolved_allocation is Allocation.UNIFORM and config.compare is not Compare.MODEL:
+    elif config.resolved_allocation is Allocation.UNIFORM and not config.compares_model:
         required = {name: (count, requested[name]) for name, count in layers.items()}
     else:
         required = {"linears": (linears, sum(requested.values()))}

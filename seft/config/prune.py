@@ -37,8 +37,8 @@ class PruneSchedule(StrEnum):
 class Compare(StrEnum):
     """The weights among which importance is compared: those of a row, of a linear, or of all linears of the model.
 
-    `auto` is the choice of the method's paper, and `layer` with the schedule `gradual`. `model` is possible with
-    `gradual` only.
+    `auto` is the choice of the method's paper. With the schedule `gradual` it is `model`, or `layer` with an N:M pattern
+    or an allocation. `model` is possible with `gradual` only.
     """
 
     AUTO = "auto"
@@ -118,7 +118,7 @@ class PruneConfig:
         Compare,
         Doc(
             "Rank weights within a row, a layer or the model (gradual only). auto: the choice of the method's paper,"
-            " and with gradual: layer. Only row gives every row the same number of zeros, rounded down."
+            " and with gradual: model if possible. Only row gives every row the same number of zeros, rounded down."
         ),
     ] = Compare.AUTO
     refine: Annotated[Refinement, Doc("Improvement of the mask after the method chose it.")] = Refinement.NONE
@@ -193,6 +193,13 @@ class PruneConfig:
         possible = not self.gradual and not self.pattern.grouped and self.compare in {Compare.AUTO, Compare.LAYER}
         corrects = self.method in {PruneMethod.ADMM, PruneMethod.ALPS}
         return Allocation.CURVATURE if possible and corrects else Allocation.UNIFORM
+
+    @property
+    def compares_model(self) -> bool:
+        """True if the weights of all linears are compared. The linears then differ in sparsity."""
+        if self.compare is not Compare.AUTO:
+            return self.compare is Compare.MODEL
+        return self.gradual and not self.pattern.grouped and self.resolved_allocation is Allocation.UNIFORM
 
     @property
     def curvature_windows(self) -> int:

@@ -41,8 +41,11 @@ def make_pruner(
 def comparison(config: PruneConfig) -> Compare:
     """Return the weights among which importance is compared.
 
-    `auto` means the choice of the method's paper, and the whole linear with the schedule `gradual`.
+    `auto` means the choice of the method's paper. With the schedule `gradual` it means all linears of the model, unless
+    the pattern or the allocation determines the zeros of each linear.
     """
     if config.compare is not Compare.AUTO:
         return config.compare
-    return Compare.LAYER if config.gradual else PRUNERS[config.method].compare
+    if not config.gradual:
+        return PRUNERS[config.method].compare
+    return Compare.MODEL if config.compares_model else Compare.LAYER

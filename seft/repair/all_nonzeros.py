@@ -15,6 +15,7 @@ from seft.config import Compare, PruneConfig
 from seft.prune import curvature
 from seft.prune.loop import final_zeros
 from seft.prune.mask import require_pattern
+from seft.prune.methods import comparison
 from seft.repair import rise, schedule, swaps
 from seft.repair.in_place import OneByOne
 from seft.repair.method import Work
@@ -49,6 +50,7 @@ class AllNonzeros(OneByOne):
             self._end = [rise.zeros_in_pattern(linear.weight, work.pattern) for linear in self.linears.values()]
         else:
             self._end = list(zeros.values())
+        self._compare = comparison(self._gradual) if self._gradual else Compare.LAYER
         self._check, self._pattern = work.check, work.pattern
         # An expert may get tokens in some of the processes only, so its backward pass cannot wait for the others.
         self._in_turn = process_count() > 1 and any(target.expert for target in work.targets.values())
@@ -118,7 +120,7 @@ class AllNonzeros(OneByOne):
     def _prune(self, config: PruneConfig, progress: float) -> dict[str, int]:
         """Set weights to zero for a fraction of the rise. Returns how many became zero, by linear."""
         zeros = zip(self.linears.items(), self._zeros_at(config, progress), strict=True)
-        return {name: linear.prune(count, config.compare, config.pattern) for (name, linear), count in zeros}
+        return {name: linear.prune(count, self._compare, config.pattern) for (name, linear), count in zeros}
 
     def _zeros_at(self, config: PruneConfig, progress: float) -> list[int]:
         """Return how many zeros each linear has at a fraction of the rise.
@@ -131,7 +133,7 @@ class AllNonzeros(OneByOne):
         starts, linears = self._start.tolist(), list(self.linears.values())
         ends = [max(start, end) for start, end in zip(starts, self._end, strict=True)]
         zeros = [rise.zeros_at(start, end, progress) for start, end in zip(starts, ends, strict=True)]
-        if config.compare is Compare.MODEL:
+        if self._compare is Compare.MODEL:
             # The importance of the weights of an expert without tokens is unknown. It gets the zeros of `layer`.
             known = [number for number, linear in enumerate(linears) if linear.observed]
             others = sum(zeros) - sum(zeros[number] for number in known)

@@ -1,16 +1,18 @@
 """Each pruner on one weight: equal to its paper's formula, with exact numbers of zeros."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seft.config import Compare, PruneConfig, PruneMethod
+from seft.config import Allocation, Compare, Pattern, PruneConfig, PruneMethod, PruneSchedule
 from seft.errors import PruneError
 from seft.prune.mask import smallest_per_row
-from seft.prune.methods import make_pruner
+from seft.prune.methods import comparison, make_pruner
 from seft.prune.statistics import Batch
 from tests.seft.prune.weights import correlated, make_weight, prune
 
@@ -159,3 +161,13 @@ def test_a_weight_keeps_its_dtype(method: PruneMethod) -> None:
 def test_unusable_inputs_are_an_error(method: PruneMethod, value: float, message: str) -> None:
     with pytest.raises(PruneError, match=message):
         prune(make_weight(4, 8), torch.full((8, 8), value), method, 0.5)
+
+
+def test_rising_sparsity_compares_all_linears_unless_something_else_determines_their_zeros() -> None:
+    gradual = PruneConfig(0.5, schedule=PruneSchedule.GRADUAL)
+    assert comparison(gradual) is Compare.MODEL
+    assert comparison(replace(gradual, compare=Compare.ROW)) is Compare.ROW
+    others: list[dict[str, Any]] = [{"pattern": Pattern(2, 4)}, {"allocation": Allocation.OWL}]
+    for more in others:
+        assert comparison(replace(gradual, **more)) is Compare.LAYER
+    assert comparison(PruneConfig(0.5, PruneMethod.WANDA)) is Compare.ROW

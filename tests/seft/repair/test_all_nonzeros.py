@@ -45,6 +45,7 @@ from tests.seft.repair.repairing import (
 from tests.tiny import untrained_tiny
 
 GRADUAL = PruneConfig(0.6, schedule=PruneSchedule.GRADUAL)
+BY_LAYER = replace(GRADUAL, compare=Compare.LAYER)
 PAIRS = Pattern(2, 4)
 Start = Callable[[], Any]
 
@@ -57,15 +58,15 @@ def config(**changes: object) -> RepairConfig:
 CASES: dict[str, tuple[Start, PruneConfig, RepairConfig]] = {
     "one_shot": (pruned_tiny, PRUNED, config()),
     "micro_batches": (pruned_tiny, PRUNED, config(micro_batch=2)),
-    "gradual": (untrained_tiny, GRADUAL, config()),
+    "gradual": (untrained_tiny, BY_LAYER, config()),
     "gradual-row": (untrained_tiny, replace(GRADUAL, compare=Compare.ROW), config()),
-    "gradual-model": (untrained_tiny, replace(GRADUAL, compare=Compare.MODEL), config(micro_batch=1)),
+    "gradual-model": (untrained_tiny, GRADUAL, config(micro_batch=1)),
     "gradual-groups": (untrained_tiny, replace(GRADUAL, sparsity=0.5, pattern=PAIRS), config()),
-    "gradual-from-sparse": (pruned_tiny, replace(GRADUAL, sparsity=0.8), config()),
+    "gradual-from-sparse": (pruned_tiny, replace(BY_LAYER, sparsity=0.8), config()),
     "swaps": (pruned_tiny, PRUNED, config(swap_tokens=192)),
     "swaps-groups": (lambda: in_pattern(PAIRS), by_magnitude(PAIRS), config(swap_tokens=192, micro_batch=1)),
-    "norms_and_biases": (untrained_tiny, GRADUAL, config(norms_and_biases=True)),
-    "gradual-swaps": (untrained_tiny, GRADUAL, config(swap_tokens=96, micro_batch=1)),
+    "norms_and_biases": (untrained_tiny, BY_LAYER, config(norms_and_biases=True)),
+    "gradual-swaps": (untrained_tiny, BY_LAYER, config(swap_tokens=96, micro_batch=1)),
     "gradual-row-swaps": (
         untrained_tiny,
         replace(GRADUAL, compare=Compare.ROW),
@@ -110,7 +111,7 @@ def test_the_zeros_follow_the_schedule_at_every_step(name: str, dtype: torch.dty
         past = max((each for each in range(step + 1) if rise.is_event(pruned, settings.steps, each)), default=0)
         progress = past / pruned.rise_end(settings.steps)
         asked = {key: int(size * pruned.sparsity) for key, size in sizes.items()}
-        if pruned.compare is Compare.MODEL:
+        if pruned.compares_model:
             expected = rise.zeros_at(sum(first.values()), sum(asked.values()), progress)
             assert sum(zeros.values()) == expected
         elif pruned.compare is Compare.ROW:

@@ -46,6 +46,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "all-recomputed": ({}, {**AT_ONCE, "activation_checkpointing": True}),
     "all-experts": ({}, AT_ONCE),
     "all-gradual": (GRADUAL, AT_ONCE),
+    "all-gradual-model": ({"schedule": PruneSchedule.GRADUAL, "method": PruneMethod.ADMM}, AT_ONCE),
 }
 RESUMES = ("seft-2-4", "all")
 
