@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seft.config import UNSTRUCTURED, Pattern
+from seft.config import UNSTRUCTURED, Pattern, RepairConfig
 from seft.repair import swaps
 from seft.repair.nonzeros import NonzeroLinear, Plan
 from seft.repair.swaps import Observed
@@ -73,3 +73,40 @@ def test_a_zero_grows_if_it_gains_more_than_the_smallest_weight_costs(
     swap, _ = owner.swap(done, pattern, owner.tokens)
     assert (swap.grown.tolist(), swap.removed.tolist()) == (([3 * 8 + 6], [3 * 8 + 4]) if swapped else ([], []))
     assert swap.values.tolist() == pytest.approx([-1.0] * swapped)
+
+
+@pytest.mark.parametrize("pattern", [UNSTRUCTURED, Pattern(2, 4)])
+def test_an_event_swaps_at_most_half_a_percent_of_the_nonzeros_and_empties_the_list(pattern: Pattern) -> None:
+    """Every listed zero gains more than the smallest nonzeros cost, because the nonzeros are tiny."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.tensor([1e-6, 1e-6, 0.0, 0.0]).repeat(64, 16)
+    owner = NonzeroLinear(as_target(weight), 0, "a", watch=True, swapping=True)
+    owner.plan = Plan(1, None, collects=True)
+    left, right = (torch.randn(1, 64, generator=generator) for _ in range(2))
+    for _ in range(2):
+        owner.gradient(left, right)
+    owner.update_curvature()
+    assert len(owner.candidates) == 40
+    swap, _ = owner.swap(Observed(1, 2), pattern, owner.tokens)
+    assert len(swap.grown) == len(swap.removed) == 10
+    assert int((weight != 0).sum()) == 2048
+    assert len(owner.candidates) == 0
+
+
+def test_swaps_come_once_in_so_many_tokens_after_the_first_step_and_leave_time_to_settle() -> None:
+    config = RepairConfig(40, density="all", batch_tokens=96, sequence_tokens=32, swap_tokens=250, settle=0.25)
+    late = [step for step in range(1, 41) if swaps.is_event(config, 20, step)]
+    assert late == [23, 26, 28]
+    assert [step for step in range(1, 41) if swaps.is_event(config, 0, step)] == [
+        3,
+        6,
+        8,
+        11,
+        14,
+        16,
+        19,
+        21,
+        24,
+        27,
+        29,
+    ]
