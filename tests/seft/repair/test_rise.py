@@ -17,6 +17,11 @@ def test_events_follow_the_interval_and_the_last_one_ends_the_rise() -> None:
     assert [step for step in range(1, 21) if rise.is_event(GRADUAL, 20, step)] == [3, 6, 9, 12, 14]
 
 
+def test_the_zeros_rise_by_the_cube_of_what_is_left() -> None:
+    assert [rise.zeros_at(0, 1000, step / 10) for step in (0, 1, 5, 9, 10)] == [0, 271, 875, 999, 1000]
+    assert rise.zeros_at(200, 1000, 0.5) == 900
+
+
 @given(start=st.integers(0, 100), more=st.integers(0, 1000))
 def test_the_zeros_rise_from_start_to_end_and_never_fall(start: int, more: int) -> None:
     counts = [rise.zeros_at(start, start + more, step / 10) for step in range(11)]
