@@ -66,6 +66,24 @@ def test_rates_start_at_the_peak_and_stay_below_it(kind: RateSchedule) -> None:
     assert all(0 < rate <= 0.1 + 1e-12 for rate in rates)
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (RateSchedule.LINEAR, [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
+        (
+            RateSchedule.COSINE,
+            [1, 0.975528, 0.904508, 0.793893, 0.654508, 0.5, 0.345492, 0.206107, 0.095492, 0.024472],
+        ),
+        (RateSchedule.CONSTANT, [1] * 10),
+    ],
+)
+def test_the_rates_of_ten_steps_are_those_of_the_schedule(kind: RateSchedule, expected: list[float]) -> None:
+    for warmup, warm in ((0, []), (4, [0.25, 0.5, 0.75, 1])):
+        config = RepairConfig(steps=10 + warmup, learning_rate=1.0, schedule=kind, warmup_steps=warmup)
+        rates = [schedule.learning_rate(config, step) for step in range(1, 11 + warmup)]
+        assert rates == pytest.approx([*warm, *expected], abs=1e-6)
+
+
 @pytest.mark.parametrize("method", RepairMethod)
 def test_auto_lowers_the_rate_of_large_active_sets_if_their_steps_go_further(method: RepairMethod) -> None:
     rates = [RepairConfig(1, method, density=density).peak_rate() for density in (0.0005, 0.005, 0.05)]
