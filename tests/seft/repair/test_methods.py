@@ -1,7 +1,8 @@
 """Invariants of every repair method: budget, mask, pattern, number of values, bits, resuming, lower loss."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seft.config import UNSTRUCTURED, Pattern, RepairConfig, RepairMethod, Variant
-from seft.errors import ConfigError
+from seft.errors import ConfigError, TrainError
 from seft.loss import TokenLoss
+from seft.models.blocks import hidden_state
 from seft.models.targets import decoder_blocks, target_linears
 from seft.prune.mask import overfull_groups
 from seft.repair import Repair
@@ -67,6 +69,41 @@ def test_activations_that_are_computed_again_change_no_bit(method: RepairMethod,
     second.finish()
     assert same_bits(weights(model), weights(other))
     assert all("forward" not in vars(block) for block in decoder_blocks(other))
+
+
+@contextmanager
+def infinite_gradient(model: Any) -> Iterator[None]:
+    """Make the gradient of the last block's output infinite, and leave its output as it is."""
+
+    def break_gradient(_: object, __: object, output: Any) -> None:
+        hidden: Any = hidden_state(output)
+        hidden.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+
+    hook = decoder_blocks(model)[-1].register_forward_hook(break_gradient)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@every
+def test_a_gradient_that_is_not_finite_is_an_error_and_changes_nothing_although_the_loss_is_finite(
+    method: RepairMethod,
+) -> None:
+    model, repair = repaired(short(method=method), 1)
+    before, predicted = weights(model), logits(model)
+    with infinite_gradient(model), pytest.raises(TrainError, match=r"step 2 has loss \d.* and gradient norm (inf|nan)"):
+        repair.advance()
+    assert repair.step == 1
+    assert same_bits(weights(model), before)
+    assert torch.equal(logits(model), predicted)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_a_gradient_that_is_not_finite_is_an_error_if_all_nonzeros_are_trained(micro_batch: int) -> None:
+    model, repair = repaired(short(density="all", micro_batch=micro_batch), 1)
+    with infinite_gradient(model), pytest.raises(TrainError, match=r"step 2 has loss \d.* and gradient norm (inf|nan)"):
+        repair.advance()
 
 
 @every_variant
