@@ -71,6 +71,25 @@ def test_activations_that_are_computed_again_change_no_bit(method: RepairMethod,
     assert all("forward" not in vars(block) for block in decoder_blocks(other))
 
 
+@pytest.mark.parametrize("changes", [{}, {"density": "all"}], ids=str)
+@pytest.mark.parametrize(("again", "expected"), [(False, 1), (True, 2)])
+def test_every_block_is_computed_twice_in_a_micro_batch_if_its_activations_are_computed_again(
+    changes: dict[str, object], again: bool, expected: int
+) -> None:
+    config = short(activation_checkpointing=again, **changes)
+    model, repair = repaired(config, 0)
+    runs = [0 for _ in decoder_blocks(model)]
+
+    def count(number: int) -> None:
+        runs[number] += 1
+
+    for number, block in enumerate(decoder_blocks(model)):
+        block.get_submodule("self_attn").register_forward_hook(lambda *_, number=number: count(number))
+    repair.advance()
+    assert config.micro_batches == 2
+    assert runs == [2 * expected] * len(runs)
+
+
 @contextmanager
 def infinite_gradient(model: Any) -> Iterator[None]:
     """Make the gradient of the last block's output infinite, and leave its output as it is."""
