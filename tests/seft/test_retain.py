@@ -176,6 +176,25 @@ def test_a_repair_resumes_exactly_and_only_with_its_retained_text(tmp_path: Path
         run(0, retained(4))[1].load(tmp_path / "state")
 
 
+def test_a_state_is_rejected_if_any_part_of_the_retained_text_is_another(tmp_path: Path) -> None:
+    def start(text: Packed) -> Repair:
+        return Repair(pruned_tiny(), TOKENS, short(**KEEP), retained=text)
+
+    same = retained()
+    assert same.teacher
+    start(same).save(tmp_path)
+    start(same).load(tmp_path)
+    for stranger in (
+        replace(same, tokens=same.tokens.flip(0)),
+        replace(same, trained=same.trained & (same.positions > 9)),
+        replace(same, positions=same.positions % 16),
+        replace(same, teacher=replace(same.teacher, tokens=same.teacher.tokens.flip(2))),
+        replace(same, teacher=replace(same.teacher, logarithms=same.teacher.logarithms - 0.1)),
+    ):
+        with pytest.raises(StateError, match="must have the fingerprint"):
+            start(stranger).load(tmp_path)
+
+
 def test_the_model_keeps_what_it_knows_of_the_retained_text() -> None:
     """The same training without retained text moves the predictions on it further away."""
     losses = []
