@@ -99,6 +99,31 @@ def test_a_file_gets_its_name_and_its_bytes_in_one_step(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("links", [True, False])
+def test_the_bytes_of_a_file_are_on_the_disk_before_it_gets_its_name(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, link, move = list[tuple[str, int, int]](), Path.hardlink_to, Path.replace
+
+    def recorded(name: str, state: os.stat_result) -> None:
+        done.append((name, state.st_ino, state.st_size))
+
+    def linked(out: Path, made: Path) -> None:
+        recorded("named", made.stat())
+        link(out, made)
+
+    def moved(made: Path, out: Path) -> None:
+        recorded("named", made.stat())
+        move(made, out)
+
+    monkeypatch.setattr(os, "fsync", lambda file: recorded("flushed", os.fstat(file)))
+    monkeypatch.setattr(Path, "hardlink_to", linked if links else refuse)
+    monkeypatch.setattr(Path, "replace", moved)
+    with new_file(out := tmp_path / "out") as unfinished:
+        unfinished.write_bytes(b"whole")
+    assert done == [(name, out.stat().st_ino, 5) for name in ("flushed", "named")]
+
+
+@pytest.mark.parametrize("links", [True, False])
 def test_one_of_two_writers_of_a_file_is_refused_and_the_file_of_the_other_is_intact(
     links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

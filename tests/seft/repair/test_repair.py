@@ -1,5 +1,6 @@
 """A whole repair: reports, bits, resuming, rejected states, cancelling, finishing."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,18 @@ def test_a_state_is_small(tmp_path: Path) -> None:
     repair.save(tmp_path)
     dense = sum(linear.weight.nbytes for linear in target_linears(model).values())
     assert (tmp_path / "repair.safetensors").stat().st_size < 0.25 * dense
+
+
+def test_a_state_is_on_the_disk_when_save_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are flushed after their last byte is written, and the folder after its last file is made."""
+    _, repair = repaired(short(), 0)
+    flushed = list[tuple[int, int]]()
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append((os.fstat(file).st_ino, os.fstat(file).st_size)))
+    repair.save(folder := tmp_path / "state")
+    places = [*folder.iterdir(), folder]
+    assert {path.name for path in places} == {"repair.safetensors", "repair.json", "state"}
+    assert set(flushed) == {(path.stat().st_ino, path.stat().st_size) for path in places}
+    assert flushed[-1][0] == folder.stat().st_ino
 
 
 def test_a_state_of_another_repair_is_rejected(tmp_path: Path) -> None:
