@@ -1,4 +1,4 @@
-"""The choice of tokens, and the server, which has the shapes of OpenAI's API."""
+"""The text that is generated, and the server, which has the shapes of OpenAI's API."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ from seft.checkpoint.compact.writer import pack
 from seft.cli import main
 from seft.errors import AccelerateError
 from seft.runtime.compressed import Values
-from seft.runtime.generate import Finish, Sampling, TextModel, advance, choose, cut, held_back
+from seft.runtime.generate import Finish, Sampling, TextModel, advance, cut, held_back
 from seft.runtime.serve import Server
 from tests.seft.runtime.test_text_stream import falling_back_to_bytes
 from tests.tiny import untrained_tiny
@@ -29,19 +29,6 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}as
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}
 
 needs_ipv6 = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="no IPv6")
-
-
-@pytest.mark.parametrize("sampling", [Sampling(1e-40), Sampling(5e-324), Sampling(1, 1e-300), Sampling(1e-40, 1e-300)])
-def test_the_lowest_temperature_and_top_p_take_the_most_probable_token(sampling: Sampling) -> None:
-    scores = torch.randn(50, generator=torch.Generator().manual_seed(0)) * 20
-    assert choose(scores, sampling, torch.Generator()) == int(scores.argmax())
-
-
-@pytest.mark.parametrize("temperature", [0, 1])
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_scores_that_are_no_numbers_are_an_error(number: float, temperature: float) -> None:
-    with pytest.raises(AccelerateError, match="scores of tokens must be finite"):
-        choose(torch.tensor([1, number, 0]), Sampling(temperature), torch.Generator())
 
 
 def test_stops_are_found_and_held_back() -> None:
