@@ -1,5 +1,7 @@
 """Pruners that correct the remaining weights: equal to references in double precision, with the same Hessians."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -98,6 +100,48 @@ def test_alps_is_as_good_as_its_published_iterations_with_exact_least_squares_in
     assert ((pruned != 0) == ours).double().mean() > 0.99
     assert error(pruned) < 1.02 * error(expected)
     assert error(pruned) < 1.02 * error(least_squares(weight.double(), hessian, pruned != 0))
+
+
+def conjugate_gradients(start: Tensor, weight: Tensor, hessian: Tensor, steps: int) -> Tensor:
+    """Return the weights after some steps from `start`, row by row on its support (Hestenes & Stiefel 1952)."""
+    result = start.clone()
+    for row, kept in enumerate(start != 0):
+        matrix, best = hessian[kept][:, kept], start[row, kept]
+        residual = (weight @ hessian)[row, kept] - matrix @ best
+        direction = residual
+        for _ in range(steps):
+            length = residual @ residual / (direction @ matrix @ direction)
+            best, after = best + length * direction, residual - length * (matrix @ direction)
+            direction = after + (after @ after) / (residual @ residual) * direction
+            residual = after
+        result[row, kept] = best
+    return result
+
+
+@pytest.mark.parametrize(("sparsity", "pattern"), [(0.8, UNSTRUCTURED), (0.5, Pattern(2, 4))])
+def test_alps_corrects_the_weights_by_exactly_three_steps_of_conjugate_gradients(
+    monkeypatch: pytest.MonkeyPatch, sparsity: float, pattern: Pattern
+) -> None:
+    weight, inputs, started = make_weight(24, 120), correlated(1024, 120), list[Tensor]()
+    hessian = 2 / 4 * inputs.double().T @ inputs.double()  # of four windows
+    hessian += 0.01 * hessian.diagonal().mean() * torch.eye(120, dtype=torch.float64)
+    scale = hessian.diagonal().sqrt()
+    scaled, unit = weight.double() * scale, hessian / scale / scale[:, None]
+    find_support = alps.find_support
+
+    def recorded(*arguments: Any) -> Tensor:
+        started.append(find_support(*arguments))
+        return started[-1]
+
+    monkeypatch.setattr(alps, "find_support", recorded)
+    pruned = prune(weight, inputs, PruneMethod.ALPS, sparsity, pattern=pattern).double() * scale
+    (start,) = started
+    two, three, four = (
+        float((pruned - conjugate_gradients(start.double(), scaled, unit, steps)).norm() / pruned.norm())
+        for steps in (2, 3, 4)
+    )
+    assert three < 1e-5
+    assert min(two, four) > 1e-4
 
 
 def admm_reference(weight: Tensor, hessian: Tensor, zeros: int, group: int) -> Tensor:
