@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seft.config import Allocation, Pattern, PruneConfig, PruneMethod
 from seft.errors import Cancelled
 from seft.models.targets import decoder_blocks, target_linears
 from seft.prune.loop import prune_model
 from seft.prune.mask import overfull_groups
-from seft.prune.reconstruct import reconstruct
+from seft.prune.reconstruct import _Part, reconstruct
 from seft.report import Phase, Progress, Reconstructed, Report
 from tests.seft.architectures import ARCHITECTURES, VOCABULARY
 from tests.tiny import untrained_tiny
@@ -94,6 +94,27 @@ def test_each_part_is_tuned_on_its_inputs_in_the_pruned_model() -> None:
     assert float((own - expected).square().sum() / expected.square().sum()) == pytest.approx(reported, rel=1e-4)
 
 
+def test_two_steps_of_a_linear_are_those_of_adam_at_the_learning_rate_and_at_half_of_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    dense, inputs = (torch.randn(size, generator=generator) for size in ((6, 8), (5, 8)))
+    pruned = dense.masked_fill(torch.rand(6, 8, generator=generator) < 0.5, 0)
+    linear, twin = (nn.Linear(8, 6, bias=False) for _ in range(2))
+    block = nn.Sequential(linear)
+    with torch.no_grad():
+        linear.weight.copy_(pruned)
+        twin.weight.copy_(dense)
+        part = _Part(block, nn.Sequential(twin), [lambda: block(inputs)], torch.device("cpu"), torch.device("cpu"))
+        part.tune(replace(CONFIG, reconstruct_epochs=2, reconstruct_learning_rate=0.01), generator, lambda: None)
+    expected, wanted, x = pruned.double(), dense.double() @ inputs.double().T, inputs.double()
+    mean, square = torch.zeros_like(expected), torch.zeros_like(expected)
+    for step, rate in ((1, 0.01), (2, 0.005)):
+        gradient = 2 * (expected @ x.T - wanted) @ x / wanted.square().sum() * (pruned != 0)
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        expected -= rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+    torch.testing.assert_close(linear.weight.detach().double(), expected, rtol=0, atol=1e-6)
+    assert torch.equal(linear.weight == 0, pruned == 0)
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
     dense = untrained_tiny()
     one, same, other = (
@@ -111,7 +132,8 @@ def test_a_pattern_stays_legal() -> None:
 
 def test_a_part_that_gets_no_better_keeps_its_pruned_weights() -> None:
     model, between, reports = reconstructed(untrained_tiny(), replace(CONFIG, reconstruct_learning_rate=1.0))
-    assert all(part.after == part.before for part in reports if isinstance(part, Reconstructed))
+    parts = [part for part in reports if isinstance(part, Reconstructed)]
+    assert all(part.after == part.before for part in parts)
     assert all(torch.equal(parameter, between[name]) for name, parameter in model.named_parameters())
 
 
