@@ -64,6 +64,7 @@ def test_two_processes_write_the_same_bytes(folder: Path, tmp_path: Path) -> Non
     process = multiprocessing.get_context("spawn").Process(target=export_half_sparse, args=(tmp_path / "elsewhere",))
     process.start()
     process.join()
+    assert process.exitcode == 0
     manifests = [(path / "manifest.json").read_bytes() for path in (folder, tmp_path / "elsewhere")]
     assert manifests[0] == manifests[1]
 

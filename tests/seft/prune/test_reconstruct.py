@@ -133,6 +133,7 @@ def test_a_pattern_stays_legal() -> None:
 def test_a_part_that_gets_no_better_keeps_its_pruned_weights() -> None:
     model, between, reports = reconstructed(untrained_tiny(), replace(CONFIG, reconstruct_learning_rate=1.0))
     parts = [part for part in reports if isinstance(part, Reconstructed)]
+    assert len(parts) == 2 * len(decoder_blocks(model))
     assert all(part.after == part.before for part in parts)
     assert all(torch.equal(parameter, between[name]) for name, parameter in model.named_parameters())
 
