@@ -1,5 +1,7 @@
 """LoRA with a second pruning: equal to doing it by hand, leaves nothing of PEFT, rejects what it cannot do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -86,6 +88,15 @@ def test_it_requires_the_pruning_settings_and_enough_text() -> None:
         Repair(pruned_tiny(), TOKENS, CONFIG)
     with pytest.raises(DataError, match="at least 4096 tokens"):
         Repair(pruned_tiny(), TOKENS, CONFIG, pruned=PruneConfig(0.6, tokens=4096))
+
+
+def test_the_windows_of_the_second_pruning_follow_from_the_seed_of_the_first() -> None:
+    first, again, other = (
+        Work(None, {}, CONFIG, TOKENS, replace(PRUNED, seed=seed)).calibration() for seed in (0, 0, 1)
+    )
+    assert first.shape == (PRUNED.samples, PRUNED.tokens)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_stacked_experts_are_rejected() -> None:
