@@ -18,13 +18,6 @@ from seft.config import Pattern, RateSchedule, Retain
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory, tiny_texts: list[str]) -> Path:
-    path = tmp_path_factory.mktemp("texts") / "topics.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_texts[:20]))
-    return path
-
-
-@pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, texts: Path) -> Path:
     out = tmp_path_factory.mktemp("checkpoints") / "pruned"
     options = ["--calibration", texts, "--samples", "16", "--tokens", "96", "--calibration-order", "sequential"]

@@ -8,9 +8,7 @@ import pytest
 
 from seft.checkpoint import sparsity
 from seft.checkpoint.facts import Record
-from tests.seft.test_cli import TRAINING, error_line, run, texts
-
-__all__ = ["texts"]  # a fixture
+from tests.seft.test_cli import TRAINING, error_line, run
 
 
 @pytest.fixture(scope="module")

@@ -29,25 +29,18 @@ def run(*arguments: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory, tiny_texts: list[str]) -> Path:
-    path = tmp_path_factory.mktemp("texts") / "topics.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_texts[:20]))
-    return path
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, text: Path) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, texts: Path) -> Path:
     out = tmp_path_factory.mktemp("made") / "first"
     learning = ["--distill-weight", "0.5", "--retain", "none", "--device", "cpu"]
-    command = ["compress", tiny_folder, "--data", text, "--sparsity", "0.6", *CALIBRATION, *TRAINING, *learning]
+    command = ["compress", tiny_folder, "--data", texts, "--sparsity", "0.6", *CALIBRATION, *TRAINING, *learning]
     assert run(*command, "--out", out) == 0
     return out
 
 
 def test_the_recipe_gives_the_same_bytes_again_and_a_changed_result_is_named(
-    made: Path, tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Path, tiny_folder: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inputs = ["--model", tiny_folder, "--data", text]
+    inputs = ["--model", tiny_folder, "--data", texts]
     assert run("reproduce", made / "sparsity.json", *inputs, "--out", tmp_path / "again", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["same"], answer["changes"]) == (True, [])
@@ -56,9 +49,9 @@ def test_the_recipe_gives_the_same_bytes_again_and_a_changed_result_is_named(
 
 
 def test_held_out_records_are_left_out_of_the_other_texts_also_when_the_recipe_is_run_again(
-    tiny_folder: Path, text: Path, tmp_path: Path
+    tiny_folder: Path, texts: Path, tmp_path: Path
 ) -> None:
-    lines = text.read_text().splitlines(keepends=True)
+    lines = texts.read_text().splitlines(keepends=True)
     parts = {"judged": lines[:3], "training": lines[3:], "all_kept": lines[2:12], "kept": lines[3:12]}
     files = {name: tmp_path / f"{name}.jsonl" for name in parts}
     for name, part in parts.items():
@@ -71,16 +64,16 @@ def test_held_out_records_are_left_out_of_the_other_texts_also_when_the_recipe_i
         found = Record.read(out).facts.texts
         return {role: found[role].records for role in ("calibration", "dataset", "held_out")}
 
-    both, apart = given(text, files["all_kept"]), given(files["training"], files["kept"])
+    both, apart = given(texts, files["all_kept"]), given(files["training"], files["kept"])
     learning = ["--evaluate-interval", "1", "--retain", "dataset", "--retain-tokens", "384", "--device", "cpu"]
     learning += TRAINING
-    for name, texts in (("both", both), ("apart", apart)):
-        command = ["compress", tiny_folder, "--sparsity", "0.6", *CALIBRATION, *learning, *texts]
+    for name, options in (("both", both), ("apart", apart)):
+        command = ["compress", tiny_folder, "--sparsity", "0.6", *CALIBRATION, *learning, *options]
         assert run(*command, "--out", tmp_path / name) == 0
         assert counts(tmp_path / name) == {"calibration": 17, "dataset": 17, "held_out": 3}
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("both", "apart")]
     assert weights[0] == weights[1]
-    sizes = ["--calibration", text, "--samples", "4", "--tokens", "96", "--method", "wanda"]
+    sizes = ["--calibration", texts, "--samples", "4", "--tokens", "96", "--method", "wanda"]
     assert run("prune", tiny_folder, "--sparsity", "0.6", *sizes, "--out", tmp_path / "pruned", "--device", "cpu") == 0
     assert (
         run("repair", tmp_path / "pruned", "--teacher", tiny_folder, *learning, *both, "--out", tmp_path / "two") == 0
@@ -107,27 +100,27 @@ def _changed(folder: Path, name: str, out: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json"])
 def test_a_changed_byte_of_the_model_is_refused_with_the_name_of_the_file(
-    name: str, made: Path, tiny_folder: Path, text: Path, capsys: pytest.CaptureFixture[str]
+    name: str, made: Path, tiny_folder: Path, texts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(tiny_folder, model := made.parent / f"changed-{name}")
     content = (model / name).read_bytes()
     changed = content[:-1] + bytes([content[-1] ^ 1]) if name.endswith(".safetensors") else content + b"\n"
     (model / name).write_bytes(changed)
-    command = ["reproduce", made / "sparsity.json", "--model", model, "--data", text, "--out", made.parent / "refused"]
+    command = ["reproduce", made / "sparsity.json", "--model", model, "--data", texts, "--out", made.parent / "refused"]
     assert run(*command) == 2
     assert f"these files have another SHA-256 than recorded: {name}." in capsys.readouterr().err
     assert not (made.parent / "refused").exists()
 
 
 def test_other_text_and_missing_inputs_are_refused_with_their_names(
-    made: Path, tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Path, tiny_folder: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (other := tmp_path / "other.jsonl").write_text(text.read_text().replace("a", "b", 1))
+    (other := tmp_path / "other.jsonl").write_text(texts.read_text().replace("a", "b", 1))
     command = ["reproduce", made / "sparsity.json", "--out", tmp_path / "out"]
     for given, message in (
         (["--model", tiny_folder, "--data", other], "other.jsonl must have the recorded SHA-256"),
         (["--model", tiny_folder], "the text 'topics.jsonl' must be given"),
-        (["--data", text], f"the model '{tiny_folder.name}' must be given"),
+        (["--data", texts], f"the model '{tiny_folder.name}' must be given"),
     ):
         assert run(*command, *given) == 2
         assert message in capsys.readouterr().err
@@ -148,7 +141,7 @@ def test_a_record_without_hashes_and_a_missing_manifest_are_refused(
 
 
 def test_another_result_ends_with_1_and_names_the_files_and_tensors(
-    made: Path, tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Path, tiny_folder: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = tmp_path / "recorded"
     shutil.copytree(made, record)
@@ -158,7 +151,7 @@ def test_another_result_ends_with_1_and_names_the_files_and_tensors(
     attempt = {"machine": data["facts"]["pruned_on"], "micro_batch": 2, "versions": data["versions"]}
     data["facts"]["attempts"] = [attempt, {**attempt, "micro_batch": 1}]
     (record / "sparsity.json").write_bytes(canonical_json(data))
-    inputs = ["--model", tiny_folder, "--data", text]
+    inputs = ["--model", tiny_folder, "--data", texts]
     assert run("reproduce", record / "sparsity.json", *inputs, "--out", tmp_path / "again") == 1
     line = capsys.readouterr().err
     assert "these files differ: model.safetensors (tensors: model." in line
@@ -168,10 +161,10 @@ def test_another_result_ends_with_1_and_names_the_files_and_tensors(
 
 
 def test_a_foreign_record_names_no_path_and_no_other_machine_and_every_text(
-    made: Path, tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Path, tiny_folder: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def outside(facts: dict[str, Any]) -> None:
-        facts["texts"]["calibration"]["name"] = facts["texts"]["dataset"]["name"] = str(text)
+        facts["texts"]["calibration"]["name"] = facts["texts"]["dataset"]["name"] = str(texts)
 
     def model_outside(facts: dict[str, Any]) -> None:
         facts["base"]["reference"] = str(tiny_folder)
@@ -182,8 +175,8 @@ def test_a_foreign_record_names_no_path_and_no_other_machine_and_every_text(
     record = tmp_path / "recorded"
     for change, given, message in (
         (outside, ["--model", tiny_folder], "must be given; it is not in this folder"),
-        (model_outside, ["--data", text], "must be given; it is not in this folder"),
-        (unnamed, ["--model", tiny_folder, "--data", text], "it has none for held_out"),
+        (model_outside, ["--data", texts], "must be given; it is not in this folder"),
+        (unnamed, ["--model", tiny_folder, "--data", texts], "it has none for held_out"),
         (lambda facts: facts["pruned_on"].update(dtype="load"), [], "facts.pruned_on.dtype is wrong"),
         (lambda facts: facts["pruned_on"].update(threads=0), [], "facts.pruned_on.threads is wrong"),
         (lambda facts: facts["texts"].update(other=facts["texts"]["dataset"]), [], "is wrong: Input should be"),
@@ -199,7 +192,7 @@ def test_a_foreign_record_names_no_path_and_no_other_machine_and_every_text(
 
 
 def test_a_model_of_the_hub_is_not_taken_from_a_local_folder_of_its_name(
-    made: Path, tiny_folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path, tiny_folder: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(made, record := tmp_path / "recorded")
     data = Record.read(made).data()
@@ -214,5 +207,5 @@ def test_a_model_of_the_hub_is_not_taken_from_a_local_folder_of_its_name(
         raise SourceError("model_not_found", "the hub was asked")
 
     monkeypatch.setattr(source, "find_on_hub", ask)
-    assert run("reproduce", record / "sparsity.json", "--data", text, "--out", tmp_path / "out") == 2
+    assert run("reproduce", record / "sparsity.json", "--data", texts, "--out", tmp_path / "out") == 2
     assert asked == [("owner/model", "c0ffee")]
