@@ -53,47 +53,40 @@ def export_half_sparse(out: Path) -> None:
     export(half_sparse(), out, FACTS)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("exported") / "model"
-    export_half_sparse(out)
-    return out
-
-
-def test_two_processes_write_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_write_the_same_bytes(exported: Path, tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(target=export_half_sparse, args=(tmp_path / "elsewhere",))
     process.start()
     process.join()
     assert process.exitcode == 0
-    manifests = [(path / "manifest.json").read_bytes() for path in (folder, tmp_path / "elsewhere")]
+    manifests = [(path / "manifest.json").read_bytes() for path in (exported, tmp_path / "elsewhere")]
     assert manifests[0] == manifests[1]
 
 
-def test_no_file_contains_the_path_of_the_folder(folder: Path) -> None:
-    for path in folder.iterdir():
-        assert str(folder.parent).encode() not in path.read_bytes(), path.name
+def test_no_file_contains_the_path_of_the_folder(exported: Path) -> None:
+    for path in exported.iterdir():
+        assert str(exported.parent).encode() not in path.read_bytes(), path.name
 
 
-def test_plain_transformers_loads_the_rounded_weights(folder: Path) -> None:
+def test_plain_transformers_loads_the_rounded_weights(exported: Path) -> None:
     loaded = half_sparse()
     round_weights(loaded.model)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     for name, weight in loaded.model.state_dict().items():
         assert torch.equal(weight, model.state_dict()[name]), name
 
 
-def test_whoever_can_read_one_file_can_read_all(folder: Path) -> None:
-    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+def test_whoever_can_read_one_file_can_read_all(exported: Path) -> None:
+    assert len({path.stat().st_mode for path in exported.iterdir()}) == 1
 
 
-def test_weights_are_bfloat16_with_no_negative_zero(folder: Path) -> None:
-    for name, weight in load_file(folder / "model.safetensors").items():
+def test_weights_are_bfloat16_with_no_negative_zero(exported: Path) -> None:
+    for name, weight in load_file(exported / "model.safetensors").items():
         assert weight.dtype == torch.bfloat16, name
         assert not (weight.view(torch.int16) == -(2**15)).any(), name
 
 
-def test_the_tokenizer_is_loaded_with_its_template(folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def test_the_tokenizer_is_loaded_with_its_template(exported: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(exported)
     assert tokenizer("def f(x): return ½").input_ids == tiny_tokenizer()("def f(x): return ½").input_ids
     assert tokenizer.apply_chat_template([{"content": "hello"}], tokenize=False) == "hello"
     assert tokenizer.eos_token == "<eos>"
@@ -108,22 +101,22 @@ def test_several_templates_are_in_the_folder_itself(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template == loaded.tokenizer.chat_template
 
 
-def test_the_configuration_files_work_with_older_loaders(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_bytes())
+def test_the_configuration_files_work_with_older_loaders(exported: Path) -> None:
+    config = json.loads((exported / "config.json").read_bytes())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
     assert config["dtype"] == "bfloat16"
     assert config["use_cache"] is True
     assert "quantization_config" not in config
-    assert json.loads((folder / "tokenizer_config.json").read_bytes())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert json.loads((exported / "tokenizer_config.json").read_bytes())["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
-def test_the_record_is_read_back_and_counts_the_files(folder: Path) -> None:
-    record = Record.read(folder)
+def test_the_record_is_read_back_and_counts_the_files(exported: Path) -> None:
+    record = Record.read(exported)
     assert record.facts == FACTS
-    assert record.sparsity == sparsity.of_folder(folder)
+    assert record.sparsity == sparsity.of_folder(exported)
     assert record.sparsity.linears.share == 0.5
     assert 0.3 < record.sparsity.model.share < 0.5
-    assert json.loads((folder / "sparsity.json").read_bytes())["sparsity"]["linears"]["share"] == 0.5
+    assert json.loads((exported / "sparsity.json").read_bytes())["sparsity"]["linears"]["share"] == 0.5
 
 
 def test_the_model_keeps_its_dtype_and_its_rotary_frequencies(tmp_path: Path) -> None:
@@ -143,9 +136,9 @@ def test_rounding_twice_is_rounding_once() -> None:
     assert all(torch.equal(once[name], weight) for name, weight in model.state_dict().items())
 
 
-def test_the_card_has_the_facts_that_a_reader_needs(folder: Path) -> None:
-    text = (folder / "README.md").read_text()
-    record = Record.read(folder)
+def test_the_card_has_the_facts_that_a_reader_needs(exported: Path) -> None:
+    text = (exported / "README.md").read_text()
+    record = Record.read(exported)
     assert text.startswith("---\n")
     for expected in (
         "base_model: owner/tiny",
@@ -173,11 +166,11 @@ def test_the_card_of_a_model_that_was_only_pruned_claims_no_repair(tmp_path: Pat
     assert "base_model" not in text
 
 
-def test_the_loading_lines_of_the_card_work(folder: Path) -> None:
-    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+def test_the_loading_lines_of_the_card_work(exported: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
     assert code
     names: dict[str, object] = {}
-    exec(code[1].replace("PATH", str(folder)), names)
+    exec(code[1].replace("PATH", str(exported)), names)
     assert type(names["model"]).__name__ == "LlamaForCausalLM"
 
 

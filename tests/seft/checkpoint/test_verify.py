@@ -17,19 +17,11 @@ from seft.checkpoint import verify as verification
 from seft.checkpoint.facts import MANIFEST, canonical_json, manifest
 from seft.checkpoint.verify import PACKAGE_ROOT, check, main, verify
 from seft.errors import VerifierKilledError, VerifyError
-from tests.seft.checkpoint.test_export import export_half_sparse
 from tests.waiting import alive, wait_for
 
 VERIFY_IN_NEW_PROCESS = verification.verify_in_new_process
 WEIGHTS = "model.safetensors"
 Q = "model.layers.2.self_attn.q_proj.weight"
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("exported") / "model"
-    export_half_sparse(out)
-    return out
 
 
 @pytest.fixture
