@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from seft.checkpoint import sparsity
@@ -28,6 +27,7 @@ from seft.repair.linear import RepairedLinear
 from seft.repair.rise import zeros_at
 from tests.seft.architectures import ARCHITECTURES, VOCABULARY
 from tests.seft.counting import counted
+from tests.seft.repair.repairing import logits
 from tests.tiny import tiny_tokenizer
 
 TOKENS = torch.randint(VOCABULARY, (600,), generator=torch.Generator().manual_seed(0))
@@ -42,12 +42,6 @@ every = pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     return tiny_tokenizer()
-
-
-def logits(model: Any) -> Tensor:
-    with torch.no_grad():
-        result: Tensor = model(input_ids=WINDOWS[:2], use_cache=False).logits
-    return result
 
 
 def budgets(model: Any) -> dict[str, int]:
