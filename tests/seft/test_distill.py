@@ -21,7 +21,7 @@ from seft.models.targets import decoder_blocks, target_linears
 from seft.repair import Repair
 from seft.report import Step
 from tests.seft.architectures import ARCHITECTURES
-from tests.seft.repair.repairing import TOKENS, Allocated, pruned_tiny, same_bits, short, weights
+from tests.seft.repair.repairing import TOKENS, Allocated, pruned_tiny, repaired, same_bits, short, weights
 from tests.tiny import VOCABULARY, untrained_tiny
 
 WINDOWS = Packed.plain(TOKENS[:120].view(3, 40))
@@ -136,11 +136,7 @@ def test_micro_batches_do_not_change_the_loss() -> None:
 
 def test_a_distilled_repair_resumes_exactly_and_only_with_its_teacher(tmp_path: Path) -> None:
     def run(stop: int, seed: int = 3) -> tuple[Any, Repair]:
-        model = pruned_tiny()
-        repair = Repair(model, TOKENS, short(**MIX), teacher=untrained_tiny(seed))
-        while repair.step < stop:
-            repair.advance()
-        return model, repair
+        return repaired(short(**MIX), stop, teacher=untrained_tiny(seed))
 
     whole, _ = run(8)
     _, half = run(4)

@@ -20,7 +20,7 @@ from seft.objective import CrossEntropy
 from seft.repair import Repair, schedule
 from seft.report import Evaluated, Progress, Report, Step
 from seft.retain import load_retained, save_retained, split_retained, start_tokens, with_predictions, write_windows
-from tests.seft.repair.repairing import PRUNED, TOKENS, pruned_tiny, same_bits, short, weights
+from tests.seft.repair.repairing import PRUNED, TOKENS, pruned_tiny, repaired, same_bits, short, weights
 from tests.tiny import beginning_tokenizer, tiny_tokenizer, untrained_tiny
 
 LENGTH = short().sequence_tokens
@@ -157,11 +157,7 @@ def test_both_texts_have_their_share_of_the_loss_although_few_tokens_are_trained
 
 def test_a_repair_resumes_exactly_and_only_with_its_retained_text(tmp_path: Path) -> None:
     def run(stop: int, text: Packed) -> tuple[Any, Repair]:
-        model = pruned_tiny()
-        repair = Repair(model, TOKENS, short(**KEEP), retained=text)
-        while repair.step < stop:
-            repair.advance()
-        return model, repair
+        return repaired(short(**KEEP), stop, retained=text)
 
     save_retained(retained(), tmp_path / "retained.safetensors")
     text = load_retained(tmp_path / "retained.safetensors")

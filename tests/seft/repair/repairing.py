@@ -16,7 +16,6 @@ from seft.config import Pattern, PruneConfig, PruneMethod, RepairConfig
 from seft.models.targets import Target, target_linears
 from seft.prune.loop import prune_model
 from seft.repair import Repair
-from seft.repair.best import HeldOutLoss
 from seft.repair.flat import FlatOptimizer
 from seft.repair.linear import RepairedLinear
 from seft.repair.window import Window
@@ -112,11 +111,11 @@ def repaired(
     config: RepairConfig,
     steps: int | None = None,
     dtype: torch.dtype = torch.float32,
-    held_out_loss: HeldOutLoss | None = None,
+    **inputs: Any,
 ) -> tuple[Any, Repair]:
-    """Return the pruned model and its repair after `steps` steps; None: after all."""
+    """Return the pruned model and its repair after `steps` steps; None: after all. The repair also gets `inputs`."""
     model = pruned_tiny(dtype)
-    repair = Repair(model, TOKENS, config, pruned=PRUNED, held_out_loss=held_out_loss)
+    repair = Repair(model, TOKENS, config, pruned=PRUNED, **inputs)
     for _ in range(config.steps if steps is None else steps):
         repair.advance()
     return model, repair
