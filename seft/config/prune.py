@@ -37,8 +37,8 @@ class PruneSchedule(StrEnum):
 class Compare(StrEnum):
     """The weights among which importance is compared: those of a row, of a linear, or of all linears of the model.
 
-    `auto` is the choice of the method's paper. With the schedule `gradual` it is `model`, or `layer` with an N:M pattern
-    or an allocation. `model` is possible with `gradual` only.
+    `auto` is the choice of the method's paper. With the schedule `gradual` it is `model`, or `layer` with an N:M
+    pattern or an allocation. `model` is possible with `gradual` only.
     """
 
     AUTO = "auto"
