@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +22,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests.hub_uploads import GITATTRIBUTES, Uploads, batch, commit, entry, take_object, upload_mode
+from tests.serving import serving
 
 SPACES = b" " * (1 << 20)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -74,15 +75,8 @@ def hub(
 
     Handler.repos, Handler.owners, Handler.seen = repos, owners or {}, [] if seen is None else seen
     Handler.uploads, Handler.away = uploads, away or Event()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
         yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:

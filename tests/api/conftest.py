@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,6 +28,7 @@ from core.tables import Import
 from tests import claims
 from tests.hollow import TEXTS, write_hollow
 from tests.hub import hub, use_hub
+from tests.waiting import wait_for
 
 NewClient = Callable[..., TestClient]
 Json = dict[str, Any]
@@ -142,12 +142,11 @@ def serving(app: FastAPI, client: TestClient) -> Iterator[Client]:
             app, port=0, http=HeadTimeoutProtocol, log_config=None, lifespan="off", timeout_graceful_shutdown=1
         )
     )
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
     try:
+        wait_for(lambda: server.started or not thread.is_alive())
+        port = server.servers[0].sockets[0].getsockname()[1]
         with Client(base_url=f"http://127.0.0.1:{port}", headers=dict(client.headers), timeout=20) as connected:
             yield connected
     finally:

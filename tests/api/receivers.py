@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.serving import serving
+
 DRIPS = {
     "a head": ("http", b"HTTP/1.1 200 OK\r\nX-Long: "),
     "a body": ("http", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"),
@@ -49,12 +51,8 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def receiving() -> Iterator[Receiver]:
     """Run a receiver that stores requests."""
-    with Receiver() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with serving(Receiver()) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 class Dripping:
@@ -65,13 +63,13 @@ class Dripping:
         self.end = threading.Event()
         self.server = socket.create_server(("127.0.0.1", 0))
         self.port = self.server.getsockname()[1]
-        self.threads = [threading.Thread(target=self._accept)]
+        self.threads = [threading.Thread(target=self._accept, daemon=True)]
         self.threads[0].start()
 
     def _accept(self) -> None:
         while not self.end.is_set():
             connection = self.server.accept()[0]
-            self.threads.append(threading.Thread(target=self._drip, args=[connection]))
+            self.threads.append(threading.Thread(target=self._drip, args=[connection], daemon=True))
             self.threads[-1].start()
 
     def _drip(self, connection: socket.socket) -> None:
@@ -92,5 +90,7 @@ class Dripping:
 def dripping(head: bytes, *, drips: bool = True) -> Iterator[Dripping]:
     """Run a receiver that drips."""
     receiver = Dripping(head, drips=drips)
-    yield receiver
-    receiver.close()
+    try:
+        yield receiver
+    finally:
+        receiver.close()

@@ -6,7 +6,6 @@ import tempfile
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from fastapi import FastAPI
@@ -21,6 +20,7 @@ from seft.models.source import find_on_hub
 from tests.api.conftest import Json, NewClient, problem
 from tests.hollow import CONFIG, safetensors, write_hollow
 from tests.hub import COMMIT, Repo, hub, use_hub
+from tests.serving import serving
 
 ONE = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 NUL, SURROGATE = "x\0ForCausalLM", "x\ud800ForCausalLM"
@@ -150,15 +150,10 @@ def test_no_answer_of_a_hub_is_read_without_limit(
         def log_message(self, *_: object) -> None:
             """Log nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
-    Thread(target=server.serve_forever, daemon=True).start()
-    use_hub(monkeypatch, f"http://127.0.0.1:{server.server_address[1]}", tmp_path / "cache")
-    try:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Endless)) as server:
+        use_hub(monkeypatch, f"http://127.0.0.1:{server.server_address[1]}", tmp_path / "cache")
         with pytest.raises(SourceError):
             find_on_hub("owner/name", None)
-    finally:
-        server.shutdown()
-        server.server_close()
     assert sum(sent) < 128 << 20
 
 

@@ -121,7 +121,7 @@ class Target:
     def costs(self) -> Iterator["Costs"]:
         """Measure the memory of the API, and the response times of another tenant, while the `with` block runs."""
         costs = Costs(self)
-        thread = threading.Thread(target=costs.watch)
+        thread = threading.Thread(target=costs.watch, daemon=True)
         thread.start()
         try:
             yield costs

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from benchmarks.load_generator import Connection, Request, quantile, send_at_rate
+from tests.serving import serving
 
 TOGETHER = 20
 REQUEST = Request("GET", "/", {})
@@ -39,12 +40,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def stalled() -> Iterator[Stalled]:
-    with Stalled() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving(Stalled()) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def test_requests_are_sent_while_none_has_a_response(stalled: Stalled) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from seft.data.records import Format
 from tests.browser import chromium
 from tests.browser.simulated_jobs import SimulatedJob
 from tests.hollow import write_hollow
+from tests.waiting import wait_for
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 TENANT = "acme"
@@ -95,13 +95,14 @@ def site(settings: Settings, tmp_path: Path) -> Iterator[Site]:
 def serve(app: FastAPI) -> Iterator[str]:
     """Serve the app in a thread, and yield its URL."""
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    try:
+        wait_for(lambda: server.started or not thread.is_alive())
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @dataclass
@@ -148,6 +149,7 @@ def new_user(browser: Browser, site: Site) -> Iterator[NewUser]:
     yield make
     for user in users:
         user.context.close()
+    for user in users:
         assert unexpected(user.console_errors) == []
 
 

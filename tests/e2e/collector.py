@@ -1,13 +1,14 @@
 """A trace collector for tests: accepts OTLP over HTTP, and stores the spans."""
 
 import gzip
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.serving import serving
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,5 @@ def spans(request: ExportTraceServiceRequest) -> Iterator[Span]:
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    with Collector() as collector:
-        thread = threading.Thread(target=collector.serve_forever)
-        thread.start()
+    with serving(Collector()) as collector:
         yield collector
-        collector.shutdown()
-        thread.join()

@@ -84,7 +84,7 @@ def test_a_supervisor_is_found_while_it_opens_and_closes_files(tmp_path: Path) -
         while not done.is_set():
             os.close(os.open(os.devnull, os.O_RDONLY))
 
-    thread = threading.Thread(target=toggle)
+    thread = threading.Thread(target=toggle, daemon=True)
     thread.start()
     try:
         assert {lock.holder() for _ in range(300)} == {os.getpid()}

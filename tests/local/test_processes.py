@@ -45,7 +45,7 @@ def test_a_process_is_spawned_from_the_main_thread_only(tmp_path: Path) -> None:
         except LocalError as error:
             caught.append(error)
 
-    thread = threading.Thread(target=spawn)
+    thread = threading.Thread(target=spawn, daemon=True)
     thread.start()
     thread.join()
     assert "main thread" in str(caught[0])

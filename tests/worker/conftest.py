@@ -213,7 +213,7 @@ class Running:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
-        self.thread = threading.Thread(target=supervisor.run)
+        self.thread = threading.Thread(target=supervisor.run, daemon=True)
 
     def __enter__(self) -> Supervisor:
         self.thread.start()

@@ -173,7 +173,7 @@ def main(folder: Path) -> None:
             resume(waiting)
             time.sleep(SAMPLE_SECONDS)
 
-    sampler = Thread(target=sample)
+    sampler = Thread(target=sample, daemon=True)
     try:
         verify.message_of = verified
         with verify.standby():

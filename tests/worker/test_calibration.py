@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,7 +19,7 @@ from core.specs import Dtype, Flops
 from core.tables import Worker
 from tests.core.conftest import FLOPS, GPU
 from tests.waiting import wait_for
-from tests.worker.conftest import Backend, supervisor
+from tests.worker.conftest import Backend, Running, supervisor
 from worker import calibration as module
 from worker.calibration import DTYPES, SHAPES, Calibration, measure, measure_all
 from worker.protocol import Task
@@ -163,13 +162,10 @@ def test_a_training_process_gets_the_speed_of_its_device_and_its_remaining_time_
         workers.record_flops(session, "worker-1", FLOPS)
     attempt = supervisor(backend, "save_when_asked")
     attempt.attempt = replace(attempt.attempt, capability=GPU)
-    thread = threading.Thread(target=attempt.run)
-    thread.start()
-    wait_for(lambda: backend.job(job_id).step == 4)
-    finish = forecast.finish(backend.job(job_id))
-    speed = Task.read(attempt.files.folder).speed
-    attempt.draining.set()
-    thread.join()
+    with Running(attempt):
+        wait_for(lambda: backend.job(job_id).step == 4)
+        finish = forecast.finish(backend.job(job_id))
+        speed = Task.read(attempt.files.folder).speed
     assert finish is not None
     assert timedelta() < finish - datetime.now(UTC) <= timedelta(hours=1)
     assert speed.flops == FLOPS

@@ -13,7 +13,7 @@ from core.tables import Job
 from seft.checkpoint.facts import Record
 from tests.claims import UNLIMITED
 from tests.waiting import wait_for
-from tests.worker.conftest import Backend
+from tests.worker.conftest import Backend, Running
 from tests.worker.test_pipeline import SPEC, Run, _restore_torch_settings  # noqa: F401
 from worker.attempt import Supervisor
 from worker.protocol import RESULT
@@ -26,12 +26,12 @@ def run(backend: Backend, *capabilities: Capability, **spec: Any) -> Job:
     for number, capability in enumerate(capabilities, 1):
         draining = threading.Event()
         attempt = Supervisor(backend.claim(capability), backend.sessions, backend.storage, settings, draining=draining)
-        thread = threading.Thread(target=attempt.run)
-        thread.start()
-        if number < len(capabilities):
-            wait_for(lambda: (backend.job(job_id).resume or {"step": 0})["step"] > 0)
-            draining.set()
-        thread.join()
+        running = Running(attempt)
+        with running:
+            if number < len(capabilities):
+                wait_for(lambda: (backend.job(job_id).resume or {"step": 0})["step"] > 0)
+                draining.set()
+            running.thread.join()
     return backend.job(job_id)
 
 

@@ -19,7 +19,7 @@ from core.states import Status
 from seft.checkpoint.formats import write_format
 from seft.config import OutputFormat
 from tests.waiting import wait_for
-from tests.worker.conftest import Backend, Workers, supervisor
+from tests.worker.conftest import Backend, Running, Workers, supervisor
 from tests.worker.stand_in import FORMAT, LARGE, SMALL
 from worker.attempt import Supervisor
 from worker.format_service import FormatService
@@ -65,7 +65,7 @@ class Watch(threading.Thread):
     """Records the largest space on the disk of every file below a folder that has the name of a format."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.folder, self.over, self.space = folder, threading.Event(), dict[str, int]()
 
     def run(self) -> None:
@@ -173,17 +173,17 @@ def test_a_file_that_is_not_completed_leaves_no_object_and_no_parts(
     monkeypatch.setattr("worker.format_service.SPARE_BYTES", 1 << 20 if ended == "too much" else 64 << 20)
     monkeypatch.setattr("worker.lifecycle.DRAIN_SECONDS", 0.5)
     attempt = supervisor(backend, "write_without_end" if ended == "too much" else "write_a_part_and_hang")
-    thread = threading.Thread(target=attempt.run)
-    thread.start()
-    if ended != "too much":
-        wait_for(lambda: uploads(backend))
-    if ended == "cancelled":
-        backend.request(actions.cancel, job_id)
-    elif ended == "drained":
-        attempt.draining.set()
-    elif ended == "silent":
-        monkeypatch.setattr("worker.watchdog.SILENT_SECONDS", 0.5)
-    thread.join()
+    running = Running(attempt)
+    with running:
+        if ended != "too much":
+            wait_for(lambda: uploads(backend))
+        if ended == "cancelled":
+            backend.request(actions.cancel, job_id)
+        elif ended == "drained":
+            attempt.draining.set()
+        elif ended == "silent":
+            monkeypatch.setattr("worker.watchdog.SILENT_SECONDS", 0.5)
+        running.thread.join()
     job, status = backend.job(job_id), Status.CANCELLED if ended == "cancelled" else Status.QUEUED
     assert (job.status, job.failures) == (status, 1 if code else 0)
     assert backend.event_rows(job_id)[-1].data.get("error", {}).get("code") == code
@@ -284,7 +284,7 @@ def test_memory_does_not_depend_on_the_size_of_a_file(
     (tmp_path / RESULT).mkdir()
     transfers, (connection, store) = Transfers(backend.storage, lambda _: None), pair
     service = FormatService(tmp_path, "jobs/x/1/result/", transfers)
-    thread = threading.Thread(target=service.serve, args=(connection, lambda: None))
+    thread = threading.Thread(target=service.serve, args=(connection, lambda: None), daemon=True)
     thread.start()
     block = bytes(1 << 20)
     tracemalloc.start()

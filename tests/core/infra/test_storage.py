@@ -1,7 +1,6 @@
 """Object storage on a real server."""
 
 import io
-import threading
 import urllib.request
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +14,7 @@ from pydantic import SecretStr
 from core.infra.clock import TOLERANCE
 from core.infra.storage import ABORT_INCOMPLETE_UPLOADS, Storage
 from core.settings import Settings
+from tests.serving import serving
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import LifecycleRuleUnionTypeDef
@@ -72,12 +72,10 @@ class DeniesDeletion(BaseHTTPRequestHandler):
 
 
 def test_an_object_that_could_not_be_deleted_is_an_error(settings: Settings) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), DeniesDeletion) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), DeniesDeletion)) as server:
         local = settings.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{server.server_port}"})
         with pytest.raises(ClientError, match="AccessDenied"):
             Storage(local).delete(["a"])
-        server.shutdown()
 
 
 def test_a_host_with_a_wrong_clock_signs_with_the_time_of_the_storage(storage: Storage, tmp_path: Path) -> None:

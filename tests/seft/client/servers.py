@@ -5,10 +5,12 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.serving import serving
+
+__all__ = ["Script", "Store", "file_view", "serving"]
 
 
 class Script(ThreadingHTTPServer):
@@ -117,14 +119,3 @@ def file_view(name: str, content: bytes, url: str = "http://nowhere") -> dict[st
     """Return a file as the API describes it."""
     sha256 = hashlib.sha256(content).hexdigest()
     return {"name": name, "size": len(content), "sha256": sha256, "url": url, "head_url": url}
-
-
-@contextmanager
-def serving(server: ThreadingHTTPServer) -> Iterator[None]:
-    """Run the server inside the context."""
-    with server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield
-        server.shutdown()
-        thread.join()

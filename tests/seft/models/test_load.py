@@ -139,11 +139,13 @@ def test_loading_in_bfloat16_needs_no_memory_for_float32(folder: Path) -> None:
         while not done.wait(0.002):
             peak = max(peak, private_bytes(os.getpid()) - before)
 
-    thread = threading.Thread(target=measure)
+    thread = threading.Thread(target=measure, daemon=True)
     thread.start()
-    model = load(source, dtype=torch.bfloat16).model
-    done.set()
-    thread.join()
+    try:
+        model = load(source, dtype=torch.bfloat16).model
+    finally:
+        done.set()
+        thread.join()
     size = sum(parameter.nbytes for parameter in model.parameters())
     assert size > 100_000_000
     assert peak < 1.3 * size

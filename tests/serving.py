@@ -1,0 +1,22 @@
+"""Runs HTTP servers in threads of the tests."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
+from typing import TypeVar
+
+Server = TypeVar("Server", bound=ThreadingHTTPServer)
+
+
+@contextmanager
+def serving(server: Server) -> Iterator[Server]:
+    """Run the server in a thread until the context ends, with an error or without one."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    with server:
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
