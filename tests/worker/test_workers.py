@@ -133,11 +133,13 @@ def test_a_worker_survives_a_restart_of_its_servers(backend: Backend, workers: W
     worker = workers.start(backend, STAND_IN, "succeed_slowly")
     job = backend.add_job(dataset)
     wait_for(lambda: ended(backend, [job]))
-    servers.valkey.kill()
-    servers.postgres.kill()
-    wait_for(lambda: "sweep.failed" in workers.log.read_text())
-    servers.valkey.start()
-    servers.postgres.start()
+    try:
+        servers.valkey.kill()
+        servers.postgres.kill()
+        wait_for(lambda: "sweep.failed" in workers.log.read_text())
+    finally:
+        servers.valkey.start()
+        servers.postgres.start()
     job = backend.add_job(dataset)
     wait_for(lambda: ended(backend, [job]))
     assert worker.poll() is None
