@@ -31,6 +31,7 @@ from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Worker
 from local import processes
 from tests import claims
 from tests.claims import UNLIMITED
+from tests.waiting import wait_for
 from worker import device, memory
 from worker.attempt import Supervisor
 
@@ -93,6 +94,12 @@ class Backend:
     def event_rows(self, job_id: str) -> list[JobEvent]:
         with self.sessions.begin() as session:
             return list(session.scalars(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id)))
+
+    def wait_for_renewals(self, job_id: str) -> None:
+        """Wait until the lease of a job has been renewed twice."""
+        for _ in range(2):
+            before = self.job(job_id).lease_expires_at
+            wait_for(lambda before=before: self.job(job_id).lease_expires_at != before)  # type: ignore[misc]
 
     def claims(self) -> list[tuple[str, str]]:
         """Return (job, worker) of every claim."""

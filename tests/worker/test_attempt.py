@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from core.infra.storage import Storage
-from core.jobs import actions, attempts, recovery
+from core.jobs import actions, attempts
 from core.settings import Settings
 from core.states import Phase, Status
 from core.tables import Job
@@ -325,20 +324,22 @@ class Stuck(Storage):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self.released = threading.Event()
+        self.started, self.released = threading.Event(), threading.Event()
 
     def upload(self, source: object, key: str, sent: object = None) -> None:
-        assert self.released.wait(30)
+        self.started.set()
+        self.released.wait()
 
 
 def test_the_lease_is_renewed_while_an_upload_hangs(backend: Backend, job_id: str) -> None:
     storage = Stuck(backend.settings)
     with Running(supervisor(Backend(backend.settings, backend.sessions, storage), "save_and_wait")):
-        time.sleep(1.5 * backend.settings.lease_seconds)
-        with backend.sessions.begin() as session:
-            assert recovery.requeue_lost(session, 3) == []
-        assert backend.job(job_id).status == Status.RUNNING
-        storage.released.set()
+        try:
+            assert storage.started.wait()
+            backend.wait_for_renewals(job_id)
+            assert backend.job(job_id).status == Status.RUNNING
+        finally:
+            storage.released.set()
 
 
 def test_the_training_process_gets_no_settings_and_no_other_variables(

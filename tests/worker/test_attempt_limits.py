@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +14,28 @@ from core.states import Status
 from core.tables import Job
 from tests.waiting import wait_for
 from tests.worker.conftest import Backend, Running, supervisor
+from worker import watchdog
+from worker.protocol import Message, Progressed
+from worker.watchdog import Overdue, Watchdog
+
+
+class Clock:
+    """The clock of the watchdog. A test can let time pass at once."""
+
+    def __init__(self) -> None:
+        self._skipped = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._skipped
+
+    def skip(self, seconds: float) -> None:
+        self._skipped += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    monkeypatch.setattr(watchdog, "time", clock := Clock())
+    return clock
 
 
 def test_a_silent_process_is_ended(backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,27 +51,32 @@ def test_a_silent_process_is_ended(backend: Backend, job_id: str, monkeypatch: p
 
 
 def test_a_process_is_not_ended_while_its_state_is_uploaded(
-    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, job_id: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Slow(Storage):
-        """Sends the first file a piece at a time, for longer than a process may be silent."""
+        """Sends a file a piece at a time, for longer than a process may be silent."""
 
         def upload(self, source: Path | BinaryIO, key: str, sent: Callable[[int], None] | None = None) -> None:
             assert sent is not None
-            if not first:
-                first.append(key)
-                monkeypatch.setattr("worker.watchdog.SILENT_SECONDS", 2.0)
-                for _ in range(10):
-                    time.sleep(0.3)
-                    sent(1)
-                monkeypatch.setattr("worker.watchdog.SILENT_SECONDS", 3600.0)
+            for _ in range(5):
+                clock.skip(watchdog.SILENT_SECONDS / 2)
+                wait_for(partial(checked_since, len(checks)))
+                sent(1)
             super().upload(source, key, sent)
 
-    first: list[str] = []
-    slow = replace(backend, storage=Slow(backend.settings))
-    supervisor(slow, "succeed").run()
-    assert first
-    assert backend.job(job_id).status == Status.SUCCEEDED
+    def checked_since(before: int) -> bool:
+        return len(checks) > before + 1
+
+    def check(self: Watchdog) -> Overdue | None:
+        checks.append(found := overdue(self))
+        return found
+
+    checks = list[Overdue | None]()
+    overdue: Callable[[Watchdog], Overdue | None] = Watchdog.overdue.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(Watchdog, "overdue", property(check))
+    with Running(supervisor(replace(backend, storage=Slow(backend.settings)), "save_and_wait")):
+        wait_for(lambda: backend.job(job_id).resume)
+    assert set(checks) == {None}
     assert "attempt.hung" not in backend.events(job_id)
 
 
@@ -62,10 +90,20 @@ def test_training_without_new_steps_is_ended(backend: Backend, job_id: str, monk
 
 
 def test_an_evaluation_between_two_steps_may_take_much_longer_than_a_step(
-    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, job_id: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.watchdog.STEP_SECONDS", 1.0)
+    """Each of its reports comes shortly before the process would count as hanging."""
+
+    def record_late(self: Watchdog, message: Message) -> None:
+        if isinstance(message, Progressed) and message.progress == 0.2:
+            evaluation.append(message)
+            clock.skip(0.9 * watchdog.STEP_SECONDS)
+        record(self, message)
+
+    evaluation, record = list[Message](), Watchdog.record
+    monkeypatch.setattr(Watchdog, "record", record_late)
     supervisor(backend, "evaluate_between_steps").run()
+    assert len(evaluation) == 20
     assert backend.job(job_id).status == Status.SUCCEEDED
 
 

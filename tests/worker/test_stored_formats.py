@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,7 +13,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from core.infra.storage import PART_BYTES, Part, Storage
-from core.jobs import actions, recovery
+from core.jobs import actions
 from core.states import Status
 from seft.checkpoint.formats import write_format
 from seft.config import OutputFormat
@@ -192,15 +191,16 @@ def test_a_file_that_is_not_completed_leaves_no_object_and_no_parts(
 
 def test_the_lease_is_renewed_while_a_part_is_uploaded(backend: Backend, job_id: str) -> None:
     class Slow(Storage):
-        """Needs longer for a part than a lease lasts."""
+        """Needs longer for a part than the time between two heartbeats."""
 
         def upload_part(self, key: str, upload: str, number: int, content: bytes) -> Part:
-            time.sleep(1.5 * backend.settings.lease_seconds)
-            with backend.sessions.begin() as session:
-                assert recovery.requeue_lost(session, 3) == []
+            backend.wait_for_renewals(job_id)
+            parts.append(number)
             return super().upload_part(key, upload, number, content)
 
+    parts = list[int]()
     supervisor(with_storage(backend, Slow), "store").run()
+    assert len(parts) > 1
     assert stored(backend, job_id) == {SMALL: FORMAT[:1000], LARGE: FORMAT}
 
 

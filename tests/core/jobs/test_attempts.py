@@ -5,10 +5,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import psycopg
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from core.errors import LeaseLostError
@@ -186,11 +187,13 @@ def test_two_workers_with_the_same_number_of_an_attempt_do_not_both_write(
 def test_the_lease_counts_from_the_end_of_a_claim_that_had_to_wait(sessions: Sessions, make_job: MakeJob) -> None:
     make_job()
     with sessions.begin() as session:
-        session.execute(text("SELECT now()"))
-        time.sleep(2.0)
+        began = session.scalars(select(func.now())).one()
+        waited = session.scalars(select(func.clock_timestamp())).one()
         claims.claim(session, "w1", LEASE)
-        left = session.scalars(text("SELECT EXTRACT(epoch FROM lease_expires_at - clock_timestamp()) FROM jobs")).one()
-    assert LEASE - 1 < left <= LEASE
+        expires = session.scalars(select(Job.lease_expires_at)).one()
+        ended = session.scalars(select(func.clock_timestamp())).one()
+    assert expires is not None
+    assert began < waited < expires - timedelta(seconds=LEASE) < ended
 
 
 def test_a_resumed_attempt_starts_from_the_saved_state(sessions: Sessions, make_job: MakeJob) -> None:
