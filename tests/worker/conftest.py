@@ -96,10 +96,10 @@ class Backend:
             return list(session.scalars(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id)))
 
     def wait_for_renewals(self, job_id: str) -> None:
-        """Wait until the lease of a job has been renewed twice."""
+        """Wait until the lease of a job has been renewed twice, or until the job does not run."""
         for _ in range(2):
             before = self.job(job_id).lease_expires_at
-            wait_for(lambda before=before: self.job(job_id).lease_expires_at != before)  # type: ignore[misc]
+            wait_for(lambda before=before: before is None or self.job(job_id).lease_expires_at != before)  # type: ignore[misc]
 
     def claims(self) -> list[tuple[str, str]]:
         """Return (job, worker) of every claim."""

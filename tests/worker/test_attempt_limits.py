@@ -102,6 +102,7 @@ def test_an_evaluation_between_two_steps_may_take_much_longer_than_a_step(
 
     evaluation, record = list[Message](), Watchdog.record
     monkeypatch.setattr(Watchdog, "record", record_late)
+    monkeypatch.setattr("worker.lifecycle.STACK_SECONDS", 0.0)
     supervisor(backend, "evaluate_between_steps").run()
     assert len(evaluation) == 20
     assert backend.job(job_id).status == Status.SUCCEEDED
@@ -151,6 +152,27 @@ def test_a_job_runs_no_longer_than_its_limit_over_all_attempts(backend: Backend)
     assert job.error is not None
     assert (job.status, job.attempt, job.error["code"]) == (Status.FAILED, 1, "run_time_exceeded")
     assert 100 < job.run_seconds < 110
+
+
+def test_the_upload_of_a_result_is_not_interrupted_by_the_limit_of_the_run_time(backend: Backend) -> None:
+    class Slow(Storage):
+        """Needs hours for the first file of the result."""
+
+        def upload(self, source: Path | BinaryIO, key: str, sent: Callable[[int], None] | None = None) -> None:
+            if "/result/" in key and not late:
+                late.append(key)
+                with backend.sessions.begin() as session:
+                    session.get_one(Job, job_id).run_seconds = 9999.0
+                wait_for(lambda: running.writer.requests.run_seconds > 9999)
+                backend.wait_for_renewals(job_id)
+            super().upload(source, key, sent)
+
+    late = list[str]()
+    job_id = backend.add_job(backend.add_dataset(["one " * 1024, "two"]), max_seconds=3600)
+    running = supervisor(replace(backend, storage=Slow(backend.settings)), "succeed")
+    running.run()
+    assert late
+    assert (backend.job(job_id).status, backend.job(job_id).error) == (Status.SUCCEEDED, None)
 
 
 @pytest.mark.parametrize("limits", [{"job_seconds": 1}, {"tenant_job_seconds": {"default": 1}}])
