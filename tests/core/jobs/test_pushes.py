@@ -1,0 +1,89 @@
+"""Pushes of a result: how many, which try may write, and the pauses between tries. `tests.worker` does the pushes."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import func, select, update
+
+from core.errors import Code, ProblemError
+from core.jobs import attempts, pushes
+from core.jobs.pushes import ClaimedPush
+from core.spec_parts import PushSpec
+from core.tables import Job, Push
+from core.webhooks import JITTER, RETRY_DELAYS
+from tests.core.conftest import MakeJob, Sessions
+from tests.core.jobs.test_attempts import claimed
+
+
+@pytest.fixture
+def job_id(sessions: Sessions, make_job: MakeJob) -> str:
+    """A job whose result was published."""
+    made, attempt = make_job(), claimed(sessions)
+    with sessions.begin() as session:
+        attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=[], scores={}, measured={})
+    return made
+
+
+def request(sessions: Sessions, job_id: str, revision: str = "main") -> Push:
+    with sessions.begin() as session:
+        target = PushSpec(repository="acme/sparse", revision=revision)
+        return pushes.request(session, session.get_one(Job, job_id), target)
+
+
+def claim(sessions: Sessions) -> ClaimedPush:
+    """Claim the push, whose lease or pause has ended."""
+    with sessions.begin() as session:
+        session.execute(update(Push).where(Push.due_at.is_not(None)).values(due_at=func.now() - timedelta(seconds=1)))
+    with sessions.begin() as session:
+        push = pushes.claim(session)
+    assert push is not None
+    return push
+
+
+def test_a_try_of_an_earlier_request_writes_nothing_even_if_a_newer_try_has_its_number(
+    sessions: Sessions, job_id: str
+) -> None:
+    request(sessions, job_id)
+    old, failed = claim(sessions), claim(sessions)
+    with sessions.begin() as session:
+        pushes.record_failure(session, failed, "hub_refused", "It was refused.", retry=False)
+    request(sessions, job_id)
+    current = claim(sessions)
+    assert (old.id, old.number, failed.number) == (current.id, current.number, 2)
+    with sessions.begin() as session:
+        pushes.record_success(session, old, "https://hub.example/commit/1")
+        assert not pushes.renew(session, old)
+    with sessions.begin() as session:
+        (row,) = pushes.list_all(session, job_id)
+        assert (row.state, row.commit_url) == ("running", None)
+        assert pushes.renew(session, current)
+
+
+def test_a_job_is_pushed_to_a_limited_number_of_branches_but_again_to_the_same_ones(
+    sessions: Sessions, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pushes, "MAX_TARGETS", 1)
+    first = request(sessions, job_id)
+    with pytest.raises(ProblemError, match="at most 1 branches") as error:
+        request(sessions, job_id, "other")
+    assert error.value.code is Code.LIMIT_REACHED
+    assert request(sessions, job_id).id == first.id
+
+
+@pytest.mark.parametrize("choose", [min, max])
+def test_the_pauses_between_the_tries_grow_and_differ_at_random(
+    sessions: Sessions, job_id: str, choose: Callable[[Sequence[float]], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secrets, "choice", choose)
+    request(sessions, job_id)
+    pauses = []
+    for _ in RETRY_DELAYS:
+        push = claim(sessions)
+        with sessions.begin() as session:
+            pushes.record_failure(session, push, "hub_unreachable", "It was down.", retry=True)
+            session.flush()
+            seconds = func.extract("epoch", Push.due_at - func.now())
+            pauses.append(float(session.scalars(select(seconds)).one()))
+    assert pauses == pytest.approx([delay * choose(JITTER) for delay in RETRY_DELAYS])
