@@ -1,6 +1,9 @@
 """Fixtures: a database with a dataset of one tenant, and jobs that use it."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from core import ids
 from core.capability import Capability
 from core.datasets import datasets
+from core.errors import Code, ProblemError
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.jobs import jobs
@@ -87,6 +91,29 @@ def storage(settings: Settings) -> Storage:
     return storage
 
 
+def accepted(sessions: Sessions, action: Callable[[Session, int], object], count: int = 4) -> int:
+    """Run an action in several transactions at once, with a number each. Return how many exceeded no limit.
+
+    Each transaction ends a while after its action, so that the others look before they can see what it wrote.
+    """
+    start = threading.Barrier(count)
+
+    def run(number: int) -> bool:
+        start.wait()
+        try:
+            with sessions.begin() as session:
+                action(session, number)
+                time.sleep(0.1)
+        except ProblemError as error:
+            if error.code is Code.LIMIT_REACHED:
+                return False
+            raise
+        return True
+
+    with ThreadPoolExecutor(count) as pool:
+        return sum(pool.map(run, range(count)))
+
+
 @contextmanager
 def plans(session: Session, option: str = "COSTS") -> Iterator[list[str]]:
     """Collect how Postgres runs the queries of the `with` block. With the option ANALYZE it also counts the rows."""
@@ -98,5 +125,7 @@ def plans(session: Session, option: str = "COSTS") -> Iterator[list[str]]:
             found.append("\n".join(rows.scalars()))
 
     event.listen(connection := session.connection(), "before_cursor_execute", explain)
-    yield found
-    event.remove(connection, "before_cursor_execute", explain)
+    try:
+        yield found
+    finally:
+        event.remove(connection, "before_cursor_execute", explain)

@@ -1,13 +1,11 @@
 """Order of the queue, and limits per tenant and per key."""
 
-import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from core.access.audit import Caller
 from core.access.keys import Scope
@@ -20,7 +18,7 @@ from core.specs import JobSpec
 from core.tables import Job
 from seft.data.records import Format
 from tests import claims
-from tests.core.conftest import Sessions
+from tests.core.conftest import Sessions, accepted
 from tests.core.jobs.test_attempts import LEASE, row
 
 MakeFor = Callable[..., str]
@@ -173,21 +171,22 @@ def test_jobs_of_a_key_at_its_limit_do_not_hide_those_of_other_keys(
 def test_concurrent_requests_cannot_exceed_the_limit_of_waiting_jobs(
     sessions: Sessions, spec: JobSpec, settings: Settings
 ) -> None:
-    caller, start = Caller("ours", "key_a", Scope.WRITE, "req"), threading.Barrier(4)
+    caller = Caller("ours", "key_a", Scope.WRITE, "req")
 
-    def create(_: int) -> bool:
-        start.wait()
-        try:
-            with sessions.begin() as session:
-                fairness.require_waiting_quota(session, caller, settings.model_copy(update={"tenant_waiting": 2}))
-                time.sleep(0.05)  # so that the others look before this one has written
-                jobs.create(session, "ours", spec, None, "")
-        except ProblemError:
-            return False
-        return True
+    def create(session: Session, _: int) -> None:
+        fairness.require_waiting_quota(session, caller, settings.model_copy(update={"tenant_waiting": 2}))
+        jobs.create(session, "ours", spec, None, "")
 
-    with ThreadPoolExecutor(4) as pool:
-        assert sum(pool.map(create, range(4))) == 2
+    assert accepted(sessions, create) == 2
+
+
+def test_concurrent_requests_cannot_exceed_the_limit_of_stored_bytes(sessions: Sessions) -> None:
+    def add(session: Session, number: int) -> None:
+        content = datasets.Content(str(number) * 64, 10, 2, Format.TEXT)
+        fairness.require_storage_quota(session, "ours", 20, sha256=content.sha256, more=content.bytes)
+        datasets.add(session, "ours", "texts.jsonl", content)
+
+    assert accepted(sessions, add) == 2
 
 
 def test_waiting_jobs_per_tenant_and_per_key_are_limited(sessions: Sessions, make: MakeFor, settings: Settings) -> None:
