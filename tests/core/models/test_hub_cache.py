@@ -54,6 +54,15 @@ def test_the_least_recently_used_model_is_deleted_first(cache: Path) -> None:
     assert cached(cache) == ["first", "third"]
 
 
+def test_a_model_that_is_used_again_counts_as_recently_used_without_a_download(cache: Path) -> None:
+    first = use(NAMES[0], 0, seconds=1)
+    use(NAMES[1], 0, seconds=2)
+    with using(first, 0):
+        pass
+    use(NAMES[2], 5 * first.bytes() // 2)
+    assert cached(cache) == ["first", "third"]
+
+
 def test_a_model_in_use_and_a_model_of_another_program_are_kept(cache: Path) -> None:
     fetch(find_on_hub(NAMES[0], None))
     second = use(NAMES[1], 0)
