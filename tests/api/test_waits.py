@@ -234,6 +234,16 @@ def test_many_requests_for_readiness_share_one_run_of_the_checks(
     assert len(statements) == 1
 
 
+def test_only_the_latest_keys_and_networks_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unknown_callers, "REMEMBERED", 2)
+    callers = unknown_callers.UnknownCallers(limited=True)
+    for name in ("a", "b", "a", "c"):
+        callers.record(name, name, valid=False)
+        callers.record("network", name, valid=True)
+    assert list(callers._arrivals) == ["a", "c"]
+    assert list(callers._known) == [digest("a"), digest("c")]
+
+
 @contextmanager
 def busy_threads(client: TestClient) -> Iterator[None]:
     """Occupy every thread of the server."""
