@@ -1,12 +1,13 @@
-"""Claims of jobs by a worker that has enough of everything, and without limits."""
+"""Claims of jobs by a worker that has enough of everything, and without limits. The row of a job."""
 
 from collections.abc import Mapping
 
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from core.capability import CPU, Capability
 from core.jobs import attempts
 from core.jobs.attempts import Attempt
+from core.tables import Job
 
 LARGEST = 2**63 - 1
 """Largest number of bytes that a row of a worker can hold."""
@@ -34,3 +35,9 @@ def claim(
         key_running=key_running,
         weights=weights,
     )
+
+
+def job_row(sessions: sessionmaker[Session], job_id: str) -> Job:
+    """Return the row of a job as it is now."""
+    with sessions.begin() as session:
+        return session.get_one(Job, job_id)

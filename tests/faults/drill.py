@@ -28,6 +28,7 @@ from local.stack import Api
 from migrations import upgrade
 from seft.client import Client
 from seft.client.responses import Job as JobAnswer
+from tests.claims import job_row
 from tests.faults.proxy import Proxy
 from tests.worker.conftest import add_measured_worker
 
@@ -119,8 +120,7 @@ class Drill:
         return self.client.create_job({**SPEC, "dataset": self.dataset, "seed": seed})["id"]
 
     def job(self, job_id: str) -> Job:
-        with self.sessions.begin() as session:
-            return session.get_one(Job, job_id)
+        return job_row(self.sessions, job_id)
 
     def worker_of(self, job_id: str) -> subprocess.Popen[bytes] | None:
         """Return the worker that runs the job now, or None."""

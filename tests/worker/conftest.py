@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core import ids
 from core.capability import CPU, Capability
+from core.infra import queue
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.jobs import jobs
@@ -34,6 +35,7 @@ from tests.claims import UNLIMITED
 from tests.waiting import wait_for
 from worker import device, memory
 from worker.attempt import Supervisor
+from worker.sweep import Sweep
 
 TENANT = "default"
 
@@ -79,8 +81,7 @@ class Backend:
         return attempt
 
     def job(self, job_id: str) -> Job:
-        with self.sessions.begin() as session:
-            return session.get_one(Job, job_id)
+        return claims.job_row(self.sessions, job_id)
 
     def request(self, action: Callable[[Session, str, str], Job], job_id: str) -> None:
         with self.sessions.begin() as session:
@@ -94,6 +95,11 @@ class Backend:
     def event_rows(self, job_id: str) -> list[JobEvent]:
         with self.sessions.begin() as session:
             return list(session.scalars(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id)))
+
+    def sweep(self, storage: Storage | None = None) -> Sweep:
+        """Return the sweep of a worker. It uses another object storage if one is given."""
+        app = queue.make_app(self.settings)
+        return Sweep("worker-1", self.settings, app, self.sessions, storage or self.storage)
 
     def wait_for_renewals(self, job_id: str) -> None:
         """Wait until the lease of a job has been renewed twice, or until the job does not run."""

@@ -16,7 +16,6 @@ from core.access import keys
 from core.access.keys import Scope
 from core.datasets import datasets, imports
 from core.errors import ProblemError
-from core.infra import queue
 from core.infra.storage import Storage, StoredObject
 from core.jobs import actions, attempts, retention
 from core.states import ImportState
@@ -25,7 +24,6 @@ from seft.data.records import Format
 from tests import claims
 from tests.worker.conftest import TENANT, Backend
 from worker import cleanup
-from worker.sweep import Sweep
 
 
 class Aged(Storage):
@@ -124,7 +122,7 @@ def test_the_sweep_deletes_expired_rows_and_their_objects(backend: Backend, job_
     with backend.sessions.begin() as session:
         other = datasets.Content(key.split("/")[1].split(".")[0], 30, 2, Format.TEXT)
         datasets.add(session, "theirs", "same.jsonl", other)
-    sweep = Sweep("worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, aged)
+    sweep = backend.sweep(aged)
     sweep.expire()
     assert backend.storage.keys("") == [key], "another tenant's dataset is the same object"
     assert backend.events(job_id)[-1] == "checkpoint.expired"
@@ -163,7 +161,7 @@ def test_all_expired_rows_are_deleted_in_batches(
     with backend.sessions.begin() as session:
         for statement in filter(str.strip, rows.split(";")):
             session.execute(text(statement))
-    Sweep("worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, backend.storage).expire()
+    backend.sweep().expire()
     with backend.sessions.begin() as session:
         assert tuple(session.execute(text(left)).one()) == (1, 0, 0, 0)
 
@@ -184,7 +182,7 @@ def test_nothing_of_a_deleted_job_stays_whoever_dies(backend: Backend, job_id: s
     (late / "job.json").write_text("{}")
     for path in (late, late.parent):
         os.utime(path, (time.time() - 90_000,) * 2)
-    sweep = Sweep("worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, aged)
+    sweep = backend.sweep(aged)
     sweep.clear_scratch()
     assert late.exists(), "a running job of another service writes such files"
     os.utime(late / "job.json", (time.time() - 90_000,) * 2)
@@ -247,7 +245,7 @@ def test_the_parts_of_an_upload_that_expired_are_deleted(backend: Backend, monke
         session.execute(text("UPDATE imports SET created_at = now() - interval '3 days'"))
         upload = row.upload
     assert backend.storage.parts(imports.key(row.id), upload)
-    sweep = Sweep("gpu-1", backend.settings, queue.make_app(backend.settings), backend.sessions, backend.storage)
+    sweep = backend.sweep()
     with monkeypatch.context() as broken:
         broken.setattr(Storage, "abort_upload", lambda *_: 1 / 0)
         sweep.run_once([sweep.expire_uploads])
@@ -278,7 +276,7 @@ def test_an_upload_whose_parts_cannot_be_deleted_keeps_no_other_garbage(backend:
         session.flush()
         session.execute(text("UPDATE imports SET created_at = now() - interval '3 days'"))
     storage = Refusing(backend.settings)
-    Sweep("gpu-1", backend.settings, queue.make_app(backend.settings), backend.sessions, storage).expire()
+    backend.sweep(storage).expire()
     with backend.sessions.begin() as session:
         states = [session.get_one(Import, row.id).state for row in rows]
     assert states == [ImportState.RECEIVING, ImportState.FAILED]
@@ -323,7 +321,7 @@ def test_a_storage_that_fails_keeps_neither_local_files_nor_the_states_of_other_
         backend.request(actions.cancel, attempt.job_id)
     (left := backend.settings.scratch / job_id / "1").mkdir(parents=True)
     storage = Refusing(backend.settings)
-    sweep = Sweep("worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, storage)
+    sweep = backend.sweep(storage)
     sweep.run_once([sweep.clean_up, sweep.clear_scratch])
     assert not left.parent.exists()
     assert cleanup.ended_with_states(backend.sessions, 9) == [(job_id, 1)]

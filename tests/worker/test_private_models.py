@@ -12,7 +12,6 @@ from pydantic import SecretStr
 from core.access import hub_tokens
 from core.access.encryption import Encryption
 from core.estimate.speed import Speed
-from core.infra import queue
 from core.jobs import actions
 from core.states import Reason, Status
 from seft.models.source import fetch_into, find_on_hub
@@ -23,7 +22,6 @@ from tests.worker.conftest import TENANT, Backend, Running
 from worker.attempt import Supervisor
 from worker.files import Files
 from worker.protocol import MODELS, Task
-from worker.sweep import Sweep
 from worker.transfers import TransferError, Transfers
 
 TOKEN = "hf_ours"
@@ -107,21 +105,17 @@ def test_a_missing_model_is_a_user_error(backend: Backend, repo: Repo, capfd: py
 def test_an_unreachable_hub_pauses_the_job_until_it_answers(
     backend: Backend, away: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sweep() -> None:
-        app = queue.make_app(backend.settings)
-        Sweep("worker-1", backend.settings, app, backend.sessions, backend.storage).resume_paused()
-
     job = add_job(backend, "acme/private")
     away.set()
     monkeypatch.setattr("worker.retries.RETRY_SECONDS", 0.0)
     assert not supervisor(backend).run()
-    sweep()
+    backend.sweep().resume_paused()
     row = backend.job(job)
     assert row.reason
     assert (row.status, row.failures, row.reason["code"]) == (Status.PAUSED, 0, Reason.HUB_UNREACHABLE)
     assert "cannot reach the model hub" in row.reason["message"]
     away.clear()
-    sweep()
+    backend.sweep().resume_paused()
     assert backend.job(job).status == Status.QUEUED
     assert supervisor(backend).run()
     assert backend.job(job).status == Status.SUCCEEDED
