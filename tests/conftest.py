@@ -135,21 +135,22 @@ def own_settings(servers: Servers, template: str, folder: Path) -> Iterator[Sett
     """
     number = next(NUMBERS)
     database, broker = databases.take(servers, template, f"test_{number}"), servers.valkey.url(number % 16)
-    with redis.Redis.from_url(broker) as client:
-        client.flushdb()
-    yield make_settings(
-        {
-            **servers.environment(),
-            "SEFT_DATABASE_URL": as_service(servers, database),
-            "SEFT_BROKER_URL": broker,
-            "SEFT_S3_BUCKET": f"test-{number}",
-            "SEFT_SCRATCH": str(folder / "scratch"),
-        }
-    )
-    databases.give_back(servers, database, f"spare_{number}")
-    # SeaweedFS creates separate volumes for each bucket, and their number is limited by the disk space.
-    with suppress(ClientError):
-        storage_client(servers).delete_bucket(Bucket=f"test-{number}")
+    variables = {
+        **servers.environment(),
+        "SEFT_DATABASE_URL": as_service(servers, database),
+        "SEFT_BROKER_URL": broker,
+        "SEFT_S3_BUCKET": f"test-{number}",
+        "SEFT_SCRATCH": str(folder / "scratch"),
+    }
+    try:
+        with redis.Redis.from_url(broker) as client:
+            client.flushdb()
+        yield make_settings(variables)
+    finally:
+        databases.give_back(servers, database, f"spare_{number}")
+        # SeaweedFS creates separate volumes for each bucket, and their number is limited by the disk space.
+        with suppress(ClientError):
+            storage_client(servers).delete_bucket(Bucket=f"test-{number}")
 
 
 @pytest.fixture(scope="session")

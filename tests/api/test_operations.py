@@ -25,8 +25,10 @@ NOWHERE = {
 def without(server: str, settings: Settings) -> Iterator[TestClient]:
     """Yield a client of a service that cannot reach one of its servers."""
     app = make_app(Settings.model_validate(settings.model_dump() | NOWHERE[server]))
-    yield TestClient(app)
-    app.state.services.engine.dispose()
+    try:
+        yield TestClient(app)
+    finally:
+        app.state.services.engine.dispose()
 
 
 def test_a_service_with_all_servers_is_ready(client: TestClient) -> None:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from local.servers import Servers
+from tests import databases
 from tests.api.receivers import Dripping, Receiver, dripping, receiving
+from tests.conftest import own_settings
 from tests.e2e.collector import Collector, collecting
 
 TESTS = sorted(Path(__file__).parents[1].rglob("*.py"))
@@ -50,3 +53,14 @@ def test_a_server_ends_when_the_test_that_uses_it_fails(
         fail()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", ports[0]))
+
+
+def test_the_database_of_a_test_that_fails_is_used_again(servers: Servers, template: str, tmp_path: Path) -> None:
+    def fail() -> None:
+        with own_settings(servers, template, tmp_path):
+            raise AssertionError("of the test")
+
+    before = len(databases.spare)
+    with pytest.raises(AssertionError, match="of the test"):
+        fail()
+    assert len(databases.spare) == max(before, 1)
