@@ -3,14 +3,17 @@
 import errno
 import itertools
 import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import pytest
 import redis
 from botocore.exceptions import ClientError, EndpointConnectionError
 from sqlalchemy import text, update
+from typing_extensions import override
 
 from core import workers
 from core.infra import queue
@@ -34,8 +37,7 @@ def test_a_full_disk_pauses_the_job_until_there_is_space(backend: Backend, job_i
     with backend.sessions.begin() as session:
         assert recovery.resume_paused_for(session, Reason.DISK_FULL, replace(UNLIMITED, disk=missing)) == []
         assert recovery.resume_paused_for(session, Reason.STORAGE_FULL, UNLIMITED) == []
-    sweep = Sweep("worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, backend.storage)
-    sweep.resume_paused()
+    backend.sweep().resume_paused()
     assert backend.job(job_id).status == Status.QUEUED
     supervisor(backend, "succeed").run()
     assert backend.job(job_id).status == Status.SUCCEEDED
@@ -101,27 +103,59 @@ def test_a_failing_step_of_the_sweep_does_not_prevent_the_others(backend: Backen
         assert client.llen("seft") == 1
 
 
-def test_a_storage_that_does_not_answer_does_not_delay_the_heartbeat(backend: Backend) -> None:
-    beats, done, never = itertools.count(1), threading.Event(), threading.Event()
+class Hanging(Sweep):
+    """A sweep whose steps can hang, as if a server did not answer. All its threads end with the `with` block."""
 
-    class Waiting(Sweep):
+    def __init__(self, backend: Backend) -> None:
+        settings = backend.settings.model_copy(update={"sweep_seconds": 0.01})
+        super().__init__("worker-1", settings, queue.make_app(settings), backend.sessions, backend.storage)
+        self.other_threads, self.over = set(threading.enumerate()), threading.Event()
+
+    def hang(self) -> None:
+        self.over.wait()
+        raise SystemExit
+
+    @override
+    def run_once(self, steps: Iterable[Callable[[], None]]) -> None:
+        if self.over.is_set():
+            raise SystemExit
+        super().run_once(steps)
+
+    @override
+    def _repeat(self, steps: Sequence[Callable[[], None]]) -> None:
+        with suppress(SystemExit):
+            super()._repeat(steps)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        for thread in set(threading.enumerate()) - self.other_threads:
+            thread.join()
+
+
+def test_a_storage_that_does_not_answer_does_not_delay_the_heartbeat(backend: Backend) -> None:
+    beats, done = itertools.count(1), threading.Event()
+
+    class Waiting(Hanging):
         def send_heartbeat(self) -> None:
             if next(beats) == 3:
                 done.set()
-                never.wait()
+                self.hang()
 
         def calibrate(self) -> None:
             """Start no measurement."""
 
         def resume_paused(self) -> None:
-            never.wait()
+            self.hang()
 
         def expire(self) -> None:
-            never.wait()
+            self.hang()
 
-    settings = backend.settings.model_copy(update={"sweep_seconds": 0.01})
-    Waiting("worker-1", settings, queue.make_app(settings), backend.sessions, backend.storage).start()
-    assert done.wait(20)
+    with Waiting(backend):
+        assert done.wait()
 
 
 def test_a_worker_without_notifications_ends_only_while_the_broker_answers(
@@ -143,29 +177,27 @@ def test_a_worker_without_notifications_ends_only_while_the_broker_answers(
 
 
 def test_a_long_list_of_objects_delays_no_paused_job(backend: Backend) -> None:
-    resumed, never = threading.Event(), threading.Event()
+    rounds, resumed = itertools.count(1), threading.Event()
 
-    class Listing(Sweep):
+    class Listing(Hanging):
         def send_heartbeat(self) -> None:
-            never.wait()
+            self.hang()
 
         def expire(self) -> None:
-            never.wait()
+            self.hang()
 
         def resume_paused(self) -> None:
             if next(rounds) == 3:
                 resumed.set()
-                never.wait()
+                self.hang()
 
-    rounds, settings = itertools.count(1), backend.settings.model_copy(update={"sweep_seconds": 0.01})
-    Listing("worker-1", settings, queue.make_app(settings), backend.sessions, backend.storage).start()
-    assert resumed.wait(20)
+    with Listing(backend):
+        assert resumed.wait()
 
 
 def test_an_unreachable_bucket_accepts_no_writes(backend: Backend) -> None:
     unreachable = Storage(backend.settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"}))
-    sweep = Sweep("worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, unreachable)
-    assert not sweep._storage_accepts_writes()
+    assert not backend.sweep(unreachable)._storage_accepts_writes()
 
 
 def test_an_outage_of_the_storage_pauses_the_job_until_it_answers(
@@ -184,24 +216,20 @@ def test_an_outage_of_the_storage_pauses_the_job_until_it_answers(
         def download(self, key: str, path: Path) -> None:
             raise EndpointConnectionError(endpoint_url="http://storage.internal:9000")
 
-    def sweep(storage: Storage) -> None:
-        app = queue.make_app(backend.settings)
-        Sweep("worker-1", backend.settings, app, backend.sessions, storage).resume_paused()
-
     monkeypatch.setattr("worker.retries.RETRY_SECONDS", 0.0)
     monkeypatch.setattr("core.jobs.recovery.FIRST_WAIT", 0.0)
     supervisor(backend, "succeed_when_resumed").run()  # its process crashes after two states are stored
     for _ in range(backend.settings.max_failures):
         for away in (Away(backend.settings), GoneAtStart(backend.settings)):
             assert not supervisor(replace(backend, storage=away), "succeed_when_resumed").run()
-            sweep(away)
+            backend.sweep(away).resume_paused()
             job = backend.job(job_id)
             assert job.reason is not None
             assert (job.status, job.failures) == (Status.PAUSED, 1), "the outage is no failure"
             assert job.reason["code"] == "storage_unreachable"
             assert job.reason["message"].startswith("The object storage does not answer")
             assert "internal" not in job.reason["message"]
-            sweep(backend.storage)
+            backend.sweep().resume_paused()
             assert backend.job(job_id).status == Status.QUEUED
     supervisor(backend, "succeed_when_resumed").run()
     assert backend.job(job_id).status == Status.SUCCEEDED
@@ -212,9 +240,7 @@ def test_a_job_that_waits_for_the_storage_can_be_paused_and_cancelled(backend: B
     with backend.sessions.begin() as session:
         attempts.pause_for(session, backend.claim(), Reason.STORAGE_UNREACHABLE, "m", needs=1)
     backend.request(actions.pause, job_id)
-    Sweep(
-        "worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, backend.storage
-    ).resume_paused()
+    backend.sweep().resume_paused()
     job = backend.job(job_id)
     assert job.reason is not None
     assert (job.status, job.reason["code"]) == (Status.PAUSED, Reason.ASKED)
@@ -236,5 +262,5 @@ def test_a_full_bucket_pauses_the_job_until_it_accepts_objects(backend: Backend,
     assert job.reason is not None
     assert (job.status, job.failures, job.reason["code"]) == (Status.PAUSED, 0, Reason.STORAGE_FULL)
     for storage, status in ((full, Status.PAUSED), (backend.storage, Status.QUEUED)):
-        Sweep("worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, storage).resume_paused()
+        backend.sweep(storage).resume_paused()
         assert backend.job(job_id).status == status
