@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from api.app import make_app
 from core.jobs import attempts
 from core.jobs.attempts import Attempt
-from tests.api.conftest import Json, problem, serving
+from tests.api.conftest import Json, finish, problem, serving
 from tests.waiting import wait_for
 
 Sessions = sessionmaker[Session]
@@ -35,11 +35,6 @@ def other_live(app: FastAPI, client: TestClient) -> Iterator[Client]:
     with serving(other, client) as connected:
         yield connected
     other.state.services.engine.dispose()
-
-
-def finish(sessions: Sessions, attempt: Attempt) -> None:
-    with sessions.begin() as session:
-        attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=[], scores={}, measured={})
 
 
 def test_events_come_in_order_and_in_pages(client: TestClient, attempt: Attempt, sessions: Sessions) -> None:

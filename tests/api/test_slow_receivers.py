@@ -12,9 +12,9 @@ from api.usecases import webhooks as usecases
 from core import webhooks
 from core.jobs.attempts import Attempt
 from core.tables import AuditEntry, Webhook
-from tests.api.conftest import NewClient, problem
+from tests.api.conftest import NewClient, finish, problem
 from tests.api.receivers import DRIPS, Receiver, dripping
-from tests.api.test_webhook_sender import call, deliveries, finish, hooked, known, receiver, rounds
+from tests.api.test_webhook_sender import call, deliveries, hooked, known, receiver, rounds
 from tests.waiting import wait_for
 
 __all__ = ["receiver"]  # a fixture

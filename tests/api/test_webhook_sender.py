@@ -26,7 +26,7 @@ from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.tables import Webhook, WebhookDelivery
 from core.webhooks import RETRY_DELAYS, DeliveryResult
-from tests.api.conftest import Json, NewClient, problem
+from tests.api.conftest import Json, NewClient, finish, problem
 from tests.api.receivers import Receiver, receiving
 
 Sessions = sessionmaker[Session]
@@ -73,11 +73,6 @@ def deliveries(client: TestClient, hook: Json) -> list[Json]:
 def make_due(sessions: Sessions) -> None:
     with sessions.begin() as session:
         session.execute(update(WebhookDelivery).where(WebhookDelivery.due_at.is_not(None)).values(due_at=func.now()))
-
-
-def finish(sessions: Sessions, attempt: Attempt) -> None:
-    with sessions.begin() as session:
-        attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=[], scores={}, measured={})
 
 
 def signed(secret: str, headers: dict[str, str], body: str) -> str:
