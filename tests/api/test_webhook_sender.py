@@ -13,7 +13,7 @@ from ipaddress import ip_network
 
 import anyio
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
@@ -147,11 +147,6 @@ def test_a_failed_delivery_is_retried_for_days_and_then_fails(
         assert rounds(sessions) == 1
         (delivery,) = deliveries(client, hook)
         assert [entry["status"] for entry in delivery["log"]] == [500] * (number + 1)
-        if number < len(RETRY_DELAYS):
-            with sessions.begin() as session:
-                wait = func.extract("epoch", WebhookDelivery.due_at - func.now())
-                pause = float(session.scalars(select(wait)).one())
-            assert 0.8 * RETRY_DELAYS[number] - 5 < pause < 1.2 * RETRY_DELAYS[number]
         make_due(sessions)
     assert delivery["state"] == "failed"
     assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
