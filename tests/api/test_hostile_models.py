@@ -119,6 +119,7 @@ def test_the_size_of_a_file_on_the_hub_is_checked_before_it_is_read(
             report = problem(client.get(f"/models/{name}"), 422, "model_refused")
             assert f"may have at most {MAX_FILE_BYTES} bytes" in report["detail"]
     read = [path for path, _ in seen if "/resolve/" in path]
+    assert read
     assert not [path for path in read for file in files if path.startswith(f"/owner/{file}/") and path.endswith(file)]
     assert not list((tmp_path / "cache").rglob("*"))
 

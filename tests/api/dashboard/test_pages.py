@@ -216,8 +216,9 @@ def test_missing_page_is_answered_with_an_error_page(browser: Browser) -> None:
 
 def test_assets_are_cached_permanently_under_a_url_of_their_content(browser: Browser) -> None:
     page = browser.show("/")
-    total = len(page)
-    for url in re.findall(r'(?:src|href)="(/dashboard/assets/[^"]+)"', page):
+    urls, total = re.findall(r'(?:src|href)="(/dashboard/assets/[^"]+)"', page), len(page)
+    assert {url.partition("?")[0].rpartition(".")[2] for url in urls} >= {"js", "css"}
+    for url in urls:
         response = browser.get(url)
         assert response.status_code == 200, url
         assert "immutable" in response.headers["cache-control"]
