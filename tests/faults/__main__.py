@@ -41,9 +41,11 @@ class Outcome:
     damaged: int
     """Number of files of the checkpoint whose stored bytes do not match their hash."""
     seconds: float
+    """Time from the start of its training process to its end."""
 
     @property
     def good(self) -> bool:
+        """True if the job was neither lost nor run twice nor changed. A fault that missed it proves nothing."""
         return self.status == "succeeded" and self.same and not self.overlapping and not self.damaged
 
 
@@ -52,11 +54,11 @@ def run_job(drill: Drill, number: int, fault: Fault, delay: float, expected: str
 
     Return its outcome and the hash of its checkpoint, which is compared with `expected`.
     """
-    began = time.monotonic()
     job_id = drill.post(seed=0)
-    drill.wait(lambda: drill.child_of(job_id))
+    started = drill.wait(lambda: drill.child_of(job_id))
+    began = time.monotonic()
     time.sleep(delay)
-    running = drill.job(job_id).status == "running"
+    running = started and drill.job(job_id).status == "running"
     hit = fault(drill, job_id) and running
     job = drill.end(job_id)
     sha256 = drill.sha256(job_id) if job["status"] == "succeeded" else ""
@@ -93,6 +95,11 @@ def run_jobs(drill: Drill, jobs: int, seed: int, kinds: Sequence[Fault], results
         yield outcome
 
 
+def never_hit(outcomes: Sequence[Outcome]) -> set[str]:
+    """Return the kinds of faults that happened to no running job, so that nothing is known about them."""
+    return {outcome.fault for outcome in outcomes} - {outcome.fault for outcome in outcomes if outcome.hit}
+
+
 def table(outcomes: Sequence[Outcome]) -> Table:
     """Return a table with one row per kind of fault."""
     rows = Table(
@@ -118,7 +125,10 @@ def run(
     folder: Annotated[Path, typer.Option(help="Folder for data and results.")] = Path(".faults"),
     minutes: Annotated[float, typer.Option(help="Start no more jobs after this many minutes.")] = 1e9,
 ) -> None:
-    """Run the remaining jobs and print the table. The exit status is 1 if a job was lost, run twice or changed."""
+    """Run the remaining jobs and print the table.
+
+    The exit status is 1 if a job was lost, run twice or changed, or if a kind of fault hit no running job.
+    """
     from tests.tiny import tiny_texts, train_tiny
 
     console, until = Console(), time.monotonic() + 60 * minutes
@@ -147,7 +157,8 @@ def run(
     if not faults.has_compiler():
         console.print("shift_clock was skipped: it needs a C compiler")
     console.print(f"objects without a row: {len(unreferenced)} {unreferenced[:3]}")
-    sys.exit(bool(unreferenced) or not all(outcome.good for outcome in outcomes))
+    console.print(f"faults that hit no running job: {', '.join(sorted(missed := never_hit(outcomes))) or 'none'}")
+    sys.exit(bool(unreferenced or missed) or not all(outcome.good for outcome in outcomes))
 
 
 if __name__ == "__main__":
