@@ -25,14 +25,21 @@ def add_inspect(command: argparse.ArgumentParser) -> None:
 
 
 def inspect(options: argparse.Namespace, _: Reporter) -> Answer:
-    """Count the zeros in the files of a folder."""
+    """Count the zeros in the files of a folder.
+
+    `changed` in the JSON data names a part whose zeros are not those of `sparsity.json`. It is None if there is none.
+    """
     from seft.checkpoint import folder
 
     counted, record = folder.inspect(options.folder)
     recorded = record.data() if record else {"facts": None, "versions": None}
     facts = {key: recorded[key] for key in ("facts", "versions")}
-    data = {"folder": str(options.folder), "sparsity": counted.data(), **facts}
-    return data, describe_model(counted, record)
+    changed = folder.changed_part(counted, record) if record else None
+    data = {"folder": str(options.folder), "sparsity": counted.data(), **facts, "changed": changed}
+    text = describe_model(counted, record)
+    if changed:
+        text += f"\nThe record does not describe these weights: sparsity.json has another number of zeros in {changed}."
+    return data, text
 
 
 def add_export(command: argparse.ArgumentParser) -> None:

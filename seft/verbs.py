@@ -15,8 +15,8 @@ import torch
 
 from seft import harness, stages
 from seft.checkpoint.export import round_weights
-from seft.checkpoint.facts import SPARSITY, Base, Facts, Machine, Record, Role
-from seft.checkpoint.folder import find_folder, tensors
+from seft.checkpoint.facts import Base, Facts, Machine, Record, Role
+from seft.checkpoint.folder import find_folder, recorded_facts, tensors
 from seft.checkpoint.formats import require_place, write_format
 from seft.checkpoint.outputs import new_file, new_folder, require_empty
 from seft.checkpoint.provenance import describe_model, this_machine
@@ -122,7 +122,8 @@ def repair(
 ) -> Record:
     """Repair the pruned model in a folder, write the result to `out` and verify it.
 
-    If another tool pruned the model, its zeros are counted. Raises ConfigError if it has none.
+    If another tool pruned the model, its zeros are counted. Raises ConfigError if it has none, or if the folder has a
+    `sparsity.json` that does not describe its weights.
 
     The number of nonzeros does not increase, and the N:M pattern is kept. `teacher` is a reference to the dense model;
     it is required if `config` distills or retains. `held_out` is a text in a format of `data`, read completely; it is
@@ -139,11 +140,7 @@ def repair(
     source, teacher_source = _fitting(find_folder(folder), config), find(teacher) if teacher else None
     if teacher_source:
         _require_teacher_fit(source, teacher_source)
-    known = Record.read(folder).facts if (folder / SPARSITY).exists() else None
-    if known and known.repair:
-        raise ConfigError(
-            "folder", "must be pruned and not repaired yet", str(folder), "Give the folder that seft prune wrote."
-        )
+    known = recorded_facts(folder)
     texts = Texts.read(data, held_out, retain_data)
     loaded, retained = _load(source, place, report), None
     dense_base = describe_model(teacher_source) if teacher_source and (config.distills or config.retains) else None

@@ -34,6 +34,11 @@ class Sparsity:
     linears: Count
     model: Count
 
+    @property
+    def by_name(self) -> dict[str, Count]:
+        """All counts by the name of their part."""
+        return {"linears": self.linears, "model": self.model, **self.layers}
+
     def data(self) -> dict[str, Any]:
         """Return the counts as JSON data. Each also has the computed `share`, the fraction of zeros."""
         return cast("dict[str, Any]", TypeAdapter(Sparsity).dump_python(self, mode="json"))

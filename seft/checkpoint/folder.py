@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seft.checkpoint.counts import Count, Sparsity
-from seft.checkpoint.facts import SPARSITY, Record
+from seft.checkpoint.facts import SPARSITY, Facts, Record
 from seft.errors import ConfigError, SourceError
 from seft.models.hub_files import REFUSED
 from seft.models.model_files import weight_files
@@ -50,6 +50,34 @@ def inspect(folder: Path) -> tuple[Sparsity, Record | None]:
     """
     source = find_folder(folder)
     return count_zeros(folder, source.config), Record.read(folder) if (folder / SPARSITY).exists() else None
+
+
+def changed_part(counted: Sparsity, record: Record) -> str | None:
+    """Return the name of a part whose zeros in the files are not those of `sparsity.json`, or None.
+
+    Then another program wrote the weights, and the record does not describe them.
+    """
+    recorded, actual = record.sparsity.by_name, counted.by_name
+    return next((name for name in actual if name in recorded and actual[name] != recorded[name]), None)
+
+
+def recorded_facts(folder: Path) -> Facts | None:
+    """Return how a pruned folder was made, or None if it has no `sparsity.json`.
+
+    Raises ConfigError if the folder is repaired already, or if its files do not have the zeros of `sparsity.json`.
+    """
+    if not (folder / SPARSITY).exists():
+        return None
+    counted, record = inspect(folder)
+    assert record
+    if record.facts.repair:
+        way_out = "Give the folder that seft prune wrote."
+        raise ConfigError("folder", "must be pruned and not repaired yet", str(folder), way_out)
+    if part := changed_part(counted, record):
+        rule = f"must have the zeros that its {SPARSITY} records for {part}, {record.sparsity.by_name[part].zeros}"
+        way_out = f"Prune the model again, or delete {SPARSITY} if another tool pruned it: its zeros are then counted."
+        raise ConfigError("folder", rule, counted.by_name[part].zeros, way_out, lead="it has")
+    return record.facts
 
 
 def find_folder(path: Path) -> ModelSource:

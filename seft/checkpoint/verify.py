@@ -291,9 +291,7 @@ def _listed(name: str, source: ByteSource) -> ListedFile:
 
 
 def _verify_counts(record: Record, counted: Sparsity) -> None:
-    recorded, actual = (
-        {"linears": part.linears, "model": part.model, **part.layers} for part in (record.sparsity, counted)
-    )
+    recorded, actual = record.sparsity.by_name, counted.by_name
     for name in recorded | actual:
         if recorded.get(name) != actual.get(name):
             raise VerifyError(

@@ -12,12 +12,16 @@ from safetensors.torch import load_file, save_file
 from seft.checkpoint import folder as reader
 from seft.checkpoint import sparsity
 from seft.checkpoint.counts import Count
+from seft.checkpoint.facts import Record
 from seft.checkpoint.folder import count_zeros, inspect
 from seft.checkpoint.provenance import hash_model
+from seft.cli import main
+from seft.config import RepairConfig
 from seft.errors import ConfigError, SourceError
 from seft.models.load import load
 from seft.models.source import find
 from seft.models.targets import target_linears
+from seft.verbs import repair
 from tests.seft.architectures import ARCHITECTURES
 from tests.seft.counting import counted
 from tests.tiny import sparse_tiny, tiny_tokenizer, untrained_tiny
@@ -107,6 +111,26 @@ def test_what_is_no_folder_of_a_model_is_refused(tmp_path: Path) -> None:
         inspect(tmp_path / "none")
     with pytest.raises(SourceError):
         inspect(tmp_path)
+
+
+def test_repair_refuses_a_record_that_does_not_describe_the_weights_and_inspect_says_so(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pruned = tmp_path / "pruned"
+    assert main(["prune", str(tiny_folder), "--sparsity", "0.5", "--method", "magnitude", "--out", str(pruned)]) == 0
+    weights = load_file(pruned / "model.safetensors")
+    weights[f"{Q}.weight"][0] = 1.0
+    save_file(weights, pruned / "model.safetensors", {"format": "pt"})
+    zeros = count_zeros(pruned, config(pruned)).linears.zeros
+    recorded = Record.read(pruned).sparsity.linears.zeros
+    rule = f"must have the zeros that its sparsity.json records for linears, {recorded}; it has {zeros}. Prune the model"
+    with pytest.raises(ConfigError, match=f"folder {rule}"):  # before any text is read or any weight is loaded
+        repair(pruned, RepairConfig(steps=1), tmp_path / "out", data=tmp_path / "none.jsonl")
+    capsys.readouterr()
+    assert main(["inspect", str(pruned)]) == 0
+    assert "The record does not describe these weights" in capsys.readouterr().out
+    assert main(["inspect", str(pruned), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["changed"] == "linears"
 
 
 def run(commands: list[list[str]]) -> list[tuple[int, str, str]]:
