@@ -103,6 +103,10 @@ class VerifyError(SeftError):
     code = "verify_failed"
 
 
+class RecordFileError(VerifyError):
+    """The `sparsity.json` of a checkpoint is missing, is damaged, or has another version."""
+
+
 class VerifierKilledError(VerifyError):
     """The process that verifies an exported checkpoint was killed, for example because the memory was full."""
 

@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 import seft
 from seft.checkpoint.counts import Sparsity
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig
-from seft.errors import ConfigError, VerifyError
+from seft.errors import ConfigError, RecordFileError
 from seft.models.source import Kind, ModelSource
 from seft.models.terms import Terms
 
@@ -190,21 +190,34 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> "Record":
-        """Read `sparsity.json` of a folder. Raises VerifyError if it is missing or was not written by this library."""
+        """Read `sparsity.json` of a folder. Raises RecordFileError if it is missing or this library cannot read it."""
         path = folder / SPARSITY
         try:
-            return _RECORD.validate_json(path.read_bytes())
+            content = path.read_bytes()
         except FileNotFoundError:
-            raise VerifyError(
+            raise RecordFileError(
                 f"{folder} must contain {SPARSITY}; it is missing. Create the folder with seft prune."
             ) from None
+        try:
+            return _RECORD.validate_json(content)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
-            raise VerifyError(
-                f"{path} must be as seft wrote it; {field or 'the file'} is wrong: {first['msg']}."
-                " Create the checkpoint again."
-            ) from None
+            wrong = f"{field or 'the file'} is wrong: {first['msg']}"
+        except ConfigError as error:
+            wrong = str(error).removesuffix(".")
+        raise RecordFileError(f"{path} must be as seft wrote it; {wrong}. {_way_out(content)}")
+
+
+def _way_out(content: bytes) -> str:
+    """Return what to do with the content of a `sparsity.json` that cannot be read. Another version can read its own."""
+    try:
+        written = json.loads(content)["versions"]["seft"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        written = None
+    if not isinstance(written, str) or written == seft.__version__:
+        return "Create the checkpoint again."
+    return f"seft {written} wrote it, and this is seft {seft.__version__}: use that version, or a newer one."
 
 
 _RECORD = TypeAdapter(Record)

@@ -103,6 +103,12 @@ class Footer(NamedTuple):
     sha256: bytes
 
 
+def version_of(head: bytes) -> int | None:
+    """Return the version of a container from its first 12 bytes, or None if they are not those of a container."""
+    magic, version = head[:8], head[8:12]
+    return int.from_bytes(version, "little") if magic == MAGIC and len(version) == 4 else None
+
+
 def pack_footer(index: bytes, begin: int) -> bytes:
     """Return the last 64 bytes of a container, which follow the index."""
     return _FOOTER.pack(begin, len(index), hashlib.sha256(index).digest(), VERSION, MAGIC)

@@ -60,6 +60,10 @@ class Container:
             footer = index.parse_footer(source.read(end, FOOTER_BYTES), source.size)
             self.files = index.parse(source.read(footer.begin, footer.size), footer)
         except ValueError as error:
+            version = index.version_of(source.read(0, min(source.size, len(HEAD))))
+            if version not in {None, index.VERSION}:
+                message = f"a compact container must have version {index.VERSION} of the format; {source.name} has"
+                raise ContainerError(f"{message} version {version}. Read it with a newer seft.") from error
             raise ContainerError(f"{source.name} is not an intact compact container: {error}. {AGAIN}") from error
 
     @property

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from backports import zstd
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from seft.checkpoint.compact import index
@@ -85,6 +85,7 @@ def part_at(byte: int) -> str | None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, len(WHOLE) - 1))
+@example(10)
 def test_a_truncated_container_is_refused(size: int) -> None:
     with pytest.raises(ContainerError, match=r"is not an intact compact container: .*Download the file again"):
         expanded(WHOLE[:size])
@@ -94,6 +95,10 @@ def test_a_container_of_a_later_version_is_refused() -> None:
     later = bytearray(WHOLE)
     struct.pack_into("<I", later, len(WHOLE) - 16, 2)
     with pytest.raises(ContainerError, match="the version of the format must be 1; it is 2"):
+        expanded(bytes(later))
+    struct.pack_into("<I", later, 8, 2)
+    later[-64:-16] = bytes(48)  # a later version may have another footer
+    with pytest.raises(ContainerError, match=r"must have version 1 .* has version 2\. Read it with a newer seft"):
         expanded(bytes(later))
 
 

@@ -2,10 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+import seft
 from seft.checkpoint.counts import Count, Sparsity
 from seft.checkpoint.facts import Base, Facts, Fingerprint, Record, canonical_json
 from seft.config import Compare, PruneConfig, PruneSchedule, RepairConfig
+from seft.errors import RecordFileError
 from seft.models.source import Kind
 
 
@@ -41,3 +46,24 @@ def test_a_file_of_an_older_version_has_the_defaults_of_newer_settings(tmp_path:
             del data["facts"][part][name]
     (tmp_path / "sparsity.json").write_bytes(canonical_json(data))
     assert Record.read(tmp_path) == written
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"facts": {}}, {"facts": {"prune": {"sparsity": 0.6, "method": "newer"}}}, {"facts": {"prune": {"sparsity": 7}}}],
+)
+def test_a_file_that_another_version_wrote_is_not_called_damaged(change: dict[str, Any], tmp_path: Path) -> None:
+    data = record(PruneConfig(0.6), RepairConfig(7)).data()
+    data["facts"] |= change["facts"]
+    if not change["facts"]:
+        del data["facts"]
+    for version, way_out in (
+        ("9.0", f"seft 9.0 wrote it, and this is seft {seft.__version__}: use that version, or a newer one."),
+        (seft.__version__, "Create the checkpoint again."),
+        (None, "Create the checkpoint again."),
+    ):
+        data["versions"] = {"seft": version}
+        (tmp_path / "sparsity.json").write_bytes(canonical_json(data))
+        with pytest.raises(RecordFileError, match="must be as seft wrote it") as caught:
+            Record.read(tmp_path)
+        assert str(caught.value).endswith(way_out)
