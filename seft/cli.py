@@ -23,7 +23,7 @@ from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, defau
 from seft.console import describe_checkpoint, progress_reporter
 from seft.data.records import require_file
 from seft.errors import SeftError
-from seft.exit_codes import report_error, stoppable, write_json
+from seft.exit_codes import accept_all_text, report_error, stoppable, write_json, write_line
 from seft.options import Config, add_options, read_options
 from seft.report import Phase, Progress, Reporter
 from seft.runtime import commands as runtime
@@ -56,18 +56,19 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
     """Run one command line and return its exit code. `program` is the command name in the usage text."""
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
+    accept_all_text()
     with stoppable() as codes:
         try:
             options = make_parser(program).parse_args(arguments)
             _require_texts(options)
             with progress_reporter() as report:
                 data, text = options.run(options, report)
+            if as_json:
+                write_json(data)
+            else:
+                write_line(text)
         except BaseException as error:
             return codes[0] if codes else report_error(error, " ".join([program, *arguments[:1]]), as_json=as_json)
-    if as_json:
-        write_json(data)
-    else:
-        sys.stdout.write(text + "\n")
     return 0
 
 

@@ -7,13 +7,14 @@ import errno
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of the errors of a disk without space, and of a user who may use no more of it."""
+NO_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""Part of the message of torch if the machine has no memory for a tensor. torch has no class of its own for this."""
 
 
 class SeftError(Exception):
-    """Base class of all errors of this library. A command that fails with the error ends with its `exit_code`."""
+    """Base class of all errors of this library. `seft.exit_codes` has the exit codes of a command that fails."""
 
     code = "seft_error"
-    exit_code = 2
 
 
 class ConfigError(SeftError):
@@ -123,7 +124,6 @@ class BitsDifferError(SeftError):
     """A recipe was run again, and its result has other bits than the recorded one."""
 
     code = "bits_differ"
-    exit_code = 1
 
 
 class ContainerError(SeftError):

@@ -17,13 +17,11 @@ from pathlib import Path
 
 from core.infra import sandbox
 from core.states import OUT_OF_MEMORY
+from seft.errors import NO_HOST_MEMORY
 from seft.parent_process import end_with_parent
 from worker.format_store import FormatStore
 from worker.protocol import Failed, Message, Task
 from worker.reporting import errors_sent, sender
-
-NO_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-"""Part of the message of torch if the machine has no memory for a tensor. torch has no separate error class."""
 
 
 def main(folder: Path, pipe: int, parent: int, connection: int) -> None:

@@ -5,12 +5,12 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from seft import exit_codes
 from seft.client.errors import ApiProblem, ClientError, IntegrityError, SetupError, Unreachable
 from seft.client.responses import Dataset, Json
 
@@ -42,6 +42,7 @@ Settings = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. It never asks if the input is not a terminal.")]
 LISTS = ("output.formats",)
 """Fields of a job whose value is a list. On the command line, one word stands for a list of this word."""
+Exit = exit_codes.Exit
 HASTY = (0.5, 1.0, 2.0)
 PATIENT = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 PIPE_COLUMNS = 200
@@ -59,27 +60,6 @@ Sparsity = Annotated[
     float | None,
     typer.Option(help="Fraction of zeros, such as 0.6. An N:M pattern implies it.", callback=finite),
 ]
-
-
-class Exit(IntEnum):
-    """Exit codes of the command `seft`."""
-
-    meaning: str
-
-    def __new__(cls, value: int, meaning: str) -> "Exit":
-        """Create an exit code with its meaning."""
-        member = int.__new__(cls, value)
-        member._value_, member.meaning = value, meaning
-        return member
-
-    DONE = 0, "Success."
-    FAILED = 1, "The command ran and failed: the job did not succeed, the dataset is invalid, or the disk is full."
-    USAGE = 2, "The command line, the address, the key or a setting is missing or invalid."
-    UNREACHABLE = 3, "The service does not answer, or another server answers."
-    REFUSED = 4, "The service rejected the request. The message names the field, the rule, the value and the way out."
-    NOT_INTACT = 5, "A downloaded file differs from the published one."
-    INTERRUPTED = 130, "Ctrl-C. A job continues. Run a download again to resume it."
-    ENDED = 143, "SIGTERM, in a command that works on this machine. Unfinished files were removed."
 
 
 @contextmanager

@@ -385,9 +385,3 @@ def test_the_best_state_on_a_held_out_text_is_kept(pruned: Path, texts: Path, tm
     assert f"The state after step {facts.kept_at} had the lowest loss" in card
     assert f"| held-out dataset sha256 | {facts.held_out_sha256} |" in card
     assert facts.held_out_sha256 == sha256(held_out)
-
-
-def test_an_error_is_printed_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    data = run_json(capsys, "inspect", tmp_path / "none")
-    assert data["error"]["code"] == "invalid_config"
-    assert "Check the path" in data["error"]["message"]

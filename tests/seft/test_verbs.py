@@ -14,6 +14,7 @@ import torch
 from seft import stages, verbs
 from seft.checkpoint.facts import Record
 from seft.cli import main
+from seft.exit_codes import Exit
 from tests.hollow import write_hollow
 from tests.tiny import tiny_tokenizer, untrained_tiny
 
@@ -112,12 +113,11 @@ def test_a_score_that_is_not_finite_is_an_error(
     tiny_tokenizer().save_pretrained(folder)
     text.write_text('{"text": "a loss that is too large"}\n')
     capsys.readouterr()
-    assert main(["evaluate", str(folder), "--data", str(text), "--tokens", "8", "--json"]) == 2
+    assert main(["evaluate", str(folder), "--data", str(text), "--tokens", "8", "--json"]) == Exit.FAILED
     message = "perplexity must be finite; it is inf. Prune the model less, or use another model or text."
     assert json.loads(capsys.readouterr().out) == {"error": {"code": "evaluate_failed", "message": message}}
 
     monkeypatch.setattr("seft.harness.find_task", lambda *_: None)
     monkeypatch.setattr("seft.harness.run_task", lambda *_: {"acc,none": 0.5, "f1,none": math.nan})
-    assert "f1,none of our_own must be finite; it is nan." in error_line(
-        capsys, "evaluate", folder, "--task", "our_own"
-    )
+    assert main(["evaluate", str(folder), "--task", "our_own"]) == Exit.FAILED
+    assert "f1,none of our_own must be finite; it is nan." in capsys.readouterr().err.splitlines()[-1]
