@@ -129,4 +129,9 @@ def _exists(out: Path) -> ConfigError:
 
 
 def _not_empty(out: Path) -> ConfigError:
-    return ConfigError("out", "must be a new or an empty folder", str(out), "Use another folder, or empty it.")
+    way_out = "Use another folder, or empty it."
+    with suppress(OSError, StopIteration):
+        name = next(path.name for path in out.iterdir() if path.name.startswith(UNFINISHED))
+        way_out = f"It has unfinished files of another command in {name}. Wait until it ends; if it was killed, delete"
+        way_out += " them. Or use another folder."
+    return ConfigError("out", "must be a new or an empty folder", str(out), way_out)

@@ -289,3 +289,10 @@ def test_an_export_that_is_terminated_while_it_is_verified_leaves_nothing(tiny_f
         process.send_signal(signal.SIGCONT)
     assert (verified, process.returncode) == (False, 143)
     assert not list(tmp_path.iterdir())
+
+
+def test_unfinished_files_of_a_killed_command_are_named(tmp_path: Path) -> None:
+    (out := tmp_path / "out").mkdir()
+    (out / ".seft-abc").mkdir()
+    with pytest.raises(ConfigError, match=r"It has unfinished files of another command in \.seft-abc\. Wait until"):
+        require_empty(out)
