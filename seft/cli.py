@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from typing_extensions import override
 
 from seft import file_commands as files
+from seft import option_rules as rules
 from seft.command_texts import VERBS
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, default_batch, default_steps
 from seft.console import describe_checkpoint, progress_reporter
-from seft.data.records import require_file
-from seft.errors import SeftError
+from seft.errors import ConfigError, SeftError
 from seft.exit_codes import accept_all_text, report_error, stoppable, write_json, write_line
 from seft.options import Config, add_options, read_options
 from seft.report import Phase, Progress, Reporter
@@ -57,10 +57,13 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     accept_all_text()
+    names: dict[str, str] = {}
     with stoppable() as codes:
         try:
             options = make_parser(program).parse_args(arguments)
-            _require_texts(options)
+            names = {**rules.names_of(options), **rules.names_of(options, REPAIR)}
+            rules.require_used(options, rules.hub_uses(options))
+            rules.require_texts(options)
             with progress_reporter() as report:
                 data, text = options.run(options, report)
             if as_json:
@@ -68,15 +71,9 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
             else:
                 write_line(text)
         except BaseException as error:
-            return codes[0] if codes else report_error(error, " ".join([program, *arguments[:1]]), as_json=as_json)
+            command, shown = " ".join([program, *arguments[:1]]), rules.naming_options(error, names)
+            return codes[0] if codes else report_error(shown, command, as_json=as_json)
     return 0
-
-
-def _require_texts(options: argparse.Namespace) -> None:
-    """Raise ConfigError if a text that an option names is not a file of records."""
-    for name in ("calibration", "data", "held_out", "retain_data"):
-        if path := getattr(options, name, None):
-            require_file(path, name)
 
 
 @contextmanager
@@ -163,8 +160,22 @@ def _compress(options: argparse.Namespace, report: Reporter) -> Result:
 def read_settings(options: argparse.Namespace, kind: type[Config], *, prefix: str = "", **values: object) -> Config:
     """Return the settings that the parsed command line gives, with the defaults that fit the model.
 
-    They are read with the usual defaults first, so that wrong settings are found before the model is looked up.
+    They are read with the usual defaults first, so that wrong settings are found before the model is looked up. An
+    error names the option of this `kind`: in `seft compress`, settings of both kinds may have the same name.
     """
+    try:
+        config = _read_settings(options, kind, prefix, values)
+        if isinstance(config, PruneConfig):
+            swaps = getattr(options, REPAIR + "swap_tokens", 0) > 0
+            rules.require_used(options, rules.prune_uses(config, swaps=swaps))
+        if isinstance(config, RepairConfig):
+            rules.require_used(options, rules.repair_uses(config), prefix)
+    except ConfigError as error:
+        raise rules.naming_options(error, rules.names_of(options, prefix)) from None
+    return config
+
+
+def _read_settings(options: argparse.Namespace, kind: type[Config], prefix: str, values: dict[str, Any]) -> Config:
     config = read_options(options, kind, prefix=prefix, **values, **default_sizes(options, kind, prefix))
     if not any(getattr(options, prefix + each.name) is None for each in fields(kind) if each.name in LENGTHS):
         return config
@@ -243,6 +254,7 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Reject unknown arguments here, so that the message points to the help of the command, not of `seft`."""
         parsed, unknown = super().parse_known_args(args, namespace)
+        rules.note_options(self, args or (), parsed)
         if unknown:
             name = unknown[0].partition("=")[0]
             names = [option for action in self._actions for option in action.option_strings]
@@ -291,9 +303,8 @@ def make_parser(program: str) -> argparse.ArgumentParser:
 def _add_prune(command: argparse.ArgumentParser) -> None:
     _add_model(command)
     add_options(command, PruneConfig, names={"order": "--calibration-order"}, optional={"sparsity", *LENGTHS})
-    command.add_argument(
-        "--calibration", type=Path, help="Calibration text, .jsonl or .txt. Not needed for plain magnitude pruning."
-    )
+    text = "Calibration text, .jsonl or .txt. Not needed for plain magnitude pruning."
+    command.add_argument("--calibration", type=rules.text_file, help=text)
     _add_out(command)
     _add_place(command)
 
@@ -326,9 +337,8 @@ def _add_compress(command: argparse.ArgumentParser) -> None:
 def _add_evaluate(command: argparse.ArgumentParser) -> None:
     _add_model(command)
     measure = command.add_mutually_exclusive_group(required=True)
-    measure.add_argument(
-        "--data", type=Path, help='Measure perplexity on a text: .jsonl with one {"text": "..."} per line, or .txt.'
-    )
+    text = 'Measure perplexity on a text: .jsonl with one {"text": "..."} per line, or .txt.'
+    measure.add_argument("--data", type=rules.text_file, help=text)
     measure.add_argument(
         "--choices", type=Path, help="Measure accuracy on multiple-choice questions, .jsonl. See docs/method.md."
     )
@@ -347,11 +357,11 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 
 def _add_texts(command: argparse.ArgumentParser) -> None:
     text = "Training text: .jsonl with one record per line, or .txt with one text."
-    command.add_argument("--data", type=Path, required=True, help=text)
+    command.add_argument("--data", type=rules.text_file, required=True, help=text)
     text = "Text to evaluate on, in a format of --data. Its records are not trained on. Needs --evaluate-interval."
-    command.add_argument("--held-out", type=Path, help=text)
+    command.add_argument("--held-out", type=rules.text_file, help=text)
     text = "Text to retain, in a format of --data, with --retain dataset."
-    command.add_argument("--retain-data", type=Path, help=text)
+    command.add_argument("--retain-data", type=rules.text_file, help=text)
 
 
 def _add_out(command: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from seft.config import FORMATS, OutputFormat, parse_format
 from seft.console import describe_model
 from seft.errors import BitsDifferError, ConfigError, ReproduceError
+from seft.option_rules import text_file
 from seft.report import Reporter
 
 SHOWN = 5
@@ -117,7 +118,7 @@ def add_reproduce(command: argparse.ArgumentParser) -> None:
         "--retain-data": "The text to retain.",
     }
     for name, text in texts.items():
-        command.add_argument(name, type=Path, help=f"{text} Not needed if a file of its name is in this folder.")
+        command.add_argument(name, type=text_file, help=f"{text} Not needed if a file of its name is in this folder.")
 
 
 def reproduce(options: argparse.Namespace, report: Reporter) -> Answer:

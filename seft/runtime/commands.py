@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from seft.errors import ConfigError
+from seft.option_rules import require_used, sampling_uses
 from seft.report import Reporter
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def add_serve(command: argparse.ArgumentParser) -> None:
 
 def generate(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], str]:
     """Generate a text and write it to stdout piece by piece, unless --json is given. Returns data and a last line."""
+    require_used(options, sampling_uses(options.temperature))
     model = _load(options)
     from seft.runtime.generate import Sampling
 

@@ -127,16 +127,19 @@ def test_contradictions_of_pruning_and_repair_are_rejected(
     gradual = ("compress", tiny_folder, "--sparsity", "0.5", "--schedule", "gradual", "--data", texts, *TRAINING)
     for arguments, message in (
         (("prune", tiny_folder, "--sparsity", "0.5", "--schedule", "gradual", *out), "Use seft compress, which prunes"),
-        ((*gradual, "--density", "0.1", *out), "density must be all with the schedule gradual; it is 0.1"),
-        ((*gradual, "--density", "all", "--prune-method", "wanda", *out), "method must be left out with the schedule"),
+        ((*gradual, "--density", "0.1", *out), "--density must be all with the schedule gradual; it is 0.1"),
+        (
+            (*gradual, "--density", "all", "--prune-method", "wanda", *out),
+            "--prune-method must be left out with the schedule",
+        ),
         (
             (*gradual, "--density", "all", "--repair-method", "spp", *out),
-            "density must be a number with the method spp",
+            "--density must be a number with the method spp",
         ),
-        ((*gradual, "--density", "all", "--rise", "0.1", *out), "rise must cover at least one of the 6 steps"),
-        ((*gradual, "--density", "all", "--evaluate-interval", "2", *out), "held_out must be given"),
-        ((*gradual, "--density", "all", "--clip-norm", "1", *out), "clip_norm must be left out with density all"),
-        ((*gradual, "--density", "0.1", "--swap-tokens", "64", *out), "swap_tokens must be 0 if density is a number"),
+        ((*gradual, "--density", "all", "--rise", "0.1", *out), "--rise must cover at least one of the 6 steps"),
+        ((*gradual, "--density", "all", "--evaluate-interval", "2", *out), "--held-out must be given"),
+        ((*gradual, "--density", "all", "--clip-norm", "1", *out), "--clip-norm must be left out with density all"),
+        ((*gradual, "--density", "0.1", "--swap-tokens", "64", *out), "--swap-tokens must be 0 if density is a number"),
     ):
         assert message in error_line(capsys, *arguments)
     assert not (tmp_path / "out").exists()
@@ -180,7 +183,7 @@ def test_a_pattern_is_pruned_repaired_counted_and_recorded(
     assert (data["facts"]["prune"]["pattern"], data["facts"]["prune"]["sparsity"]) == ("2:4", 0.5)
     assert Record.read(tmp_path / "out").facts.prune.pattern == Pattern(2, 4)
     assert "by ria with dsnot (2:4)" in (tmp_path / "out" / "README.md").read_text()
-    sizes = ["--steps", "6", "--batch-tokens", "192", "--sequence-tokens", "64", "--update-interval", "2"]
+    sizes = ["--steps", "6", "--batch-tokens", "192", "--sequence-tokens", "64"]
     command = ["repair", tmp_path / "out", "--data", texts, "--density", "0.02", *sizes]
     rates = ["--schedule", "cosine", "--warmup-steps", "2", "--weight-decay", "0.01"]
     assert (
@@ -190,7 +193,8 @@ def test_a_pattern_is_pruned_repaired_counted_and_recorded(
     assert repair
     assert (repair.schedule, repair.warmup_steps, repair.weight_decay) == (RateSchedule.COSINE, 2, 0.01)
     assert sparsity.of_folder(tmp_path / "mended") == sparsity.of_folder(tmp_path / "out")
-    assert run_json(capsys, *command, "--out", tmp_path / "evolved")["grown_zeros"] > 0
+    events = ["--update-interval", "2", "--out", tmp_path / "evolved"]
+    assert run_json(capsys, *command, *events)["grown_zeros"] > 0
     assert run_json(capsys, "inspect", tmp_path / "evolved")["sparsity"]["linears"]["share"] >= 0.5
     for name, tensor in load_file(tmp_path / "evolved" / "model.safetensors").items():
         if "_proj" in name:
@@ -202,7 +206,7 @@ def test_blocks_are_reconstructed_after_pruning(
 ) -> None:
     sizes = ["--calibration", texts, "--samples", "8", "--tokens", "96", "--out"]
     command = ["prune", tiny_folder, "--sparsity", "0.7", "--method", "magnitude"]
-    assert run(*command, *sizes, tmp_path / "plain") == 0
+    assert run(*command, "--out", tmp_path / "plain") == 0
     assert run(*command, "--reconstruct-epochs", "2", *sizes, tmp_path / "tuned") == 0
     assert "block 0, self_attn: error" in capsys.readouterr().err
     plain, tuned = (perplexity(capsys, tmp_path / name, texts) for name in ("plain", "tuned"))
@@ -210,7 +214,7 @@ def test_blocks_are_reconstructed_after_pruning(
     counts = [sparsity.of_folder(tmp_path / name).linears.zeros for name in ("plain", "tuned")]
     assert counts[0] == counts[1]
     line = error_line(capsys, *command, "--reconstruct-epochs", "1", "--out", tmp_path / "none")
-    assert "calibration must be given for reconstruction" in line
+    assert "--calibration must be given for reconstruction" in line
 
 
 def test_a_sparsity_of_the_whole_model_is_distributed_and_recorded(
@@ -264,40 +268,40 @@ def test_settings_out_of_range_are_rejected(
     prune, out = ("prune", tiny_folder, "--sparsity"), ("--out", tmp_path / "out")
     repair = ("repair", tiny_folder, "--data", texts, "--steps")
     for arguments, message in (
-        ((*prune, "1.2", *out), "sparsity must be from 0.0 to 0.99; it is 1.2"),
+        ((*prune, "1.2", *out), "--sparsity must be from 0.0 to 0.99; it is 1.2"),
         ((*prune, "half", *out), "invalid float value: 'half'"),
-        (("prune", tiny_folder, *out), "sparsity must be given if the pattern is not N:M"),
+        (("prune", tiny_folder, *out), "--sparsity must be given if the pattern is not N:M"),
         ((*prune, "0.6", "--pattern", "2:4", *out), "must be 0.5, the sparsity of the pattern 2:4"),
         ((*prune, "0.6", "--pattern", "4:2", *out), "pattern must be unstructured, or N:M"),
-        ((*prune, "0.6", "--method", "magnitude", "--refine", "dsnot", *out), "calibration must be given for dsnot"),
+        ((*prune, "0.6", "--method", "magnitude", "--refine", "dsnot", *out), "--calibration must be given for dsnot"),
         ((*prune, "0.6", "--allocation", "best", *out), "invalid choice: 'best'"),
-        ((*prune, "0.5", *out), "calibration must be given for admm"),
+        ((*prune, "0.5", *out), "--calibration must be given for admm"),
         ((*prune, "0.5", "--out", tiny_folder), "must be a new or an empty folder"),
-        ((*repair, "0", *out), "steps must be at least 1"),
-        ((*repair, "1", "--batch-tokens", "700", *out), "must be a multiple of sequence_tokens"),
-        ((*prune, "0.5", "--damping", "0", *out), "damping must be from 1e-06 to 1.0"),
-        ((*repair, "1", "--warmup-steps", "-1", *out), "warmup_steps must be from 0 to 0; it is -1"),
-        ((*repair, "1", "--density", "0.1", "--weight-decay", "2", *out), "weight_decay must be from 0.0 to 1.0"),
-        ((*repair, "1", "--settle", "2", *out), "settle must be from 0.0 to 1.0"),
+        ((*repair, "0", *out), "--steps must be at least 1"),
+        ((*repair, "1", "--batch-tokens", "700", *out), "must be a multiple of --sequence-tokens"),
+        ((*prune, "0.5", "--damping", "0", *out), "--damping must be from 1e-06 to 1.0"),
+        ((*repair, "1", "--warmup-steps", "-1", *out), "--warmup-steps must be from 0 to 0; it is -1"),
+        ((*repair, "1", "--density", "0.1", "--weight-decay", "2", *out), "--weight-decay must be from 0.0 to 1.0"),
+        ((*repair, "1", "--settle", "2", *out), "--settle must be from 0.0 to 1.0"),
         ((*repair, "1", "--schedule", "steep", *out), "invalid choice: 'steep'"),
-        ((*repair, "1", "--distill-weight", "0.5", *out), "teacher must be given for distillation"),
-        ((*repair, "1", "--teacher", tiny_folder, *out), "teacher must not be set without distillation"),
-        ((*repair, "1", "--retain", "written", *out), "teacher must be given if text is retained"),
+        ((*repair, "1", "--distill-weight", "0.5", *out), "--teacher must be given for distillation"),
+        ((*repair, "1", "--teacher", tiny_folder, *out), "--teacher must not be set without distillation"),
+        ((*repair, "1", "--retain", "written", *out), "--teacher must be given if text is retained"),
         (
             (*repair, "1", "--retain", "dataset", "--retain-tokens", "9", *out),
-            "retain_tokens must be at least twice sequence_tokens",
+            "--retain-tokens must be at least twice --sequence-tokens",
         ),
         (
             (*repair, "2", "--retain", "dataset", "--teacher", tiny_folder, *out),
-            "retain_data must be given if retain is dataset, and only then",
+            "--retain-data must be given if retain is dataset, and only then",
         ),
         (
             (*repair, "1", "--retain-data", texts, *out),
-            "retain_data must be given if retain is dataset, and only then",
+            "--retain-data must be given if retain is dataset, and only then",
         ),
-        ((*repair, "1", "--evaluate-interval", "5", *out), "held_out must be given if evaluate_interval is set"),
-        ((*repair, "1", "--held-out", texts, *out), "held_out must not be set if evaluate_interval is 0"),
-        ((*repair, "1", "--patience", "2", *out), "patience must be 0 if evaluate_interval is 0"),
+        ((*repair, "1", "--evaluate-interval", "5", *out), "--held-out must be given if --evaluate-interval is set"),
+        ((*repair, "1", "--held-out", texts, *out), "--held-out must not be set if --evaluate-interval is 0"),
+        ((*repair, "1", "--patience", "2", *out), "--patience must be 0 if --evaluate-interval is 0"),
         (("evaluate", tiny_folder, "--data", texts, "--device", "tpu"), "invalid choice: 'tpu'"),
         (("flatten", tiny_folder), "invalid choice: 'flatten'"),
     ):
@@ -314,7 +318,7 @@ def test_unusable_models_and_texts_are_rejected(
         (("prune", tiny_folder, "--sparsity", "0.5", "--calibration", broken, *out), "line 3"),
         (("prune", none, "--sparsity", "0.5", "--calibration", texts, *out), "none"),
         (("repair", tiny_folder, "--data", texts, "--steps", "1", *out), "must have at least 1% zeros"),
-        (("evaluate", tiny_folder, "--data", tmp_path / "none.txt"), "data must be a file"),
+        (("evaluate", tiny_folder, "--data", tmp_path / "none.txt"), "--data must be a file"),
         (("inspect", none), "folder must be a folder with a model"),
     ):
         assert message in error_line(capsys, *arguments)

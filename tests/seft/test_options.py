@@ -2,6 +2,7 @@
 
 from dataclasses import MISSING, fields
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -20,6 +21,8 @@ from seft.config import (
     RepairMethod,
     Retain,
 )
+from seft.errors import ConfigError
+from seft.exit_codes import Exit
 from seft.report import silent
 
 COMMANDS: dict[type[Any], list[str]] = {
@@ -175,3 +178,71 @@ def test_options_that_would_have_no_effect_are_rejected(options: list[str], need
     parsed = make_parser("seft").parse_args(["evaluate", "model", *options])
     with pytest.raises(UsageError, match=needed):
         parsed.run(parsed, silent)
+
+
+UNUSED = [
+    # command, an option without effect, and the options with which it has one
+    (RepairConfig, "--update-interval 1", "--density 0.1"),
+    (RepairConfig, "--drop-rate 0.2", "--density 0.1"),
+    (RepairConfig, "--drop-decay=cosine", "--density 0.1"),
+    (RepairConfig, "--settle 0", "--density 0.1"),
+    (RepairConfig, "--settle 0", "--swap-tokens 64"),
+    (RepairConfig, "--retain-share 0.3", "--retain written"),
+    (RepairConfig, "--retain-tokens 4096", "--retain written"),
+    (PruneConfig, "--rise 0.5", "--schedule gradual"),
+    (PruneConfig, "--rise-interval 1", "--schedule gradual"),
+    (PruneConfig, "--damping 0.1", "--method alps"),
+    (PruneConfig, "--method magnitude --reconstruct-learning-rate 1e-3", "--reconstruct-epochs 1"),
+    (PruneConfig, "--method magnitude --calibration text.jsonl", "--refine dsnot"),
+    (PruneConfig, "--method magnitude --calibration-order random", "--allocation owl"),
+    (PruneConfig, "--method magnitude --samples 4", "--allocation owl"),
+]
+
+
+@pytest.mark.parametrize(("config", "unused", "more"), UNUSED)
+def test_an_option_that_has_no_effect_is_refused_with_its_name(
+    config: type[Any], unused: str, more: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_context", lambda *_: None)
+    values: dict[str, Any] = {"sparsity": 0.5} if config is PruneConfig else {}
+    option = unused[unused.rindex("--") :].replace("=", " ").split()[0]
+    with pytest.raises(ConfigError, match=f"^{option} has no effect .* Leave it out"):
+        read_settings(make_parser("seft").parse_args([*COMMANDS[config], *unused.split()]), config, **values)
+    read_settings(make_parser("seft").parse_args([*COMMANDS[config], *unused.split(), *more.split()]), config, **values)
+
+
+def test_the_zeros_of_a_model_are_kept_without_options_of_pruning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_context", lambda *_: None)
+    for words in (["--method", "ria"], ["--allocation", "owl"], ["--refine", "dsnot"], ["--reconstruct-epochs", "1"]):
+        options = make_parser("seft").parse_args([*COMMANDS[PruneConfig], *words])
+        with pytest.raises(ConfigError, match=f"^{words[0]} has no effect with the sparsity 0"):
+            read_settings(options, PruneConfig, sparsity=0.0)
+
+
+def test_a_revision_and_a_seed_without_effect_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in (
+        (["evaluate", str(tmp_path), "--task", "a", "--revision", "b"], "--revision has no effect for a model on this"),
+        (["generate", "absent", "text", "--seed", "1"], "--seed has no effect at the temperature 0"),
+        (["generate", "absent", "text", "--top-p", "0.9"], "--top-p has no effect at the temperature 0"),
+    ):
+        assert cli.main(words) == Exit.USAGE
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
+
+
+def test_an_error_names_the_option_and_not_the_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cli, "_context", lambda *_: None)
+    out = str(tmp_path / "out")
+    (text := tmp_path / "text.jsonl").write_text('{"text": "a"}')
+    compress = ["compress", "absent", "--sparsity", "0.5", "--data", str(text), "--out", out]
+    repair = ["repair", str(tmp_path), "--data", str(text), "--out", out]
+    for words, message in (
+        ([*compress, "--schedule", "gradual", "--prune-method", "ria"], "--prune-method must be left out"),
+        ([*compress, "--batch-tokens", "7"], "--batch-tokens must be a multiple of --sequence-tokens (512); it is 7."),
+        ([*compress, "--samples", "0"], "--samples must be at least 1"),
+        ([*repair, "--patience", "2"], "--patience must be 0 if --evaluate-interval is 0; it is 2. Set --evaluate-in"),
+    ):
+        monkeypatch.setattr("seft.checkpoint.folder.find_folder", lambda _: None)
+        assert cli.main(words) == Exit.USAGE
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")

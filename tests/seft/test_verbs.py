@@ -43,14 +43,14 @@ LONG = f"must be at most {CONTEXT}, the context length of the model; it is 8192"
 PRUNE = ["prune", "--calibration", "TEXT", "--out", "OUT"]
 COMPRESS = ["compress", "--data", "TEXT", "--out", "OUT", "--sparsity", "0.5"]
 UNFIT = [
-    ([*PRUNE, "--sparsity", "0.5", "--tokens", "8192"], f"tokens {LONG}"),
+    ([*PRUNE, "--sparsity", "0.5", "--tokens", "8192"], f"--tokens {LONG}"),
     ([*PRUNE, "--pattern", "1:7"], "must have groups that divide the inputs of every linear layer, such as the 64"),
-    ([*PRUNE, "--sparsity", "0.9", "--sparsity-of", "model"], "sparsity must be at most 0.86"),
-    ([*COMPRESS, "--tokens", "8192"], f"tokens {LONG}"),
-    ([*COMPRESS, "--sequence-tokens", "8192"], f"sequence_tokens {LONG}"),
+    ([*PRUNE, "--sparsity", "0.9", "--sparsity-of", "model"], "--sparsity must be at most 0.86"),
+    ([*COMPRESS, "--tokens", "8192"], f"--tokens {LONG}"),
+    ([*COMPRESS, "--sequence-tokens", "8192"], f"--sequence-tokens {LONG}"),
     ([*COMPRESS, "--repair-method", "spp", "--density", "1e-6"], "must give at least one linear layer rank 1 with spp"),
     ([*COMPRESS, "--repair-method", "lora_reprune", "--density", "1"], "a rank below both sides of its matrix"),
-    (["evaluate", "--data", "TEXT", "--tokens", "8192"], f"tokens {LONG}"),
+    (["evaluate", "--data", "TEXT", "--tokens", "8192"], f"--tokens {LONG}"),
 ]
 
 
@@ -99,8 +99,9 @@ def test_a_default_length_is_lowered_to_the_context(
             content = content.replace(b'"max_position_embeddings": 512', b'"max_position_embeddings": %d' % CONTEXT)
         (tmp_path / "short" / file.name).write_bytes(content)
     monkeypatch.setattr(stages, "publish", publish)
-    command = ["prune", tmp_path / "short", "--sparsity", "0.5", "--method", "magnitude", "--out", tmp_path / "out"]
-    assert main([*map(str, command), *given]) == 130
+    (text := tmp_path / "text.txt").write_text("a class has a statement " * 200)
+    command = ["prune", tmp_path / "short", "--sparsity", "0.5", "--method", "wanda", "--calibration", text]
+    assert main([*map(str, [*command, "--samples", "1", "--out", tmp_path / "out"]), *given]) == 130
 
 
 def test_a_score_that_is_not_finite_is_an_error(

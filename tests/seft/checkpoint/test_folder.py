@@ -123,7 +123,9 @@ def test_repair_refuses_a_record_that_does_not_describe_the_weights_and_inspect_
     save_file(weights, pruned / "model.safetensors", {"format": "pt"})
     zeros = count_zeros(pruned, config(pruned)).linears.zeros
     recorded = Record.read(pruned).sparsity.linears.zeros
-    rule = f"must have the zeros that its sparsity.json records for linears, {recorded}; it has {zeros}. Prune the model"
+    rule = (
+        f"must have the zeros that its sparsity.json records for linears, {recorded}; it has {zeros}. Prune the model"
+    )
     with pytest.raises(ConfigError, match=f"folder {rule}"):  # before any text is read or any weight is loaded
         repair(pruned, RepairConfig(steps=1), tmp_path / "out", data=tmp_path / "none.jsonl")
     capsys.readouterr()
@@ -164,17 +166,17 @@ def test_wrong_arguments_are_refused_before_torch_is_imported(tiny_folder: Path,
     (data := tmp_path / "full" / "data.jsonl").write_text('{"text": "a"}\n')
     tiny, full, new = map(str, (tiny_folder, tmp_path / "full", tmp_path / "new"))
     cases = [
-        (["prune", tiny, "--sparsity", "0.5", "--out", full], "out must be a new or an empty folder"),
-        (["compress", tiny, "--sparsity", "0.5", "--data", str(data), "--out", full], "out must be a new"),
-        (["repair", tiny, "--data", str(data), "--out", full], "out must be a new"),
-        (["repair", tiny, "--data", f"{full}/none.jsonl", "--out", new], "data must be a file"),
-        (["repair", tiny, "--data", str(data), "--held-out", "x.csv", "--out", new], "held_out must end in .jsonl"),
+        (["prune", tiny, "--sparsity", "0.5", "--out", full], "--out must be a new or an empty folder"),
+        (["compress", tiny, "--sparsity", "0.5", "--data", str(data), "--out", full], "--out must be a new"),
+        (["repair", tiny, "--data", str(data), "--out", full], "--out must be a new"),
+        (["repair", tiny, "--data", f"{full}/none.jsonl", "--out", new], "--data must be a file"),
+        (["repair", tiny, "--data", str(data), "--held-out", "x.csv", "--out", new], "--held-out must end in .jsonl"),
         (["repair", f"{full}/none", "--data", str(data), "--out", new], "folder must be a folder with a model"),
         (["prune", "none", "--sparsity", "0.5", "--out", new], "a model must be a local model or a hub id"),
         (["compress", "none", "--sparsity", "0.5", "--data", str(data), "--out", new], "a model must be a local model"),
         (["evaluate", "none", "--data", str(data)], "a model must be a local model"),
-        (["prune", tiny, "--sparsity", "2", "--out", new], "sparsity must be from 0.0 to 0.99"),
-        (["prune", tiny, "--sparsity", "0.5", "--calibration", "none.txt", "--out", new], "calibration must be a"),
+        (["prune", tiny, "--sparsity", "2", "--out", new], "--sparsity must be from 0.0 to 0.99"),
+        (["prune", tiny, "--sparsity", "0.5", "--calibration", "none.txt", "--out", new], "--calibration must be a"),
     ]
     for (words, message), (code, _, errors) in zip(cases, run([words for words, _ in cases]), strict=True):
         assert (code, errors.startswith(f"error: {message}")) == (2, True), (words, errors)

@@ -49,7 +49,7 @@ def test_some_rows_are_expanded_and_a_bias_is_optional() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", str(tmp_path), "a", "--device", "cuda"]) == 2
-    assert "device must be cpu on this machine" in capsys.readouterr().err
+    assert "--device must be cpu on this machine" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no card")

@@ -324,7 +324,7 @@ def test_the_server_listens_on_an_ipv6_address() -> None:
 @pytest.mark.parametrize("host", ["nohost.invalid", "2001:db8::1", "a" * 70, "192.0.2.1", ""])
 def test_a_host_that_is_not_of_this_machine_is_named(capsys: pytest.CaptureFixture[str], host: str) -> None:
     assert main(["serve", "absent", "--host", host, "--port", "0"]) == 2
-    assert "error: host must be a name or an address of this machine" in capsys.readouterr().err
+    assert "error: --host must be a name or an address of this machine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
