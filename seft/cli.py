@@ -285,6 +285,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         "evaluate": (_evaluate, _add_evaluate),
         "export": (files.export, files.add_export),
         "inspect": (files.inspect, files.add_inspect),
+        "verify": (files.verify, files.add_verify),
         "pack": (files.pack, files.add_pack),
         "expand": (files.expand, files.add_expand),
         "reproduce": (files.reproduce, files.add_reproduce),

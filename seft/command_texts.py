@@ -7,6 +7,7 @@ VERBS = {
     "evaluate": "Evaluate a model on this machine: perplexity, multiple choice, or a named task.",
     "export": "Write a model folder as one file of another format, such as GGUF.",
     "inspect": "Count the zeros in the files of a model folder.",
+    "verify": "Compare the files of a model folder with the SHA-256 in its manifest.json.",
     "pack": "Store a model folder in one compact file, in which zeros take little space.",
     "expand": "Restore a model folder from a compact file, bit for bit. int8 and NF4 become bfloat16.",
     "reproduce": "Make a checkpoint again from the recipe in its sparsity.json, and compare the weights.",

@@ -1,4 +1,4 @@
-"""The commands about the files of a model: `seft inspect`, `export`, `pack`, `expand` and `reproduce`.
+"""The commands about the files of a model: `seft inspect`, `verify`, `export`, `pack`, `expand` and `reproduce`.
 
 Each function of a command returns its result as JSON data and as text. Importing this module loads no torch.
 """
@@ -41,6 +41,22 @@ def inspect(options: argparse.Namespace, _: Reporter) -> Answer:
     if changed:
         text += f"\nThe record does not describe these weights: sparsity.json has another number of zeros in {changed}."
     return data, text
+
+
+def add_verify(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `seft verify`."""
+    command.add_argument("folder", type=Path, help="Folder that prune, repair, compress or a job wrote.")
+
+
+def verify(options: argparse.Namespace, _: Reporter) -> Answer:
+    """Compare the files of a folder with its manifest. Raises VerifyError with the name of a file that differs."""
+    from seft.checkpoint.facts import listed_files, require_listed
+
+    listed = listed_files(options.folder)
+    require_listed(options.folder, listed)
+    size = sum(file.size for file in listed.values())
+    text = f"{options.folder} has the {len(listed)} files of its manifest.json, {size:,} bytes."
+    return {"folder": str(options.folder), "files": len(listed), "bytes": size}, text
 
 
 def add_export(command: argparse.ArgumentParser) -> None:

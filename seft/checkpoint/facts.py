@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 import seft
 from seft.checkpoint.counts import Sparsity
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig
-from seft.errors import ConfigError, RecordFileError
+from seft.errors import ConfigError, RecordFileError, VerifyError
 from seft.models.source import Kind, ModelSource
 from seft.models.terms import Terms
 
@@ -249,6 +249,34 @@ def manifest(folder: Path, stored: Iterable[ListedFile] = ()) -> bytes:
         if path.is_file() and path != folder / MANIFEST
     ]
     return canonical_json({"files": [file._asdict() for file in sorted([*files, *stored])]})
+
+
+def listed_files(folder: Path) -> dict[str, ListedFile]:
+    """Return the entries of `manifest.json` by name. Raises VerifyError if the folder has no readable one."""
+    try:
+        written = json.loads((folder / MANIFEST).read_bytes())
+        return {
+            str(file["name"]): ListedFile(str(file["name"]), file["size"], file["sha256"]) for file in written["files"]
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VerifyError(
+            f"{folder} must contain a readable {MANIFEST}: {error}. Create the checkpoint again."
+        ) from None
+
+
+def require_listed(folder: Path, expected: dict[str, ListedFile], stored: Iterable[ListedFile] = ()) -> None:
+    """Raise VerifyError if the files of a folder and those that are `stored` elsewhere differ from the expected ones.
+
+    Reads all files.
+    """
+    actual = {file["name"]: ListedFile(**file) for file in json.loads(manifest(folder, stored))["files"]}
+    for name in sorted(expected.keys() | actual.keys()):
+        if expected.get(name) != actual.get(name):
+            listed, found = (files[name][1:] if name in files else None for files in (expected, actual))
+            raise VerifyError(
+                f"{name} must have the (size, sha256) of {MANIFEST}, {listed or 'no entry'};"
+                f" it has {found or 'no file'}. Create or download the checkpoint again."
+            )
 
 
 def sha256(path: Path) -> str:

@@ -9,7 +9,6 @@ the model.
 
 import gc
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from seft.checkpoint import sparsity
 from seft.checkpoint.compact.byte_sources import ByteSource, blocks
 from seft.checkpoint.counts import Sparsity
-from seft.checkpoint.facts import MANIFEST, Fingerprint, ListedFile, Record, manifest
+from seft.checkpoint.facts import Fingerprint, ListedFile, Record, listed_files, require_listed
 from seft.checkpoint.formats import Store, verify_format, verify_source
 from seft.config import Allocation, Compare, OutputFormat, Pattern, SparsityOf, format_of
 from seft.errors import SeftError, SourceError, VerifierKilledError, VerifyError
@@ -262,23 +261,11 @@ def _parts(module: nn.Module, blocks: Collection[nn.Module]) -> Iterator[nn.Modu
 
 def _verify_files(folder: Path, store: Store | None) -> dict[str, ByteSource]:
     """Compare all files with the manifest. Return the files that are in the store, by name."""
-    try:
-        written = json.loads((folder / MANIFEST).read_bytes())
-        expected = {file["name"]: (file["size"], file["sha256"]) for file in written["files"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VerifyError(
-            f"{folder} must contain a readable {MANIFEST}: {error}. Create the checkpoint again."
-        ) from None
+    expected = listed_files(folder)
     singles = {each.file for each in OutputFormat if each.file and not (folder / each.file).exists()}
     stored = {name: store.open(name) for name in expected if name in singles} if store else {}
     listed = [_listed(name, source) for name, source in stored.items()]
-    actual = {file["name"]: (file["size"], file["sha256"]) for file in json.loads(manifest(folder, listed))["files"]}
-    for name in sorted(expected.keys() | actual.keys()):
-        if expected.get(name) != actual.get(name):
-            raise VerifyError(
-                f"{name} must have the (size, sha256) of {MANIFEST}, {expected.get(name) or 'no entry'};"
-                f" it has {actual.get(name) or 'no file'}. Create or download the checkpoint again."
-            )
+    require_listed(folder, expected, listed)
     return stored
 
 

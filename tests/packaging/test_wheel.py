@@ -89,6 +89,7 @@ ARGUMENTS = {
     "compress": ["model", "--data", "torch-cpu.txt", "--sparsity", "0.5", "--out", "new"],
     "evaluate": ["model", "--data", "torch-cpu.txt"],
     "inspect": ["model"],
+    "verify": ["model"],
     "export": ["model", "--format", "gguf_q8_0", "new"],
     "pack": ["model", "new"],
     "expand": ["model", "new"],

@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import seft
+from seft import cli
 from seft.checkpoint import verify as verification
 from seft.checkpoint.facts import MANIFEST, canonical_json, manifest
 from seft.checkpoint.verify import PACKAGE_ROOT, check, main, verify
 from seft.errors import VerifierKilledError, VerifyError
+from seft.exit_codes import Exit
 from tests.waiting import alive, wait_for
 
 VERIFY_IN_NEW_PROCESS = verification.verify_in_new_process
@@ -87,6 +89,23 @@ def test_a_separate_process_that_is_killed_is_reported_as_such(
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(VerifierKilledError, match="was killed"):
         verify(folder)
+
+
+def test_the_command_finds_a_changed_byte_of_every_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verify", str(folder)]) == Exit.DONE
+    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+    assert f"{folder} has the {len(names)} files of its manifest.json" in capsys.readouterr().out
+    for name in names:
+        content = bytearray((folder / name).read_bytes())
+        content[-1] ^= 1
+        (folder / name).write_bytes(content)
+        assert cli.main(["verify", str(folder)]) == Exit.FAILED
+        assert f"error: {name} must have the (size, sha256) of manifest.json" in capsys.readouterr().err
+        content[-1] ^= 1
+        (folder / name).write_bytes(content)
+    (folder / MANIFEST).unlink()
+    assert cli.main(["verify", str(folder), "--json"]) == Exit.FAILED
+    assert "must contain a readable manifest.json" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
 # Runs in a process of its own: a copy of a process that torch has computed in, such as one of tests, may fail or hang.
