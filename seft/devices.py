@@ -19,10 +19,19 @@ def choose_device(name: str) -> str:
 
     Raises ConfigError if CUDA is requested and not available.
     """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ConfigError("device", "must be available", name, "Torch finds no CUDA device. Use cpu or auto.")
-    return "cuda" if available and name == "auto" else name.replace("auto", "cpu")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    require_device(name)
+    return name
+
+
+def require_device(device: str | torch.device) -> None:
+    """Raise ConfigError if a device, such as `cuda:1`, is not in this machine."""
+    asked = torch.device(device)
+    if asked.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device", "must be available", str(device), "Torch finds no CUDA device. Use cpu or auto.")
+    if asked.type == "cuda" and (asked.index or 0) >= max(1, count := torch.cuda.device_count()):
+        raise ConfigError("device", "must be available", str(device), f"Torch finds {count} CUDA devices.")
 
 
 def has_bfloat16(device: str) -> bool:

@@ -17,6 +17,7 @@ from seft.checkpoint.compact.index import MAGIC, FileEntry, TensorEntry
 from seft.checkpoint.compact.quantised import IntegerKind
 from seft.checkpoint.compact.reader import Container, open_container
 from seft.config import OutputFormat
+from seft.devices import require_device
 from seft.errors import ContainerError
 from seft.models import load as dense
 from seft.models.model_files import CONFIG, is_read, is_weights, read_model_files, require_size, weight_files
@@ -69,9 +70,10 @@ def load(reference: str | Path, *, device: str = "cpu", dtype: torch.dtype | Non
 
     A container is a path, a web address, `s3://bucket/key`, or a folder with such a file and no config.json.
     Everything else is a folder, a GGUF file or a hub id. `dtype` is the dtype of the weights, by default the one in
-    config.json. Raises SourceError if there is no such model or transformers cannot load it, and ContainerError if a
-    tensor is damaged.
+    config.json. Raises ConfigError if there is no such device, SourceError if there is no such model or transformers
+    cannot load it, and ContainerError if a tensor is damaged.
     """
+    require_device(device)
     if path := _container_of(reference):
         with _opened(path) as (container, source):
             tensors = _tensors(container)

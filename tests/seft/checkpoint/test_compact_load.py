@@ -26,7 +26,7 @@ from seft.checkpoint.compact.byte_sources import WebFile, open_source, public_na
 from seft.checkpoint.compact.load import as_torch
 from seft.checkpoint.compact.reader import open_container
 from seft.checkpoint.compact.writer import pack
-from seft.errors import ContainerError, SourceError
+from seft.errors import ConfigError, ContainerError, SourceError
 from seft.models.load import require_floats
 from seft.models.source import find
 from tests.seft.architectures import ARCHITECTURES
@@ -136,6 +136,12 @@ def test_a_container_gives_the_model_of_its_folder(folder: Path, container: Path
     assert_equal(seft.load(str(container), dtype=torch.float32), seft.load(str(folder), dtype=torch.float32))
     text = "def f(x): pass"
     assert seft.load_tokenizer(container)(text) == seft.load_tokenizer(folder)(text)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", *([] if torch.cuda.is_available() else ["cuda"])])
+def test_a_device_that_is_not_there_is_refused(device: str, container: Path) -> None:
+    with pytest.raises(ConfigError, match=f"device must be available; it is '{device}'. Torch finds"):
+        seft.load(container, device=device)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
