@@ -20,7 +20,9 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `seft generate`."""
     _add_model(command)
     command.add_argument(
-        "prompt", type=_text, help="Text to continue. With a chat template it is the message of a user."
+        "prompt",
+        type=_prompt,
+        help="Text to continue, or - for the text from stdin. With a chat template it is the message of a user.",
     )
     command.add_argument("--plain", action="store_true", help="Continue the text itself, without a chat template.")
     command.add_argument("--max-tokens", type=_positive, default=256, help="Maximum of new tokens. Default: 256.")
@@ -28,7 +30,10 @@ def add_generate(command: argparse.ArgumentParser) -> None:
         "--temperature", type=_not_negative, default=0.0, help="0 takes the most probable token each time. Default: 0."
     )
     command.add_argument(
-        "--top-p", type=_share, default=1.0, help="Draw from the fewest tokens that have this probability together."
+        "--top-p",
+        type=_share,
+        default=1.0,
+        help="Draw from the fewest tokens that have this probability together.",
     )
     command.add_argument("--seed", type=_seed, help="Seed of the random choice.")
 
@@ -37,7 +42,9 @@ def add_serve(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `seft serve`."""
     _add_model(command)
     command.add_argument("--host", default="127.0.0.1", help="Address to listen on. Default: 127.0.0.1.")
-    command.add_argument("--port", type=int, default=8080, help="Port to listen on; 0 takes a free one. Default: 8080.")
+    command.add_argument(
+        "--port", type=int, default=8080, help="Port to listen on; 0 takes a free one. Default: 8080."
+    )
     command.add_argument(
         "--name", help="Name of the model in the API. Default: the given model, without secrets of an address."
     )
@@ -162,9 +169,13 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", type=_threads, help="Number of threads. Default: torch's.")
 
 
-def _text(text: str) -> str:
+def _prompt(text: str) -> str:
     try:
+        if text == "-":
+            return sys.stdin.buffer.read().decode()
         text.encode()
+    except UnicodeDecodeError as error:
+        raise argparse.ArgumentTypeError(f"stdin must be text in UTF-8; {error}") from None
     except UnicodeEncodeError:
         raise argparse.ArgumentTypeError(f"must be text in UTF-8; it is {text!r}") from None
     return text

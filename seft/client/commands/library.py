@@ -3,17 +3,28 @@
 They call `seft.cli`, which imports torch only when a command runs. So `--help` works without the extra `torch`.
 """
 
+from typing import Any
+
 import typer
+from typer.core import TyperCommand
+from typing_extensions import override
 
 from seft.command_texts import VERBS
 
-RAW = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+class _Unparsed(TyperCommand):
+    """A command that gets its arguments as they were typed, also `--`, which Typer would leave out."""
+
+    @override
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.args = args
+        return args
 
 
 def add_verbs(app: typer.Typer) -> None:
     """Add these commands to the app. Each parses its own arguments."""
     for verb, text in VERBS.items():
-        app.command(verb, help=text, context_settings=RAW, add_help_option=False)(run_verb)
+        app.command(verb, help=text, cls=_Unparsed, add_help_option=False)(run_verb)
 
 
 def run_verb(context: typer.Context) -> None:

@@ -268,6 +268,19 @@ def test_the_librarys_commands_are_available_and_passed_through(tmp_path: Path) 
     assert json.loads(stdout)["error"]["message"].endswith("Name a model's folder or a GGUF file.")
 
 
+def test_every_argument_reaches_the_librarys_commands_as_it_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[list[str]] = []
+
+    def main(words: list[str], *, program: str) -> int:
+        given.append(words)
+        return 0
+
+    monkeypatch.setattr("seft.cli.main", main)
+    for words in (["model", "--", "-hello"], ["--", "model", "-x"], ["--json", "model", "--help", "a b", "-"], []):
+        assert run("generate", *words) == (Exit.DONE, "", "")
+        assert given.pop() == ["generate", *words]
+
+
 def test_the_shell_completes_words_and_options() -> None:
     for line, completions in (("seft jobs c", ["cancel", "clone", "compare", "create"]), ("seft login --u", ["--url"])):
         words = {"_SEFT_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}

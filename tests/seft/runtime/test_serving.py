@@ -1,5 +1,6 @@
 """The text that is generated, and the server, which has the shapes of OpenAI's API."""
 
+import io
 import json
 import socket
 import threading
@@ -16,7 +17,7 @@ from tokenizers.normalizers import Strip
 from transformers import AutoModelForCausalLM, AutoTokenizer, OpenAIGPTConfig
 
 from seft.checkpoint.compact.writer import pack
-from seft.cli import main
+from seft.cli import UsageError, main, make_parser
 from seft.errors import AccelerateError
 from seft.runtime.compressed import Values
 from seft.runtime.generate import Finish, Sampling, TextModel, advance, cut, held_back
@@ -292,6 +293,15 @@ def test_a_port_in_use_is_refused_before_the_model_is_loaded(capsys: pytest.Capt
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["serve", "absent", "--port", str(taken.getsockname()[1])]) == 2
     assert "Use another one, such as --port 8081" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["-"], ["--", "-hello"]])
+def test_a_prompt_may_come_from_stdin_or_begin_with_a_dash(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"-hello")))
+    assert make_parser("seft").parse_args(["generate", "absent", *words]).prompt == "-hello"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    with pytest.raises(UsageError, match="prompt: stdin must be text in UTF-8"):
+        make_parser("seft").parse_args(["generate", "absent", "-"])
 
 
 def test_a_caller_that_leaves_before_its_answer_leaves_no_traceback(
