@@ -117,11 +117,14 @@ class PruneConfig:
     compare: Annotated[
         Compare,
         Doc(
-            "Rank weights within a row, a layer or the model (gradual only). auto: the choice of the method's paper,"
-            " and with gradual: model if possible. Only row gives every row the same number of zeros, rounded down."
+            "Weights that are compared with each other: those of a row, of a layer, or of the model (with gradual"
+            " only). With row, every row has the same number of zeros. auto is the choice of the method's paper, and"
+            " model with gradual if possible."
         ),
     ] = Compare.AUTO
-    refine: Annotated[Refinement, Doc("Improvement of the mask after the method chose it.")] = Refinement.NONE
+    refine: Annotated[
+        Refinement, Doc("How the choice of zeros is improved. dsnot swaps zeros and nonzeros to lower a layer's error.")
+    ] = Refinement.NONE
     allocation: Annotated[
         Allocation,
         Doc(

@@ -33,7 +33,7 @@ def add_generate(command: argparse.ArgumentParser) -> None:
         "--top-p",
         type=_share,
         default=1.0,
-        help="Draw from the fewest tokens that have this probability together.",
+        help="Use only the most probable tokens whose probabilities add up to this value. Default: 1.",
     )
     command.add_argument("--seed", type=_seed, help="Seed of the random choice.")
 
@@ -43,7 +43,7 @@ def add_serve(command: argparse.ArgumentParser) -> None:
     _add_model(command)
     command.add_argument("--host", default="127.0.0.1", help="Address to listen on. Default: 127.0.0.1.")
     command.add_argument(
-        "--port", type=int, default=8080, help="Port to listen on; 0 takes a free one. Default: 8080."
+        "--port", type=_port, default=8080, help="Port to listen on; 0 takes a free one. Default: 8080."
     )
     command.add_argument(
         "--name", help="Name of the model in the API. Default: the given model, without secrets of an address."
@@ -203,5 +203,6 @@ _threads = _bounded(
     int, lambda number: 1 <= number <= PROCESSORS, f"from 1 to {PROCESSORS}, the processors of this machine"
 )
 _seed = _bounded(int, lambda number: -(2**63) <= number < 2**63, "from -2**63 to 2**63 - 1")
+_port = _bounded(int, lambda number: 0 <= number < 1 << 16, "from 0 to 65535")
 _not_negative = _bounded(float, lambda number: 0 <= number < float("inf"), "0 or more")
 _share = _bounded(float, lambda number: 0 < number <= 1, "above 0 and at most 1")

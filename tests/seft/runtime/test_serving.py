@@ -295,6 +295,12 @@ def test_a_port_in_use_is_refused_before_the_model_is_loaded(capsys: pytest.Capt
     assert "Use another one, such as --port 8081" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("port", ["65536", "-1"])
+def test_a_port_that_cannot_be_is_refused(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "absent", f"--port={port}"]) == 2
+    assert f"--port: must be from 0 to 65535; it is {port}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["-"], ["--", "-hello"]])
 def test_a_prompt_may_come_from_stdin_or_begin_with_a_dash(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"-hello")))
