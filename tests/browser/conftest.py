@@ -137,7 +137,7 @@ def new_user(browser: Browser, site: Site) -> Iterator[NewUser]:
 
     def make(**more: object) -> User:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **more})  # type: ignore[arg-type]
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)
         user = User(site, context, context.new_page())
         user.page.on(
             "console", lambda message: user.console_errors.append(message.text) if message.type == "error" else None

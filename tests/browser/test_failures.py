@@ -34,10 +34,12 @@ def test_curves_that_fail_are_requested_ever_less_often(user: User) -> None:
     swap = "new CustomEvent('htmx:afterSwap', {bubbles: true, detail: {elt: document.body}})"
     for number in range(2, 8):
         page.evaluate(f"document.querySelector('#job').dispatchEvent({swap})")
-        page.wait_for_timeout(300)
-        assert len(requests) == number
+        while len(requests) < number:
+            page.wait_for_timeout(100)
+    before = len(requests)
     page.wait_for_timeout(6500)
-    assert len(requests) == 7, "six timers do not run at once"
+    assert len(requests) - before <= 2, "six timers do not run at once"
+    page.unroute_all()
     user.console_errors.clear()  # the failed requests
 
 
