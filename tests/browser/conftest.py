@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from playwright.sync_api import Browser, BrowserContext, Page
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import make_app
@@ -29,6 +29,7 @@ from tests.waiting import wait_for
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 TENANT = "acme"
+expect.set_options(timeout=20_000)
 
 
 @pytest.fixture(scope="session")
