@@ -181,7 +181,8 @@ def push(request: Request, services: CurrentServices, visitor: Signed, form: Sub
     except ProblemError as error:
         if error.code is Code.NOT_FOUND:
             raise
-        problems = {error.flaws[0].param if error.flaws else "repository": error.message}
+        wrong = next((flaw.param for flaw in error.flaws if flaw.param in texts), "repository")
+        problems = {wrong: error.message}
     else:
         return go(f"/jobs/{job_id}")
     return _page(request, services, visitor, job_id, target=target, problems=problems)

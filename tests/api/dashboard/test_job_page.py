@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from api.dashboard.events import DESCRIPTIONS
+from core.access import hub_tokens
 from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.states import STATUS_EVENT_PREFIX, Reason, Transition
@@ -130,6 +131,17 @@ def test_form_to_push_marks_the_field_that_the_service_refuses(
     response = browser.submit(f"/jobs/{result}/push", {"repository": repository, "revision": revision})
     assert response.status_code == 422
     assert re.findall(r'id="(\w+)-error"', response.text) == [wrong]
+
+
+def test_form_to_push_shows_an_error_that_belongs_to_none_of_its_fields(
+    browser: Browser, result: str, sessions: Sessions
+) -> None:
+    with sessions.begin() as session:
+        hub_tokens.put(session, "ours", "damaged", "acme")
+    response = browser.submit(f"/jobs/{result}/push", {"repository": "acme/x", "revision": "main"})
+    assert response.status_code == 422
+    assert re.findall(r'id="(\w+)-error"', response.text) == ["repository"]
+    assert "hub token cannot be decrypted" in response.text
 
 
 def test_every_type_of_event_has_a_description() -> None:
