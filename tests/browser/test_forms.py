@@ -106,7 +106,8 @@ def test_draft_of_a_form_is_not_shown_to_another_user_or_in_a_new_form(user: Use
 def test_form_of_a_new_job_keeps_its_input_after_a_new_sign_in_in_another_tab(user: User) -> None:
     page, tab = user.go(f"/jobs/new?dataset={user.site.dataset}"), user.context.new_page()
     page.get_by_label("Model", exact=True).fill("tiny")
-    page.get_by_label("Sparsity", exact=True).fill("0.61")
+    with page.expect_response(lambda response: "0.61" in (response.request.post_data or "")):
+        page.get_by_label("Sparsity", exact=True).fill("0.61")
     tab.goto(f"{user.site.url}/dashboard/sign-in")
     tab.fill("#key", user.site.secret)
     tab.keyboard.press("Enter")
@@ -117,6 +118,16 @@ def test_form_of_a_new_job_keeps_its_input_after_a_new_sign_in_in_another_tab(us
     page.get_by_role("button", name="Start the job").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("tiny")
     user.console_errors.clear()  # the answer 403
+
+
+def test_form_of_a_new_job_keeps_its_input_when_an_estimate_was_sent_between_two_sessions(user: User) -> None:
+    page = user.go(f"/jobs/new?dataset={user.site.dataset}")
+    expect(page.locator(".estimate")).to_have_text("Enter a model to see what the job needs.")
+    page.route("**/jobs/estimate", lambda route: route.fulfill(status=401, headers={"HX-Refresh": "true"}), times=1)
+    with page.expect_navigation():
+        page.get_by_label("Model", exact=True).fill("tiny")
+    expect(page.get_by_label("Model", exact=True)).to_have_value("tiny")
+    user.console_errors.clear()  # the answer 401
 
 
 def test_secret_is_made_once_after_a_double_click_and_a_reload(user: User) -> None:

@@ -66,6 +66,12 @@
       link.href = url;
     });
     document.addEventListener("htmx:beforeRequest", saveDraft);
+    // The session has ended, so the page reloads. It is shown again if the user has signed in again in another tab.
+    document.addEventListener("htmx:beforeOnLoad", (event) => {
+      if (!event.detail.xhr.getResponseHeader("HX-Refresh")) return;
+      saveDraft();
+      sessionStorage.setItem("interrupted", "true");
+    });
   }
 
   document.addEventListener("input", (event) => { event.target.dataset.edited = ""; });
