@@ -65,8 +65,8 @@
       for (const name of link.dataset.keep.split(" ")) url.searchParams.set(name, form.elements[name].value);
       link.href = url;
     });
-    document.addEventListener("htmx:beforeRequest", saveDraft);
-    // The session has ended, so the page reloads. It is shown again if the user has signed in again in another tab.
+    // The session has ended, so htmx reloads the page. The sign-in page appears, or this form with its input if the user
+    // has signed in again in another tab.
     document.addEventListener("htmx:beforeOnLoad", (event) => {
       if (!event.detail.xhr.getResponseHeader("HX-Refresh")) return;
       saveDraft();
