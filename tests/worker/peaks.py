@@ -4,8 +4,9 @@
 peaks as JSON. The memory is the private memory (Pss_Anon) of the process and its children, in which a page that two
 processes share counts once. A peak of a process between two samples is not lost: the kernel keeps the highest resident
 memory (VmHWM in proc(5)), and each sample resets it. The kernel needs tens of milliseconds to sum the private memory,
-and the process gets no memory meanwhile. So it is summed only if a process has grown, or after a while. The copy of the
-process that verifies the checkpoint stops itself before it ends, and continues when its peak has been measured.
+and the process gets no memory meanwhile. So it is summed only if the processes have grown by 1 MB, or after a while.
+The copy of the process that verifies the checkpoint stops itself before it ends, and continues when its peak has been
+measured.
 """
 
 import json
@@ -31,8 +32,10 @@ from worker.pipeline import Pipeline
 from worker.protocol import DATA, Message, Progressed, Task
 
 SAMPLE_SECONDS = 0.01
-READ_SECONDS = 0.25
+READ_SECONDS = 1.0
 """Seconds after which the memory is summed again although no process has grown."""
+GROWN_BYTES = 10**6
+"""A smaller growth since the last sum is not measured at once. It is a thousandth of what the tests compare."""
 SAME_BYTES = 2 * 2**20
 """If the memory changed by less during a sum, what was missed before can be added to the sum."""
 message_of = verify.message_of
@@ -167,7 +170,7 @@ def main(folder: Path) -> None:
             with lock:
                 now, resident = phase, sum(map(sum, read_marks()))
             waiting = stopped()
-            if waiting or resident > most.get(now, 0) or time.monotonic() > read + READ_SECONDS:
+            if waiting or resident >= most.get(now, 0) + GROWN_BYTES or time.monotonic() > read + READ_SECONDS:
                 measure()
                 most[now], read = max(resident, most.get(now, 0)), time.monotonic()
             resume(waiting)
