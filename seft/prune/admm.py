@@ -9,6 +9,8 @@ stay.
 """
 
 import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
 
 from seft.prune.least_squares import Hessian, Weight, add_minimum, minimiser, solve_on_support, unit_diagonal
 from seft.prune.mask import Rule, as_float, cubic_rise
@@ -26,25 +28,31 @@ class ADMM(Corrected):
 
     def prune(self) -> Weight:
         """Return the pruned and corrected weight matrix. Raises PruneError if the inputs were missing or not finite."""
-        hessian = self._inputs.hessian()
-        dead = hessian.diagonal() == 0
-        hessian, scale = unit_diagonal(hessian)
-        hessian.diagonal().add_(DAMPING)
+        dead = self._inputs.hessian().diagonal() == 0
+        hessian, scale, matrix = self._inputs.derived(_prepare, self._weight.dtype)
         weight = self._weight.float().masked_fill(dead, 0.0) * scale
-        sparse = prune_gradually(weight, hessian, self._rule, self._weight.dtype)
+        sparse = prune_gradually(weight, matrix, self._rule)
         solved = solve_on_support(sparse, weight, hessian, SOLVER_STEPS)
         return (solved / scale).to(self._weight.dtype)
 
 
-def prune_gradually(weight: Weight, hessian: Hessian, rule: Rule, dtype: torch.dtype) -> Weight:
+def _prepare(
+    hessian: Hessian, dtype: torch.dtype
+) -> tuple[Hessian, Float[Tensor, "cols"], Shaped[Tensor, "cols cols"]]:
+    """Return the scaled Hessian with damping, the scale of each column, and the `minimiser` for the penalty 1."""
+    hessian, scale = unit_diagonal(hessian)
+    hessian.diagonal().add_(DAMPING)
+    return hessian, scale, minimiser(hessian, 1.0, dtype)
+
+
+def prune_gradually(weight: Weight, matrix: Shaped[Tensor, "cols cols"], rule: Rule) -> Weight:
     """Return a matrix with the zeros that `rule` sets, whose outputs are close to the outputs of `weight`.
 
-    The penalty of ADMM is 1. `sparse` is the matrix nearest to `candidate` that has the present mask. `dual` is the
-    scaled Lagrange multiplier. `candidate` is the sum of `dual` and the matrix that minimises error and penalty. Where
-    `weight` is zero, `candidate` is zero too.
+    `matrix` is the `minimiser` for the penalty 1. `sparse` is the matrix nearest to `candidate` that has the present
+    mask. `dual` is the scaled Lagrange multiplier. `candidate` is the sum of `dual` and the matrix that minimises error
+    and penalty. Where `weight` is zero, `candidate` is zero too.
     """
-    matrix, nonzero = minimiser(hessian, 1.0, dtype), as_float(weight != 0)
-    candidate = weight
+    nonzero, candidate = as_float(weight != 0), weight
     for iteration in range(1, ITERATIONS + 1):
         mask = rule.partial(cubic_rise(iteration / ITERATIONS)).choose(candidate.abs())
         sparse = candidate * as_float(~mask)

@@ -6,7 +6,7 @@ Linears with the same inputs, such as the projections to queries, keys and value
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,8 @@ from torch import Tensor
 from seft.errors import PruneError
 from seft.native import kernels
 from seft.native.kernels import Level
+
+Result = TypeVar("Result")
 
 
 class Batch:
@@ -55,7 +57,7 @@ class Mean:
 
     def __init__(self, matrix: Float[Tensor, "cols cols"]) -> None:
         self.matrix = matrix
-        self.derived: dict[Any, Tensor] = {}
+        self.derived: dict[Any, Any] = {}
 
 
 class Norms:
@@ -97,7 +99,7 @@ class Gram:
         _require_usable(matrix.diagonal())
         return matrix
 
-    def derived(self, compute: Callable[..., Tensor], *arguments: float) -> Tensor:
+    def derived(self, compute: Callable[..., Result], *arguments: float | torch.dtype) -> Result:
         """Return `compute(hessian, *arguments)`, which is computed once for all linears with this Hessian.
 
         The caller must not change it. Unlike `hessian`, this function does not check the inputs.
@@ -106,7 +108,8 @@ class Gram:
         found, key = self._mean.derived, (compute, arguments)
         if key not in found:
             found[key] = compute(self._mean.matrix, *arguments)
-        return found[key]
+        result: Result = found[key]
+        return result
 
 
 def add_products(

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from seft.config import UNSTRUCTURED, Pattern, PruneMethod
+from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneMethod
 from seft.errors import PruneError
-from seft.prune import alps
+from seft.prune import admm, alps, sparsegpt
 from seft.prune.least_squares import add_minimum, minimiser, unit_diagonal
+from seft.prune.methods import make_pruner
 from seft.prune.sparsegpt import inverse_factor
 from seft.prune.statistics import Batch, Gram
 from tests.seft.prune.weights import WIDTH, correlated, make_weight, prune
@@ -211,6 +212,33 @@ def test_sparsegpt_equals_optimal_brain_surgery_in_double_precision() -> None:
     expected = obs(weight, inputs, 0.6, damping=0.01, windows=4)
     assert torch.equal(pruned == 0, expected == 0)
     torch.testing.assert_close(pruned.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "module", "function"),
+    [(PruneMethod.SPARSEGPT, sparsegpt, "inverse_factor"), (PruneMethod.ADMM, admm, "minimiser")],
+)
+def test_linears_with_the_same_inputs_need_one_factorisation(
+    monkeypatch: pytest.MonkeyPatch, method: PruneMethod, module: Any, function: str
+) -> None:
+    weights, batch, calls = [make_weight(rows, 96) for rows in (24, 8)], Batch(correlated(512, 96)), list[Any]()
+    alone = [make_pruner(weight, weight.numel() // 2, PruneConfig(0.5, method)) for weight in weights]
+    for pruner in alone:
+        pruner.observe(Batch(correlated(512, 96)))
+    expected = [pruner.prune() for pruner in alone]
+    compute = getattr(module, function)
+
+    def counted(*arguments: Any) -> Tensor:
+        calls.append(arguments)
+        result: Tensor = compute(*arguments)
+        return result
+
+    monkeypatch.setattr(module, function, counted)
+    together = [make_pruner(weight, weight.numel() // 2, PruneConfig(0.5, method)) for weight in weights]
+    for pruner in together:
+        pruner.observe(batch)
+    assert all(map(torch.equal, (pruner.prune() for pruner in together), expected))
+    assert len(calls) == 1
 
 
 def test_a_hessian_without_factor_is_damped_more_and_then_rejected() -> None:
