@@ -193,4 +193,8 @@ def _methods(request: Request) -> str:
 
 async def _server_down(request: Request, error: Exception) -> Response:
     log.error("server.down", error=str(error))
-    return problem(request, Code.UNAVAILABLE, "The database or the object storage does not answer. Try again soon.")
+    return problem(
+        request,
+        Code.UNAVAILABLE,
+        "The database or the object storage did not answer, or refused a request. Try again soon.",
+    )

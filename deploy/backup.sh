@@ -1,7 +1,8 @@
 #!/bin/sh
 # Saves database and bucket of the docker-compose.yml stack to a folder, or loads them into an empty stack.
 #   deploy/backup.sh save|load FOLDER
-# It saves the bucket before and after the database. A job whose state was replaced in between restarts its training.
+# It saves the bucket before and after the database.
+# A job whose state was replaced in between starts again from the beginning.
 # COMPOSE is the command that controls the stack; the default is `docker compose`.
 set -eu
 umask 077

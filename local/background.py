@@ -20,7 +20,8 @@ from local.stack import Stack
 
 ADDRESS_FILE = "running.json"
 READY_SECONDS = 900.0
-STOP_SECONDS = 150.0
+STOP_SECONDS = 210.0
+"""Longer than the worker, the API and the three servers may take in total to stop."""
 Report = Callable[[str], None]
 """Function that is called with each step of a start or a stop."""
 CHECK_SECONDS = 0.2
@@ -151,7 +152,8 @@ def stop(folder: Path, report: Report = silent) -> bool:
     while not lock.free():
         if time.monotonic() > deadline:
             pid = lock.holder()
-            raise LocalError(f"The stack in {folder} did not stop within {STOP_SECONDS:.0f} s. Kill its process {pid}.")
+            way_out = f" Kill its process {pid}." if pid else ""
+            raise LocalError(f"The stack in {folder} did not stop within {STOP_SECONDS:.0f} s.{way_out}")
         steps.look()
         time.sleep(0.05)
     return True

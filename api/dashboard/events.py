@@ -85,7 +85,7 @@ DESCRIPTIONS: dict[str, tuple[Callable[[Data], tuple[str, str]], Severity]] = {
     "checkpoint.expired": (_fixed("Checkpoint expired and was deleted"), Severity.WARNING),
     "phase.began": (lambda data: (str(data.get("phase", "")).capitalize(), ""), Severity.INFO),
     "topology.evolved": (_evolved, Severity.INFO),
-    "state.missing": (_fixed("Saved state is missing from the storage; training restarts"), Severity.ERROR),
+    "state.missing": (_fixed("Saved state is missing from the storage; the job restarts"), Severity.ERROR),
     "state.refused": (_fixed("Saved state is from an incompatible version; training restarts"), Severity.ERROR),
     "state.saved": (lambda data: (f"State saved at step {data.get('step')}", ""), Severity.INFO),
     "attempt.hung": (lambda data: ("The training process hung", str(data.get("message", ""))), Severity.ERROR),

@@ -19,10 +19,10 @@ router = APIRouter(prefix="/hub-token", tags=["models"], route_class=JsonRoute)
     responses=responses(*BODY, Code.CONFLICT, Code.HUB_UNREACHABLE, Code.HUB_BUSY),
 )
 def put_hub_token(services: CurrentServices, caller: Admin, body: HubTokenRequest) -> HubTokenView:
-    """Store the token with which your tenant reads private repositories of the model hub. Replaces an earlier token.
+    """Store the token with which your tenant uses private repositories of the model hub. Replaces an earlier token.
 
-    The token is stored encrypted. It is sent only to the hub, and only after the hub has rejected a request without
-    it.
+    The token is stored encrypted. It is sent only to the hub: now, to ask who owns it, later to read what the hub
+    refuses without it, and for each push.
     """
     token = body.token.get_secret_value()
     encrypted = services.encryption.encrypt(token, caller.tenant)

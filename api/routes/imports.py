@@ -86,7 +86,8 @@ def list_import_parts(
     stored = {} if sent else services.storage.parts_after(key, row.upload, after, limit)
     # If a process dies after it has joined the parts, the object exists and the upload does not.
     sent = sent or (not stored and services.storage.modified(key) is not None)
-    writes = caller.scope.allows(Scope.WRITE)
+    gone = not sent and not stored and _is_gone(services, caller, row.id, row.upload)
+    writes = caller.scope.allows(Scope.WRITE) and not gone
     count = imports.part_count(row.bytes)
     data = []
     for number in range(after + 1, min(after + limit, count) + 1):
@@ -105,10 +106,13 @@ def list_import_parts(
     responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST, Code.CONFLICT),
 )
 def complete_import(services: CurrentServices, caller: Auth, import_id: ImportId) -> ImportView:
-    """Complete an import after you have sent all parts. The file is then checked like an upload. Idempotent."""
+    """Complete an import after you have sent all parts. The file is then checked like an upload. Idempotent.
+
+    If the storage has lost the parts, the import has failed. Begin a new one.
+    """
     with services.sessions.begin() as session:
         row = imports.get(session, caller.tenant, import_id)
-    if row.state == ImportState.RECEIVING:
+    if row.state == ImportState.RECEIVING and row.upload and not _is_gone(services, caller, row.id, row.upload):
         _join(services, row)
     with services.sessions.begin() as session:
         row = imports.get(session, caller.tenant, import_id, change=True)

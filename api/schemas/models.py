@@ -98,7 +98,7 @@ class HubTokenRequest(Spec):
     token: Annotated[SecretStr, AfterValidator(_sendable)] = Field(
         min_length=1,
         max_length=512,
-        description="Access token, from your account's settings on the hub. Read access is enough.",
+        description="Access token, from your account's settings on the hub. Read access is enough, except for pushes.",
     )
 
 

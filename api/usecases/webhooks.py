@@ -24,7 +24,7 @@ MAX_TESTS, TEST_SECONDS = 20, 60
 def create(services: Services, caller: Caller, body: WebhookRequest) -> WebhookSecret:
     """Create a webhook.
 
-    Raises INVALID_REQUEST if its URL may not be called, and CONFLICT if the tenant has too many webhooks.
+    Raises INVALID_REQUEST if its URL may not be called, and LIMIT_REACHED if the tenant has too many webhooks.
     """
     require_callable(body.url, services.settings.webhook_networks)
     return audited(services, caller, "create_webhook", WebhookSecret.of, webhooks.create, body.url, body.events)

@@ -70,7 +70,8 @@ def upload(storage: Storage, file: BinaryIO, max_bytes: int, content: Content) -
     Raises INVALID_DATASET, and stores nothing, if the file has changed since it was checked.
     """
     with _file_errors():
-        storage.upload(open_valid_lines(file, max_bytes, content.sha256, whole=not content.skipped), content.object_key)
+        lines = open_valid_lines(file, max_bytes, content.sha256, whole=not content.skipped)
+        storage.upload(lines, content.object_key, size=content.bytes)
 
 
 def reuse_equal(session: Session, tenant: str, name: str, content: Content) -> Dataset | None:

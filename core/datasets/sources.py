@@ -36,7 +36,7 @@ from seft.models.hub_files import HUB_SECONDS, describe, describe_failure
 
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)")
 _HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)/[\w.-]+|[\w.-]+))?(?:/(.+))?", re.ASCII)
-_DATA_FILE = re.compile(r".+\.(jsonl|json|parquet)(\.gz|\.zst)?")
+_DATA_FILE = re.compile(r".+\.(jsonl|ndjson|json|parquet)(\.gz|\.zst)?")
 DENIED = (401, 403, 404)
 
 

@@ -15,7 +15,7 @@ GATED = 1.5
 
 
 def weights_bytes(model: Dimensions, spec: JobSpec) -> int:
-    """Return the bytes of the weights on each device. If they are split, they include one whole block twice."""
+    """Return the bytes of the weights on each device. If they are split, these include the largest block twice."""
     whole = spec.value_bytes * model.parameters
     if not spec.sharded:
         return whole

@@ -4,6 +4,8 @@ A worker measures how many operations per second its device reaches when it mult
 A job does other things too, see `OTHERS`. docs/log.md has the measurement behind the constants.
 """
 
+import math
+
 from core.spec_parts import RepairMethod
 from core.specs import Dtype, Flops, JobSpec
 from core.states import Phase
@@ -92,9 +94,9 @@ def calibration_tokens(spec: JobSpec) -> int:
 
 
 def evaluations_in_training(spec: JobSpec) -> int:
-    """Return the largest number of evaluations on the held-out text during the training."""
+    """Return the largest number of evaluations on the held-out text during the training. One is after the last step."""
     interval = spec.repair.evaluate_interval
-    return spec.repair.steps // interval if interval else 0
+    return math.ceil(spec.repair.steps / interval) if interval else 0
 
 
 def pruning_operations(spec: JobSpec, model: Dimensions) -> dict[str, float]:

@@ -80,7 +80,7 @@ def _needed(need: Footprint, worker: Capability | Worker) -> int:
 def _sharded(spec: JobSpec) -> JobSpec | None:
     """Return the job with its model split over its devices. Returns None if it is split already or cannot be split."""
     try:
-        return None if spec.sharded else JobSpec.model_validate({**spec.model_dump(mode="json"), "sharded": True})
+        return None if spec.sharded else type(spec).model_validate({**spec.model_dump(mode="json"), "sharded": True})
     except ValidationError:
         return None
 

@@ -69,9 +69,9 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
     }
     if spec.repair.retains:
         phases[Phase.WRITING] = Footprint(weights + _writing(model, spec))
-    if not spec.prune.gradual:
+    if spec.prunes:
         phases[Phase.PRUNING] = Footprint(weights + pruning_bytes(model, spec))
-    if spec.prune.reconstruct_epochs:
+    if spec.reconstructs:
         phases[Phase.RECONSTRUCTING] = _reconstructing(model, spec)
     if spec.repair.method is not RepairMethod.NONE:
         phases[Phase.TRAINING] = _training(model, spec)

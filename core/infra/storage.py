@@ -18,6 +18,7 @@ from urllib.parse import quote
 import boto3
 import structlog
 from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from typing_extensions import override
@@ -38,6 +39,8 @@ DELETE_BATCH = 1000
 """Maximum number of objects that S3 deletes in one request."""
 PART_BYTES, MOST_PART_BYTES, PARTS = 16 << 20, 128 << 20, 10_000
 """Minimum and maximum bytes per part of a multipart upload, and maximum number of parts. S3 accepts no more parts."""
+STREAM_PART_BYTES = 8 << 20
+"""Minimum bytes per part of a stream. Ten parts are in memory at the same time."""
 READ_BYTES = 4 << 20
 """Bytes fetched per request when an object is read at random offsets."""
 STORAGE_ERRORS = (Boto3Error, BotoCoreError, ClientError)
@@ -112,15 +115,19 @@ class Storage:
         """Raise an error if the bucket cannot be reached."""
         self._s3.head_bucket(Bucket=self._bucket)
 
-    def upload(self, source: Path | BinaryIO, key: str, sent: Callable[[int], None] | None = None) -> None:
+    def upload(
+        self, source: Path | BinaryIO, key: str, sent: Callable[[int], None] | None = None, *, size: int = 0
+    ) -> None:
         """Store a file, or a stream from its current position. A large one is sent in parts.
 
-        `sent` is called with the number of bytes of each piece that was sent, in any thread.
+        `sent` is called with the number of bytes of each piece that was sent, in any thread. `size` is the largest
+        number of bytes of a stream that cannot seek. It is needed if they are more than 80 GB.
         """
+        config = TransferConfig(multipart_chunksize=max(STREAM_PART_BYTES, -(-size // PARTS)))
         if isinstance(source, Path):
             self._s3.upload_file(str(source), self._bucket, key, Callback=sent)
         else:
-            self._s3.upload_fileobj(source, self._bucket, key, Callback=sent)
+            self._s3.upload_fileobj(source, self._bucket, key, Callback=sent, Config=config)
 
     def download(self, key: str, path: Path) -> None:
         """Download an object to a file."""

@@ -108,6 +108,7 @@ def hub_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     """A hub with datasets."""
     folders = {
         "one": ["data.jsonl", "README.md"],
+        "lines": ["data.ndjson"],
         "two": ["a.jsonl", "b.jsonl"],
         "none": ["README.md"],
         "gated": ["data.jsonl"],
@@ -129,6 +130,7 @@ def test_a_file_of_a_hub_dataset_becomes_a_dataset(
 ) -> None:
     for source, name in {
         "owner/one": "one",
+        "owner/lines": "lines",
         f"owner/one@{COMMIT}/data.jsonl": "data.jsonl",
         "owner/two/b.jsonl": "b.jsonl",
         "owner/two@refs/convert/parquet": "two",

@@ -160,13 +160,18 @@ def test_an_upload_whose_parts_were_joined_just_before_a_crash_can_be_completed(
     assert settled(app, client, upload)["status"] == "done"
 
 
+@pytest.mark.parametrize("first", ["begin", "complete", "parts"])
 def test_an_upload_whose_parts_the_storage_has_lost_begins_again(
-    app: FastAPI, client: TestClient, sessions: Sessions
+    app: FastAPI, client: TestClient, sessions: Sessions, first: str
 ) -> None:
     upload = begin(client, len(RIGHT), resume_key="k")
     with sessions.begin() as session:
         upload_id = session.get_one(Import, upload["id"]).upload
     app.state.services.storage.abort_upload(imports.key(upload["id"]), upload_id)
+    if first == "complete":
+        assert client.post(f"/imports/{upload['id']}/complete").json()["status"] == "failed"
+    elif first == "parts":
+        assert [(part["received"], part["url"]) for part in parts(client, upload)] == [(False, None)]
     again = begin(client, len(RIGHT), resume_key="k")
     assert again["id"] != upload["id"]
     lost = client.get(f"/imports/{upload['id']}").json()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from api.schemas.estimates import EstimateSpec
 from core import ids
 from core.capability import CPU, Capability
 from core.estimate import fitting
@@ -34,6 +35,12 @@ def model(tmp_path: Path) -> Dimensions:
 
 def gpu(mebibytes: int) -> Capability:
     return Capability("cuda", "a small device", fitting.CONTEXT_BYTES + mebibytes * MEBIBYTE, LARGEST)
+
+
+def test_a_job_that_keeps_the_zeros_of_its_model_needs_no_memory_for_pruning(model: Dimensions) -> None:
+    keeps = {**MINIMAL, "sparsity": 0, "prune": {"reconstruct_epochs": 2}, "repair": {"retain": "none"}}
+    phases = memory_by_phase(model, JobSpec.model_validate(keeps))
+    assert not {Phase.PRUNING, Phase.RECONSTRUCTING} & phases.keys()
 
 
 @pytest.mark.parametrize(
@@ -85,6 +92,8 @@ def test_a_model_that_does_not_fit_one_device_is_split_over_several(model: Dimen
     assert not fitting.fit(model, whole, worker).fits
     assert fitting.fit(model, split, worker).fits
     assert fitting.suggest_change(model, whole, worker) == {"sharded": True}
+    without_dataset = EstimateSpec.model_validate({**whole.model_dump(exclude={"dataset"})})
+    assert fitting.suggest_change(model, without_dataset, worker) == {"sharded": True}
     alone = replace(worker, devices=1, memory=1 << 40)
     assert fitting.suggest_change(model, split, alone) == {"sharded": False, "devices": 1}
 

@@ -110,6 +110,7 @@ def test_evaluations_during_the_training_take_time(spec: JobSpec) -> None:
         for each in (spec, often)
     )
     assert after / before == pytest.approx(more)
+    assert calibration.evaluations_in_training(changed(spec, "repair", evaluate_interval=10**6)) == 1
 
 
 def test_jobs_of_a_much_smaller_model_tell_nothing(sessions: Sessions, spec: JobSpec, make_job: MakeJob) -> None:

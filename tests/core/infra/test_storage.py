@@ -11,6 +11,7 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import SecretStr
 
+from core.infra import storage as storage_module
 from core.infra.clock import TOLERANCE
 from core.infra.storage import ABORT_INCOMPLETE_UPLOADS, Storage
 from core.settings import Settings
@@ -32,6 +33,25 @@ def test_stored_bytes_are_read_back_unchanged(storage: Storage, tmp_path: Path) 
         assert storage.read(key) == content
         storage.download(key, copy)
         assert copy.read_bytes() == content
+
+
+class Stream(io.BytesIO):
+    """A stream that cannot seek, so that its size is not known before it was read."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def test_a_stream_whose_size_is_given_is_sent_in_no_more_parts_than_s3_accepts(
+    storage: Storage, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bytes(range(256)) * 100_000
+    monkeypatch.setattr(storage_module, "PARTS", 2)
+    for key, size, parts in (("known", len(content), 2), ("unknown", 0, 4)):
+        storage.upload(Stream(content), key, size=size)
+        assert storage.read(key) == content
+        tag = storage._s3.head_object(Bucket=settings.s3_bucket, Key=key)["ETag"]
+        assert tag.strip('"').endswith(f"-{parts}")
 
 
 def test_deleting_a_prefix_leaves_the_rest(storage: Storage) -> None:
