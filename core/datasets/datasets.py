@@ -71,7 +71,7 @@ def upload(storage: Storage, file: BinaryIO, max_bytes: int, content: Content) -
     """
     with _file_errors():
         lines = open_valid_lines(file, max_bytes, content.sha256, whole=not content.skipped)
-        storage.upload(lines, content.object_key, size=content.bytes)
+        storage.upload_stream(lines, content.object_key, content.bytes)
 
 
 def reuse_equal(session: Session, tenant: str, name: str, content: Content) -> Dataset | None:

@@ -115,19 +115,20 @@ class Storage:
         """Raise an error if the bucket cannot be reached."""
         self._s3.head_bucket(Bucket=self._bucket)
 
-    def upload(
-        self, source: Path | BinaryIO, key: str, sent: Callable[[int], None] | None = None, *, size: int = 0
-    ) -> None:
+    def upload(self, source: Path | BinaryIO, key: str, sent: Callable[[int], None] | None = None) -> None:
         """Store a file, or a stream from its current position. A large one is sent in parts.
 
-        `sent` is called with the number of bytes of each piece that was sent, in any thread. `size` is the largest
-        number of bytes of a stream that cannot seek. It is needed if they are more than 80 GB.
+        `sent` is called with the number of bytes of each piece that was sent, in any thread.
         """
-        config = TransferConfig(multipart_chunksize=max(STREAM_PART_BYTES, -(-size // PARTS)))
         if isinstance(source, Path):
             self._s3.upload_file(str(source), self._bucket, key, Callback=sent)
         else:
-            self._s3.upload_fileobj(source, self._bucket, key, Callback=sent, Config=config)
+            self._s3.upload_fileobj(source, self._bucket, key, Callback=sent)
+
+    def upload_stream(self, source: BinaryIO, key: str, size: int) -> None:
+        """Store a stream that cannot seek, of at most `size` bytes. A large one is sent in parts."""
+        config = TransferConfig(multipart_chunksize=max(STREAM_PART_BYTES, -(-size // PARTS)))
+        self._s3.upload_fileobj(source, self._bucket, key, Config=config)
 
     def download(self, key: str, path: Path) -> None:
         """Download an object to a file."""

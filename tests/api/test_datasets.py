@@ -5,10 +5,8 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote
 
@@ -152,10 +150,10 @@ def test_uploads_leave_threads_to_other_requests_and_turns_to_other_tenants(
     started: list[str] = []
 
     class Slow(Storage):
-        def upload(self, source: Path | BinaryIO, key: str, sent: Callable[[int], None] | None = None) -> None:
+        def upload_stream(self, source: BinaryIO, key: str, size: int) -> None:
             started.append(key)
             assert permits.acquire(timeout=60)
-            super().upload(source, key, sent)
+            super().upload_stream(source, key, size)
 
     services = app.state.services
     slow = DatasetStore(services.settings, services.sessions, Slow(services.settings))

@@ -42,13 +42,13 @@ class Stream(io.BytesIO):
         return False
 
 
-def test_a_stream_whose_size_is_given_is_sent_in_no_more_parts_than_s3_accepts(
+def test_a_stream_is_sent_in_no_more_parts_than_s3_accepts(
     storage: Storage, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = bytes(range(256)) * 100_000
     monkeypatch.setattr(storage_module, "PARTS", 2)
-    for key, size, parts in (("known", len(content), 2), ("unknown", 0, 4)):
-        storage.upload(Stream(content), key, size=size)
+    for key, size, parts in (("few", len(content), 2), ("many", 1, 4)):
+        storage.upload_stream(Stream(content), key, size)
         assert storage.read(key) == content
         tag = storage._s3.head_object(Bucket=settings.s3_bucket, Key=key)["ETag"]
         assert tag.strip('"').endswith(f"-{parts}")
