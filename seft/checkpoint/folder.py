@@ -125,7 +125,7 @@ def tensors(folder: Path) -> Iterator[tuple[Bytes, str, Tensor]]:
         path = folder / name
         try:
             header = file_header(path)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except ValueError as error:
             message = f"{path} must be a readable safetensors file: {error}. Create or download the model again."
             raise SourceError(REFUSED, message) from error
         content = np.memmap(path, np.uint8, "r")

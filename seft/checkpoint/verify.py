@@ -184,7 +184,7 @@ def verify_in_new_process(*arguments: str) -> str:
     if not process.returncode:
         return ""
     lines = process.stderr.strip().splitlines()
-    return lines[-1] if lines else _failure(process.returncode)
+    return lines[-1] if lines and process.returncode > 0 else _failure(process.returncode)
 
 
 def _failure(code: int) -> str:

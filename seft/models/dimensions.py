@@ -188,7 +188,7 @@ class _Config:
             self._type in types for types in (STORED_TRANSPOSED, STACKS_TRANSPOSED)
         )
         self.experts = self.number(*EXPERT_COUNTS) or 0
-        active = self.number("num_experts_per_tok", "num_experts_per_token", "expert_used_count") or 1
+        active = self.number("num_experts_per_tok", "num_experts_per_token", "expert_used_count", "moe_topk") or 1
         self.use = min(1.0, active / self.experts) if self.experts else 1.0
         heads = self.number("num_attention_heads", "n_head", "attention.head_count")
         width = self.number("head_dim", "attention.key_length")

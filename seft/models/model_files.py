@@ -227,19 +227,29 @@ def _json_object(reference: str, name: str, sizes: Mapping[str, int], read: Call
 
 
 def _require_no_code(reference: str, name: str, value: dict[str, Any]) -> None:
-    for key in _REJECTED_KEYS.keys() & set(_texts(value, only_keys=True)):
+    for key in _REJECTED_KEYS.keys() & {key for each in _objects(value) for key in each if each[key] is not None}:
         raise SourceError(REFUSED, f"{name} of {reference!r} has `{key}`, which {_REJECTED_KEYS[key]}.")
 
 
-def _texts(value: Any, *, only_keys: bool = False) -> Iterator[str]:
-    """Yield all keys and texts of nested JSON. A larger model's config may contain the config of its text model."""
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all keys and texts of nested JSON."""
+    for each in _values(value):
+        if isinstance(each, dict):
+            yield from each
+        elif isinstance(each, str):
+            yield each
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield all objects of nested JSON. A larger model's config may contain the config of its text model."""
+    return (each for each in _values(value) if isinstance(each, dict))
+
+
+def _values(value: Any) -> Iterator[Any]:
     pending = [value]
     while pending:
-        value = pending.pop()
+        yield (value := pending.pop())
         if isinstance(value, dict):
-            yield from value
             pending += value.values()
         elif isinstance(value, list):
             pending += value
-        elif isinstance(value, str) and not only_keys:
-            yield value

@@ -75,7 +75,10 @@ def read_header(read: Callable[[int, int], bytes], file_bytes: int) -> Header:
     content = first[PREFIX_BYTES:end] if end <= len(first) else read(PREFIX_BYTES, size)
     if len(content) != size:
         raise ValueError(f"the header must have {size} bytes; only {len(content)} could be read")
-    tensors, metadata = _parse(content, end, file_bytes - end)
+    try:
+        tensors, metadata = _parse(content, end, file_bytes - end)
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"the header is malformed: {error!r}") from error
     return Header(tensors, size, metadata)
 
 

@@ -140,12 +140,13 @@ def names_under(root: Path) -> Iterator[str]:
     """
     for path, folders, files in os.walk(root):
         relative = Path(path).relative_to(root)
-        if CONFIG in files or len(relative.parts) >= DEPTH:
-            folders.clear()
-        if CONFIG in files and relative.parts:
+        is_model = CONFIG in files and bool(relative.parts)
+        if is_model:
             yield relative.as_posix()
-            continue
-        yield from ((relative / name).as_posix() for name in files if name.endswith(".gguf"))
+        elif len(relative.parts) < DEPTH:
+            yield from ((relative / name).as_posix() for name in files if name.endswith(".gguf"))
+        if is_model or len(relative.parts) >= DEPTH:
+            folders.clear()
 
 
 def fetch(source: ModelSource, *, weights: bool = True) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 HEAD = "lm_head.weight"
 TIED = "tie_word_embeddings"
 """Key of a config. If it is true, the head has the weights of the embedding, and a file may contain them twice."""
-EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "expert_count")
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "expert_count", "moe_num_experts")
 """Keys of a config. The first one that a config has gives the number of experts in a block."""
 ROUTERS = (
     "gate.weight",

@@ -114,7 +114,7 @@ def _refusal(host: str, port: int) -> str:
     try:
         # Like the server, this also listens on the addresses of IPv4 if the host is ::.
         socket.create_server((host, port), family=family(host), dualstack_ipv6=family(host) is socket.AF_INET6).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:  # TypeError: a name that cannot be encoded
         return str(getattr(error, "strerror", error)).partition(" (")[0]
     return ""
 

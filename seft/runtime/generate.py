@@ -48,7 +48,7 @@ class Piece:
 
 
 class TextModel:
-    """An accelerated model with its tokenizer. One thread at a time may use it."""
+    """An accelerated model with its tokenizer. One thread at a time may generate."""
 
     def __init__(self, model: Any, tokenizer: Any, context: int | None = None) -> None:
         self.model, self.tokenizer, self.context = model, tokenizer, context

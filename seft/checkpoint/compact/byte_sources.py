@@ -91,8 +91,12 @@ class LocalFile:
         self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, begin: int, size: int) -> bytes:
-        """Return `size` bytes from the byte `begin`."""
-        content = os.pread(self._file.fileno(), size, begin)
+        """Return `size` bytes from the byte `begin`. Raises SourceError if they cannot be read."""
+        try:
+            content = os.pread(self._file.fileno(), size, begin)
+        except OSError as error:
+            message = f"{self.name!r} cannot be read: {error}. Check the disk."
+            raise SourceError(NOT_FOUND, message) from error
         return _whole(self.name, content, size)
 
     def close(self) -> None:

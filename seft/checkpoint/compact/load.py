@@ -113,7 +113,7 @@ def is_container(reference: str | Path) -> bool:
     """Return whether a reference is a compact container, by its name or first bytes. Every address counts as one."""
     if isinstance(reference, str) and is_address(reference):
         return True
-    path = Path(reference)
+    path = _expanded(reference)
     if not _is_file(path):
         return False
     if path.suffix == COMPACT:
@@ -127,13 +127,24 @@ def _container_of(reference: str | Path) -> str | Path | None:
 
     A folder without config.json names its container, because a downloaded checkpoint may have no dense model.
     """
-    if is_container(reference):
+    if isinstance(reference, str) and is_address(reference):
         return reference
-    folder = Path(reference)
+    folder = _expanded(reference)
+    if is_container(folder):
+        return folder
     if _is_file(folder / CONFIG):
         return None
     paths = (folder / str(each.file) for each in OutputFormat if each.is_compact)
     return next((path for path in paths if _is_file(path)), None)
+
+
+def _expanded(reference: str | Path) -> Path:
+    """Return a path with the home directory in place of `~`, or the path itself if the system knows no such user."""
+    path = Path(reference)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def _is_file(path: Path) -> bool:
@@ -183,7 +194,7 @@ def _tensors(container: Container) -> Mapping[str, LazyTensor]:
     for name in weight_files(container.name, sizes, lambda name: container.own_bytes(files[name])):
         file = files[name]
         if not file.tensors:
-            message = f"{name} in {container.name} must be a safetensors file with tensors. Create the model again."
+            message = f"{name} in {container.name} must be a safetensors file within the limits of a container."
             raise ContainerError(message)
         integers = integer_matrices(container, file)
         for each in file.tensors:

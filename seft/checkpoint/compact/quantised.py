@@ -166,8 +166,9 @@ class QuantisedFile:
         self._owners = {name: source for name, source, *_ in shapes}
         for name, count in Counter(self._names).items():
             if count > 1 or len(name) > MAX_NAME:
+                flaw = "another tensor has it" if count > 1 else f"it has more than {MAX_NAME} characters"
                 raise ContainerError(
-                    f"{name!r} in {path.name} must be a new name of a tensor of at most {MAX_NAME} characters."
+                    f"{path.name} cannot get a tensor of the name {name!r}: {flaw}. Use the format `compact`."
                 )
         mark = {MARK: kind} if self._kinds else {}
         metadata = {**header.metadata, **mark}

@@ -28,7 +28,6 @@ from seft.models.shapes import file_header
 from seft.models.tensors import expert_count
 
 _SUFFIX = ".safetensors"
-_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 class Output(Protocol):
@@ -204,7 +203,7 @@ def _header(path: Path) -> Header | None:
         return None
     try:
         header = file_header(path)
-    except _MALFORMED:
+    except ValueError:
         return None
     if MARK in header.metadata:
         rule = f"must have no safetensors file with {MARK} in its metadata, which only containers have"

@@ -228,6 +228,13 @@ def test_a_server_that_sends_too_slowly_is_named(monkeypatch: pytest.MonkeyPatch
         assert source.read(0, 5) == bytes(5)
 
 
+def test_a_container_is_found_in_the_home_directory(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(container.parent))
+    assert load.is_container(f"~/{container.name}")
+    assert seft.load(f"~/{container.name}").state_dict().keys() == seft.load(container).state_dict().keys()
+    assert not load.is_container("~nobody-has-this-name/x")
+
+
 def test_the_scheme_of_an_address_may_have_capitals(container: Path) -> None:
     with served(Web(container.read_bytes())) as url:
         address = url.replace("http", "HTTP").replace("//", "//user:secret@")

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AriaTextConfig, AriaTextForCausalLM
 
 from seft.checkpoint import sparsity
 from seft.checkpoint.counts import Count
+from seft.checkpoint.folder import count_zeros
 from seft.errors import VerifyError
 from seft.models.targets import target_linears
 from tests.seft.counting import counted
@@ -43,6 +45,14 @@ def test_a_folder_has_the_counts_of_the_written_model(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, max_shard_size="200KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert sparsity.of_folder(tmp_path) == counted(model)
+
+
+def test_routers_are_not_counted_as_linears_whatever_key_names_the_number_of_experts(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    config = AriaTextConfig(**sizes, **heads, moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1, pad_token_id=0)
+    AriaTextForCausalLM(config).save_pretrained(tmp_path)
+    assert count_zeros(tmp_path, config.to_dict()).linears == sparsity.of_folder(tmp_path).linears
 
 
 def test_a_head_that_was_saved_with_its_tied_embedding_is_counted_once(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_separate_process_that_is_killed_is_reported_as_such(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "killed"
-    program.write_text("#!/bin/sh\nkill -9 $$\n")
+    program.write_text("#!/bin/sh\necho a warning >&2\nkill -9 $$\n")
     program.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(VerifierKilledError, match="was killed"):

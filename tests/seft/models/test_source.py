@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from seft.errors import SourceError
-from seft.models.source import Kind, fetch, find
+from seft.models.source import Kind, fetch, find, names_under
 from tests.hub import COMMIT, Repo, hub
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
@@ -160,6 +160,8 @@ def test_a_model_with_only_pickles_is_rejected(model: Path) -> None:
 def test_keys_that_make_loaders_run_code_are_rejected_at_any_depth(model: Path, file: str, key: str) -> None:
     (model / file).write_text(json.dumps({**CONFIG, "inner": [{key: {}}]}))
     assert f"`{key}`" in rejection(model)
+    (model / file).write_text(json.dumps({**CONFIG, "inner": [{key: None}]}))
+    assert find(str(model)).kind is Kind.FOLDER
 
 
 @pytest.mark.parametrize(
@@ -203,6 +205,14 @@ def test_an_index_that_names_no_shards_is_rejected(model: Path, shards: object) 
     (model / "model.safetensors").unlink()
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     assert "lacks shards" in rejection(model)
+
+
+def test_the_models_of_a_root_are_folders_and_gguf_files_whose_names_have_at_most_three_parts(tmp_path: Path) -> None:
+    files = ["config.json", "a/config.json", "a/b/config.json", "x/y/z/config.json", "x/y/q.gguf", "x/y/w/q.gguf"]
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    assert sorted(names_under(tmp_path)) == ["a", "x/y/q.gguf", "x/y/z"]
 
 
 def test_a_gguf_file_is_found_by_its_header(tmp_path: Path) -> None:
