@@ -1,8 +1,9 @@
-"""Loss of next-token prediction that never has all logits in memory.
+"""Loss of next-token prediction that does not hold all logits in memory.
 
 With a large vocabulary the logits need more memory than anything else in a step. So the head runs on a few hundred
 tokens at a time. If gradients are needed, the gradient of the hidden state is computed together with the loss, so
-nothing is computed twice. The head is frozen: its weights get no gradient.
+nothing is computed twice. The head is frozen: its weights get no gradient. Models that scale or cap their logits, such
+as Gemma 2, are an exception: the model computes all logits of a micro-batch.
 """
 
 from collections.abc import Callable

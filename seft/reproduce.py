@@ -145,7 +145,11 @@ def _find_text(role: Role, given: Path | None, recorded: TextInfo | None, sha256
     name = recorded.name if recorded else None
     path = given or _in_this_folder(name or "")
     if path is None or not path.is_file():
-        missing = f"the text {name or role!r} must be given; it is not in this folder."
+        missing = (
+            f"{given} must be a file."
+            if given
+            else f"the text {name or role!r} must be given; it is not in this folder."
+        )
         raise ReproduceError(f"{missing} Give the file with the SHA-256 {sha256} as {_OPTIONS[role]}.")
     if (found := hash_file(path)) != sha256:
         rule = f"{path.name} must have the recorded SHA-256 {sha256}; it has {found}."
@@ -268,8 +272,7 @@ class _Rerun:
             return self._load(loaded.source, replace(machine, device="cpu")).model
 
         stages.prune(loaded, windows, config, load_dense, self.report, device=None if self.is_job else machine.device)
-        if self.is_job or not facts.zeros_found:
-            round_weights(loaded.model)
+        round_weights(loaded.model)
         if not config.gradual:
             self._evaluate("pruned", loaded)
         sha256 = facts.calibration_sha256

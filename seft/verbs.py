@@ -143,8 +143,9 @@ def repair(
     known = recorded_facts(folder)
     texts = Texts.read(data, held_out, retain_data)
     loaded, retained = _load(source, place, report), None
-    dense_base = describe_model(teacher_source) if teacher_source and (config.distills or config.retains) else None
+    dense_base = describe_model(teacher_source) if teacher_source else None
     facts = known or _found_facts(loaded, config, folder, place, report)
+    round_weights(loaded.model)
     if config.retains and teacher_source:
         dense = _load(teacher_source, place, report)
         require_same_shape(loaded.model, dense.model)

@@ -22,7 +22,7 @@ FIRST_PENALTY, GROWTH = 0.15, 1.5
 CHECK_EVERY, MOST_ITERATIONS = 4, 300
 """Iterations between two checks of the support, after which the penalty grows, and the largest number of iterations."""
 SETTLED = 0.02
-"""The iterations stop if less than this fraction of the support changed."""
+"""The iterations stop if less than this fraction of the support changed. An exchanged weight counts twice."""
 SOLVER_STEPS = 3
 
 

@@ -40,7 +40,7 @@ def find_zeros(model: Any) -> ZerosFound | None:
 
 
 def config_of_zeros(config: PruneConfig, found: ZerosFound) -> PruneConfig:
-    """Return the settings of pruning that describe the zeros. The seed is taken from `config`, which kept the zeros.
+    """Return the settings of pruning that describe the zeros. The seed is that of `config`, which has the sparsity 0.
 
     Raises ConfigError if the model has too many zeros.
     """

@@ -23,7 +23,8 @@ class Pruner(Protocol):
 
 
 class Method(Pruner, Protocol):
-    """A pruner that decides by itself which weights become zero, in contrast to one that refines the choice of another.
+    """A pruner that decides by itself which weights become zero, in contrast to one that refines the choice of another
+    pruner.
 
     `compare` is the comparison that its paper uses, for the setting `auto`.
     """

@@ -23,7 +23,10 @@ DAMPING_TRIES = (1, 10, 100)
 
 
 class SparseGPT(Corrected):
-    """Prunes the entries of one weight matrix with the smallest `W^2 / diag(H^-1)^2`, and corrects later columns."""
+    """Prunes the entries of one weight matrix with the smallest `W^2 / diag(U)^2`, and corrects later columns.
+
+    U is the upper Cholesky factor of the inverse of the Hessian.
+    """
 
     def prune(self) -> Float[Tensor, "rows cols"]:
         """Return the pruned and corrected weight matrix.

@@ -93,6 +93,7 @@ class TrainedVector:
         self._parameter, self._initial = parameter, parameter.detach().clone()
         self.change = Values.start(torch.zeros_like(self._initial, dtype=master_dtype(parameter.dtype)).flatten())
         self._gradient = torch.zeros_like(self.change.values)
+        self._trained_before = parameter.requires_grad
         parameter.requires_grad_(True)
         self._hook = parameter.register_post_accumulate_grad_hook(self._accumulate)  # type: ignore[no-untyped-call]
 
@@ -112,8 +113,9 @@ class TrainedVector:
         self._write()
 
     def release(self) -> None:
-        """Stop collecting gradients."""
+        """Stop collecting gradients. A parameter that was frozen before is frozen again."""
         self._hook.remove()
+        self._parameter.requires_grad_(self._trained_before)
 
     def _accumulate(self, parameter: Tensor) -> None:
         assert parameter.grad is not None

@@ -5,10 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from seft.checkpoint import sparsity
 from seft.checkpoint.facts import Record
+from tests.seft.repair.repairing import zero_smallest
 from tests.seft.test_cli import TRAINING, error_line, run
+
+FLOAT32 = ("--dtype", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +40,26 @@ def test_a_model_that_another_tool_pruned_is_repaired_and_told_what_was_found(
     assert (record.facts.zeros_found, record.facts.prune.sparsity) == (True, before.linears.share)
     assert run("inspect", tmp_path / "out") == 0
     assert "other, pruned to 60% by another tool (unstructured)" in capsys.readouterr().out
+
+
+def test_a_float32_model_that_another_tool_pruned_gives_the_same_bytes_with_every_command_and_again(
+    tiny_folder: Path, texts: Path, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    zero_smallest(model)
+    for parameter in model.parameters():
+        parameter.data *= 1 + 2**-12  # not a number in bfloat16
+    other, sparse = Path(shutil.copytree(tiny_folder, tmp_path / "other")), tmp_path / "sparse"
+    model.save_pretrained(other)
+    repair, keep = ("--data", texts, *TRAINING, "--retain", "none", *FLOAT32), ("--sparsity", "0")
+    assert run("prune", other, *keep, *FLOAT32, "--out", sparse) == 0
+    outputs = [tmp_path / str(number) for number in range(4)]
+    assert run("compress", other, *keep, *repair, "--out", outputs[0]) == 0
+    assert run("repair", sparse, *repair, "--out", outputs[1]) == 0
+    assert run("repair", other, *repair, "--out", outputs[2]) == 0
+    again = ("--model", other, "--data", texts, "--out", outputs[3])
+    assert run("reproduce", outputs[0] / "sparsity.json", *again) == 0
+    assert len({(output / "model.safetensors").read_bytes() for output in outputs}) == 1
 
 
 def test_a_dense_model_is_not_repaired(

@@ -114,6 +114,15 @@ def test_a_vector_is_trained_by_adamw_whose_decay_pulls_it_to_its_initial_values
     assert parameter.grad is None
 
 
+@pytest.mark.parametrize("trains", [False, True])
+def test_parameters_that_were_frozen_before_are_frozen_after_it(trains: bool) -> None:
+    model = pruned_tiny().requires_grad_(trains)
+    repair = Repair(model, TOKENS, on(density=0.05))
+    repair.run()
+    repair.finish()
+    assert {parameter.requires_grad for parameter in model.parameters()} == {trains}
+
+
 def test_a_model_without_them_is_rejected() -> None:
     small = {"vocab_size": 384, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     model = OlmoForCausalLM(OlmoConfig(**small, num_attention_heads=4))
