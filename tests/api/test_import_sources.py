@@ -187,7 +187,7 @@ def test_a_hub_import_survives_a_storage_that_rejects_the_credentials(
 
     row = client.post("/imports", json={"source": "hf://datasets/owner/one"}).json()
     with monkeypatch.context() as patch:
-        patch.setattr(Storage, "upload", reject)
+        patch.setattr(Storage, "upload_stream", reject)
         for _ in range(imports.TRIES + 1):
             assert Importer(app.state.services).poll()
             let_leases_end(sessions)
