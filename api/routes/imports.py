@@ -85,8 +85,9 @@ def list_import_parts(
     key, sent = imports.key(row.id), row.state != ImportState.RECEIVING
     stored = {} if sent else services.storage.parts_after(key, row.upload, after, limit)
     # If a process dies after it has joined the parts, the object exists and the upload does not.
-    sent = sent or (not stored and services.storage.modified(key) is not None)
-    gone = not sent and not stored and _is_gone(services, caller, row.id, row.upload)
+    ended = not sent and not stored and not services.storage.has_upload(key, row.upload)
+    gone = ended and _is_gone(services, caller, row.id, row.upload)
+    sent = sent or (ended and not gone)
     writes = caller.scope.allows(Scope.WRITE) and not gone
     count = imports.part_count(row.bytes)
     data = []
@@ -112,8 +113,8 @@ def complete_import(services: CurrentServices, caller: Auth, import_id: ImportId
     """
     with services.sessions.begin() as session:
         row = imports.get(session, caller.tenant, import_id)
-    if row.state == ImportState.RECEIVING and row.upload and not _is_gone(services, caller, row.id, row.upload):
-        _join(services, row)
+    if row.state == ImportState.RECEIVING:
+        _join(services, caller, row)
     with services.sessions.begin() as session:
         row = imports.get(session, caller.tenant, import_id, change=True)
         if row.state == ImportState.RECEIVING:
@@ -221,12 +222,17 @@ def _add(services: Services, caller: Caller, row: Import) -> ImportView:
         return ImportView.of(row)
 
 
-def _join(services: Services, row: Import) -> None:
-    """Join the parts into one object. Raises CONFLICT if a part is missing or has the wrong length."""
+def _join(services: Services, caller: Caller, row: Import) -> None:
+    """Join the parts into one object. If the storage has lost all of them, the import has failed.
+
+    Raises CONFLICT if a part is missing or has the wrong length.
+    """
     assert row.bytes is not None
     assert row.upload is not None
     key, count = imports.key(row.id), imports.part_count(row.bytes)
     stored = services.storage.parts(key, row.upload)
+    if not stored and _is_gone(services, caller, row.id, row.upload):
+        return
     lengths = {number: imports.part_length(row.bytes, number) for number in range(1, count + 1)}
     missing = [number for number, length in lengths.items() if number not in stored or stored[number].bytes != length]
     # The object exists if another request has joined the parts in the meantime.
