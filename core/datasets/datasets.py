@@ -20,12 +20,13 @@ from core.infra.database import lock, page_of
 from core.infra.storage import Storage
 from core.tables import Dataset, Job
 from core.totals import Kind, Sum
+from seft.data.lines import COMPRESSED_ENDING, DATA_ENDING
 from seft.data.records import Format
 from seft.data.validation import MAX_FLAWS, open_valid_lines, validate
 from seft.errors import FileError
 
 NAME_CHARACTERS = 255
-FORMATS = re.compile(r"(\.(jsonl|ndjson|json|parquet))?(\.(gz|zst))?$", re.IGNORECASE)
+FORMATS = re.compile(f"{DATA_ENDING}?{COMPRESSED_ENDING}?$", re.IGNORECASE)
 """Endings of the names of files that can be uploaded."""
 NOT_DELETED = Dataset.deleted_at.is_(None)
 STORAGE_SECONDS = 600

@@ -31,12 +31,13 @@ from core.access.hub_tokens import HOW_TO_SET
 from core.errors import Code, Flaw, ProblemError
 from core.infra import temporary
 from core.infra.storage import Storage, is_outage, status_of
+from seft.data.lines import COMPRESSED_ENDING, DATA_ENDING
 from seft.errors import SourceError
 from seft.models.hub_files import HUB_SECONDS, describe, describe_failure
 
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)")
 _HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)/[\w.-]+|[\w.-]+))?(?:/(.+))?", re.ASCII)
-_DATA_FILE = re.compile(r".+\.(jsonl|ndjson|json|parquet)(\.gz|\.zst)?")
+_DATA_FILE = re.compile(rf".+{DATA_ENDING}{COMPRESSED_ENDING}?")
 DENIED = (401, 403, 404)
 
 

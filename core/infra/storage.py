@@ -39,8 +39,8 @@ DELETE_BATCH = 1000
 """Maximum number of objects that S3 deletes in one request."""
 PART_BYTES, MOST_PART_BYTES, PARTS = 16 << 20, 128 << 20, 10_000
 """Minimum and maximum bytes per part of a multipart upload, and maximum number of parts. S3 accepts no more parts."""
-STREAM_PART_BYTES = 8 << 20
-"""Minimum bytes per part of a stream. Ten parts are in memory at the same time."""
+STREAM_PARTS = 5
+"""Number of parts of a stream that are sent, and in memory, at the same time."""
 READ_BYTES = 4 << 20
 """Bytes fetched per request when an object is read at random offsets."""
 STORAGE_ERRORS = (Boto3Error, BotoCoreError, ClientError)
@@ -127,7 +127,7 @@ class Storage:
 
     def upload_stream(self, source: BinaryIO, key: str, size: int) -> None:
         """Store a stream that cannot seek, of at most `size` bytes. A large one is sent in parts."""
-        config = TransferConfig(multipart_chunksize=max(STREAM_PART_BYTES, -(-size // PARTS)))
+        config = TransferConfig(multipart_chunksize=part_bytes(size), max_concurrency=STREAM_PARTS)
         self._s3.upload_fileobj(source, self._bucket, key, Config=config)
 
     def download(self, key: str, path: Path) -> None:

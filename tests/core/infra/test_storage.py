@@ -47,6 +47,7 @@ def test_a_stream_is_sent_in_no_more_parts_than_s3_accepts(
 ) -> None:
     content = bytes(range(256)) * 100_000
     monkeypatch.setattr(storage_module, "PARTS", 2)
+    monkeypatch.setattr(storage_module, "PART_BYTES", 8 << 20)
     for key, size, parts in (("few", len(content), 2), ("many", 1, 4)):
         storage.upload_stream(Stream(content), key, size)
         assert storage.read(key) == content
