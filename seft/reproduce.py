@@ -145,11 +145,9 @@ def _find_text(role: Role, given: Path | None, recorded: TextInfo | None, sha256
     name = recorded.name if recorded else None
     path = given or _in_this_folder(name or "")
     if path is None or not path.is_file():
-        missing = (
-            f"{given} must be a file."
-            if given
-            else f"the text {name or role!r} must be given; it is not in this folder."
-        )
+        missing = f"the text {name or role!r} must be given; it is not in this folder."
+        if given:
+            missing = f"{given} must be a file."
         raise ReproduceError(f"{missing} Give the file with the SHA-256 {sha256} as {_OPTIONS[role]}.")
     if (found := hash_file(path)) != sha256:
         rule = f"{path.name} must have the recorded SHA-256 {sha256}; it has {found}."

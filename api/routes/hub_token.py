@@ -21,8 +21,8 @@ router = APIRouter(prefix="/hub-token", tags=["models"], route_class=JsonRoute)
 def put_hub_token(services: CurrentServices, caller: Admin, body: HubTokenRequest) -> HubTokenView:
     """Store the token with which your tenant uses private repositories of the model hub. Replaces an earlier token.
 
-    The token is stored encrypted. It is sent only to the hub: now, to ask who owns it, later to read what the hub
-    refuses without it, and for each push.
+    The token is stored encrypted. The service sends it only to the hub. It asks the hub at once who owns the token.
+    Later it uses the token for pushes, and to read what the hub refuses without it.
     """
     token = body.token.get_secret_value()
     encrypted = services.encryption.encrypt(token, caller.tenant)

@@ -94,7 +94,7 @@ def calibration_tokens(spec: JobSpec) -> int:
 
 
 def evaluations_in_training(spec: JobSpec) -> int:
-    """Return the largest number of evaluations on the held-out text during the training. One is after the last step."""
+    """Return the largest number of evaluations on the held-out text in the training. One follows the last step."""
     interval = spec.repair.evaluate_interval
     return math.ceil(spec.repair.steps / interval) if interval else 0
 

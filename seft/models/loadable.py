@@ -90,9 +90,7 @@ def _object(file: Path) -> dict[str, Any]:
 
 
 def _reduced_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the known keys, also of configurations inside this one. Keys that are numbers, such
-    as the numbers of layers, are kept too.
-    """
+    """Return the known keys, also of configurations inside this one. Keys that are numbers are kept too."""
     return {
         key: _reduced_config(value) if isinstance(value, dict) else value
         for key, value in config.items()

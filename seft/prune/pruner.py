@@ -23,8 +23,7 @@ class Pruner(Protocol):
 
 
 class Method(Pruner, Protocol):
-    """A pruner that decides by itself which weights become zero, in contrast to one that refines the choice of another
-    pruner.
+    """A pruner that chooses all zeros itself. Other pruners change the zeros that a method has chosen.
 
     `compare` is the comparison that its paper uses, for the setting `auto`.
     """
