@@ -20,8 +20,7 @@ from core.infra.database import lock, page_of
 from core.infra.storage import Storage
 from core.tables import Dataset, Job
 from core.totals import Kind, Sum
-from seft.data.lines import COMPRESSED_ENDING, DATA_ENDING
-from seft.data.records import Format
+from seft.data.records import COMPRESSED_ENDING, DATA_ENDING, Format
 from seft.data.validation import MAX_FLAWS, open_valid_lines, validate
 from seft.errors import FileError
 

@@ -31,7 +31,7 @@ from core.access.hub_tokens import HOW_TO_SET
 from core.errors import Code, Flaw, ProblemError
 from core.infra import temporary
 from core.infra.storage import Storage, is_outage, status_of
-from seft.data.lines import COMPRESSED_ENDING, DATA_ENDING
+from seft.data.records import COMPRESSED_ENDING, DATA_ENDING
 from seft.errors import SourceError
 from seft.models.hub_files import HUB_SECONDS, describe, describe_failure
 

@@ -27,8 +27,6 @@ from seft.errors import FileError
 
 Read = Callable[[int], bytes]
 
-DATA_ENDING, COMPRESSED_ENDING = r"(\.(jsonl|ndjson|json|parquet))", r"(\.(gz|zst))"
-"""Patterns of the endings that the names of dataset files and of compressed files usually have."""
 MAX_LINE_BYTES = 16 << 20
 """Largest length of a line, in bytes."""
 MAX_RATIO = 200

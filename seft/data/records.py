@@ -15,6 +15,9 @@ from typing import Any, TypeVar, assert_never
 
 from seft.errors import ConfigError, DataError, FileError, RecordError, place
 
+DATA_ENDING, COMPRESSED_ENDING = r"(\.(jsonl|ndjson|json|parquet))", r"(\.(gz|zst))"
+"""Patterns of the endings that the names of dataset files and of compressed files usually have."""
+
 
 class Format(StrEnum):
     """Format of all records of a file."""
