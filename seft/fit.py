@@ -9,6 +9,7 @@ import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import assert_never
 
 from seft.config import (
@@ -24,8 +25,10 @@ from seft.config import (
     Retain,
     SparsityOf,
 )
-from seft.errors import ConfigError
-from seft.models.dimensions import Dimensions
+from seft.errors import ConfigError, SourceError
+from seft.models.dimensions import Dimensions, read_dimensions
+from seft.models.shapes import shapes
+from seft.models.source import ModelSource
 
 Shape = tuple[int, int]
 """Rows and columns of a weight matrix."""
@@ -53,6 +56,33 @@ def require_fit(model: Dimensions, config: PruneConfig | RepairConfig | Evaluate
             require_within("tokens", config.tokens, model.context)
         case _:
             assert_never(config)
+
+
+def fitting(source: ModelSource, *settings: PruneConfig | RepairConfig | EvaluateConfig) -> ModelSource:
+    """Return a model whose weights are not read yet. Raises ConfigError if settings do not fit it.
+
+    If the headers of its files cannot be read, the rules are only applied to the loaded model.
+    """
+    if model := _dimensions(source):
+        for config in settings:
+            require_fit(model, config)
+    return source
+
+
+def require_same_sizes(source: ModelSource, teacher: ModelSource) -> None:
+    """Raise ConfigError if a teacher cannot be the dense model from which a model was made.
+
+    The sizes are in the headers of the files. If these cannot be read, only the loaded models are compared.
+    """
+    own, other = _dimensions(source), _dimensions(teacher)
+    if own and other:
+        require_teacher_fit(own.sizes, other.sizes)
+
+
+def _dimensions(source: ModelSource) -> Dimensions | None:
+    with suppress(SourceError):
+        return read_dimensions(source, shapes(source))
+    return None
 
 
 def require_dense_model(prune: PruneConfig, repair: RepairConfig) -> None:

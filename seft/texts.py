@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from seft.checkpoint.facts import TextInfo, sha256
+from seft.checkpoint.facts import Role, TextInfo, sha256
 from seft.config import PruneConfig, RepairConfig, Retain
 from seft.data import records
-from seft.data.packing import Encoded, Packed
+from seft.data.packing import Encoded, Packed, pack
+from seft.data.text import encode, named
 from seft.errors import ConfigError
 
 
@@ -48,6 +50,32 @@ class Texts:
         evaluated = TextFile.read(held_out) if held_out else None
         kept = TextFile.read(retained).without(evaluated) if retained else None
         return cls(TextFile.read(data).without(evaluated), evaluated, kept)
+
+    def pack(self, tokenizer: Any, length: int) -> "PackedTexts":
+        """Return the training and the held-out text in windows of `length` tokens.
+
+        Raises DataError if one of them fills no window.
+        """
+        encoded = encode(self.training.records, tokenizer)
+        described: dict[Role, TextInfo] = {"dataset": describe_records(self.training.name, encoded)}
+        with named("training text"):
+            training = pack(encoded, length)
+        if self.held_out is None:
+            return PackedTexts(self, training, None, described)
+        encoded = encode(self.held_out.records, tokenizer)
+        described["held_out"] = describe_records(self.held_out.name, encoded)
+        with named("held-out text"):
+            return PackedTexts(self, training, pack(encoded, length), described)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTexts:
+    """Windows to train on, windows to evaluate on or None, and what a checkpoint says about these texts."""
+
+    files: Texts
+    training: Packed
+    held_out: Packed | None
+    described: dict[Role, TextInfo]
 
 
 def describe_records(name: str | None, encoded: Sequence[Encoded]) -> TextInfo:

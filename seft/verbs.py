@@ -6,16 +6,17 @@ command line in `seft.cli` does.
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from seft import harness, stages
 from seft.checkpoint.export import round_weights
-from seft.checkpoint.facts import Base, Facts, Machine, Record, Role
+from seft.checkpoint.facts import Base, Facts, Machine, Record, TextInfo
 from seft.checkpoint.folder import find_folder, recorded_facts, tensors
 from seft.checkpoint.formats import require_place, write_format
 from seft.checkpoint.outputs import new_file, new_folder, require_empty
@@ -23,16 +24,15 @@ from seft.checkpoint.provenance import describe_model, this_machine
 from seft.checkpoint.verify import verify_file
 from seft.config import EvaluateConfig, OutputFormat, PruneConfig, RepairConfig, require_repair_of
 from seft.data import records
-from seft.data.packing import Packed, pack
+from seft.data.packing import Packed
 from seft.data.text import encode, evaluation_windows, named
 from seft.devices import choose_device, choose_dtype
 from seft.distill import require_same_shape
-from seft.errors import ConfigError, EvaluateError, SourceError
+from seft.errors import ConfigError, EvaluateError
 from seft.evaluate import perplexity
-from seft.fit import require_dense_model, require_fit, require_teacher_fit
-from seft.models.dimensions import Dimensions, context_length, read_dimensions
+from seft.fit import fitting, require_dense_model, require_same_sizes
+from seft.models.dimensions import context_length
 from seft.models.load import Loaded, load
-from seft.models.shapes import shapes
 from seft.models.source import ModelSource, find
 from seft.multiple_choice import Accuracy, accuracy, read_questions
 from seft.objective import require_teacher
@@ -40,6 +40,7 @@ from seft.prune.detect_zeros import MIN_SPARSITY
 from seft.repair.best import require_held_out
 from seft.report import Phase, Progress, Reporter, silent
 from seft.texts import (
+    PackedTexts,
     TextFile,
     Texts,
     describe_records,
@@ -101,10 +102,11 @@ def prune(
     if config.gradual:
         way_out = "Use seft compress, which prunes the model while it trains it."
         raise ConfigError("schedule", "must be one_shot if the model is only pruned", str(config.schedule), way_out)
-    source = _fitting(find(reference, revision=revision), config)
+    source = fitting(find(reference, revision=revision), config)
     text = read_calibration(config, calibration)
     loaded = _load(source, replace(place, device="cpu"), report)
-    facts = _prune(loaded, config, text, describe_model(loaded.source), place=place, report=report)
+    read = _Calibration.of(text, loaded, config)
+    facts = _prune(loaded, config, read, describe_model(loaded.source), place=place, report=report)
     return _publish(loaded, out, facts, report)
 
 
@@ -137,19 +139,20 @@ def repair(
         require_teacher(config, teacher)
     require_held_out(config, held_out)
     require_retain_data(config, retain_data)
-    source, teacher_source = _fitting(find_folder(folder), config), find(teacher) if teacher else None
+    source, teacher_source = fitting(find_folder(folder), config), find(teacher) if teacher else None
     if teacher_source:
-        _require_teacher_fit(source, teacher_source)
+        require_same_sizes(source, teacher_source)
     known = recorded_facts(folder)
-    texts = Texts.read(data, held_out, retain_data)
+    files = Texts.read(data, held_out, retain_data)
     loaded, retained = _load(source, place, report), None
+    texts = files.pack(loaded.tokenizer, config.sequence_tokens)
     dense_base = describe_model(teacher_source) if teacher_source else None
     facts = known or _found_facts(loaded, config, folder, place, report)
     round_weights(loaded.model)
     if config.retains and teacher_source:
         dense = _load(teacher_source, place, report)
         require_same_shape(loaded.model, dense.model)
-        retained = stages.retained_on(place.device, dense, config, texts.to_retain, report)
+        retained = stages.retained_on(place.device, dense, config, files.to_retain, report)
         del dense
     facts = _repair(loaded, facts, config, texts, retained, teacher=teacher_source, place=place, report=report)
     return _publish(loaded, out, replace(facts, teacher=dense_base and dense_base()), report)
@@ -178,12 +181,13 @@ def compress(
     require_dense_model(pruning, config)
     require_held_out(config, held_out)
     require_retain_data(config, retain_data)
-    source = _fitting(find(reference, revision=revision), pruning, config)
-    texts = Texts.read(data, held_out, retain_data)
-    calibration = texts.training if pruning.reads_calibration else None
+    source = fitting(find(reference, revision=revision), pruning, config)
+    files = Texts.read(data, held_out, retain_data)
     loaded = _load(source, replace(place, device="cpu"), report)
     base = describe_model(loaded.source)
-    retained = stages.retained_on(place.device, loaded, config, texts.to_retain, report)
+    texts = files.pack(loaded.tokenizer, config.sequence_tokens)
+    calibration = _Calibration.of(files.training if pruning.reads_calibration else None, loaded, pruning)
+    retained = stages.retained_on(place.device, loaded, config, files.to_retain, report)
     facts = _prune(loaded, pruning, calibration, base, place=place, report=report)
     round_weights(loaded.model)
     loaded.model.to(place.device)
@@ -205,7 +209,7 @@ def evaluate(
 
     Raises EvaluateError if the perplexity is not finite.
     """
-    source = _fitting(find(reference, revision=revision), config)
+    source = fitting(find(reference, revision=revision), config)
     texts = records.read(data)
     loaded = _load(source, place, report)
     windows = evaluation_windows(encode(texts, loaded.tokenizer), config.tokens, config.windows)
@@ -271,30 +275,6 @@ def _require_finite(name: str, score: float, more: str = "") -> None:
         raise EvaluateError(f"{name} must be finite; it is {score}.{more} {way_out}")
 
 
-def _fitting(source: ModelSource, *settings: PruneConfig | RepairConfig | EvaluateConfig) -> ModelSource:
-    """Return a model whose weights are not read yet. Raises ConfigError if settings do not fit it.
-
-    If the headers of its files cannot be read, the rules are only applied to the loaded model.
-    """
-    if model := _dimensions(source):
-        for config in settings:
-            require_fit(model, config)
-    return source
-
-
-def _dimensions(source: ModelSource) -> Dimensions | None:
-    with suppress(SourceError):
-        return read_dimensions(source, shapes(source))
-    return None
-
-
-def _require_teacher_fit(source: ModelSource, teacher: ModelSource) -> None:
-    """Raise ConfigError if a teacher cannot be the dense model from which a model was made."""
-    own, other = _dimensions(source), _dimensions(teacher)
-    if own and other:
-        require_teacher_fit(own.sizes, other.sizes)
-
-
 def _found_facts(loaded: Loaded, config: RepairConfig, folder: Path, place: Place, report: Reporter) -> Facts:
     """Return the facts of a model that another tool pruned. Raises ConfigError if the model is dense."""
     base, kept = describe_model(loaded.source), PruneConfig(0.0, seed=config.seed)
@@ -306,38 +286,50 @@ def _found_facts(loaded: Loaded, config: RepairConfig, folder: Path, place: Plac
     return facts
 
 
+@dataclass(frozen=True, slots=True)
+class _Calibration:
+    """The windows that pruning reads, and the description and SHA-256 of their text, or None if there is none."""
+
+    windows: Int[Tensor, "windows tokens"]
+    described: TextInfo | None = None
+    sha256: str | None = None
+
+    @classmethod
+    def of(cls, text: TextFile | None, loaded: Loaded, config: PruneConfig) -> "_Calibration":
+        """Return the windows of a text. Raises DataError if it is too short."""
+        encoded = encode(text.records, loaded.tokenizer) if text else []
+        with named("calibration text"):
+            windows = stages.calibration_windows(encoded, loaded.tokenizer, config)
+        return cls(windows, describe_records(text.name, encoded), text.sha256) if text else cls(windows)
+
+
 def _prune(
     loaded: Loaded,
     config: PruneConfig,
-    text: TextFile | None,
+    calibration: _Calibration,
     base: Callable[[], Base],
     *,
     place: Place,
     report: Reporter,
 ) -> Facts:
     """Prune a model that is on the host, one block at a time on the device. Returns its facts."""
-    encoded = encode(text.records, loaded.tokenizer) if text else []
-    with named("calibration text"):
-        windows = stages.calibration_windows(encoded, loaded.tokenizer, config)
-    if len(windows):
-        config = replace(config, samples=len(windows))
+    if len(calibration.windows):
+        config = replace(config, samples=len(calibration.windows))
 
     def load_dense() -> Any:
         return _load(loaded.source, replace(place, device="cpu"), report).model
 
-    stages.prune(loaded, windows, config, load_dense, report, device=place.device)
-    facts = stages.pruned_facts(
-        loaded, config, text.sha256 if text else None, report, base=base(), machine=place.machine
-    )
+    stages.prune(loaded, calibration.windows, config, load_dense, report, device=place.device)
+    facts = stages.pruned_facts(loaded, config, calibration.sha256, report, base=base(), machine=place.machine)
     stages.require_zeros(config, facts)
-    return replace(facts, texts={"calibration": describe_records(text.name, encoded)}) if text else facts
+    return replace(facts, texts={"calibration": calibration.described}) if calibration.described else facts
 
 
 def _repair(
     loaded: Loaded,
     facts: Facts,
     config: RepairConfig,
-    texts: Texts,
+    texts: PackedTexts,
     retained: Packed | None,
     *,
     teacher: ModelSource | None,
@@ -345,14 +337,6 @@ def _repair(
     report: Reporter,
 ) -> Facts:
     """Repair a loaded model in place and move it to the host. Returns its facts."""
-    files: dict[Role, TextFile | None] = {"dataset": texts.training, "held_out": texts.held_out}
-    encoded = {role: encode(file.records, loaded.tokenizer) for role, file in files.items() if file}
-    with named("training text"):
-        training = pack(encoded["dataset"], config.sequence_tokens)
-    held_out = None
-    if texts.held_out:
-        with named("held-out text"):
-            held_out = pack(encoded["held_out"], config.sequence_tokens)
 
     def load_teacher() -> Any:
         assert teacher is not None
@@ -360,28 +344,28 @@ def _repair(
 
     work = stages.start_repair(
         loaded,
-        training,
+        texts.training,
         config,
         pruned=facts.prune,
         load_teacher=load_teacher,
         retained=retained,
-        held_out=held_out,
+        held_out=texts.held_out,
     )
     work.run(report)
     result = work.finish(report)
     # Export needs float32 weights. With teacher and master weights on the device, its memory may not be enough.
     del work
     loaded.model.to("cpu")
-    described = {role: describe_records(file.name, encoded[role]) for role, file in files.items() if file}
+    files, described = texts.files, dict(texts.described)
     if retained is not None:
-        described["retained"] = describe_retained(texts.retained.name if texts.retained else None, retained)
-    sha256, machine = texts.training.sha256, place.machine
+        described["retained"] = describe_retained(files.retained.name if files.retained else None, retained)
+    sha256, machine = files.training.sha256, place.machine
     facts = stages.repaired_facts(facts, config, result, teacher=facts.base, dataset_sha256=sha256, machine=machine)
     return replace(
         facts,
         texts={**facts.texts, **described},
-        retained_sha256=texts.retained.sha256 if texts.retained else None,
-        held_out_sha256=texts.held_out.sha256 if texts.held_out else None,
+        retained_sha256=files.retained.sha256 if files.retained else None,
+        held_out_sha256=files.held_out.sha256 if files.held_out else None,
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern, PruneConfig, RepairConfig
 from seft.data.text import windows
+from seft.errors import DataError
 from seft.fit import Shape
 from seft.models.targets import Target
 from seft.report import Evolved, Reporter
@@ -37,6 +38,12 @@ class Work:
         """
         if self.pruned is None or not self.pruned.text_users:
             return self.text[:0, None]
+        if len(self.text) < self.pruned.tokens:
+            raise DataError(
+                f"the training text must have at least {self.pruned.tokens} tokens, the length of a window of the"
+                f" pruning that repeats during the repair; it has {len(self.text)}. Give more text, or prune with fewer"
+                " tokens per window."
+            )
         return windows(self.text, self.pruned.tokens, self.pruned.samples, self.pruned.order, self.pruned.seed)
 
     @property

@@ -39,6 +39,17 @@ def error_line(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return capsys.readouterr().err.splitlines()[-1]
 
 
+def copy_with_context(folder: Path, copy: Path, tokens: int) -> Path:
+    """Copy a model with a context of 512 tokens. The copy has a context of `tokens`."""
+    copy.mkdir()
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        if file.name == "config.json":
+            content = content.replace(b'"max_position_embeddings": 512', b'"max_position_embeddings": %d' % tokens)
+        (copy / file.name).write_bytes(content)
+    return copy
+
+
 LONG = f"must be at most {CONTEXT}, the context length of the model; it is 8192"
 PRUNE = ["prune", "--calibration", "TEXT", "--out", "OUT"]
 COMPRESS = ["compress", "--data", "TEXT", "--out", "OUT", "--sparsity", "0.5"]
@@ -58,6 +69,13 @@ UNFIT = [
 def _unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail if the weights of a model are loaded."""
     monkeypatch.setattr(verbs, "load", lambda *_, **__: pytest.fail("the weights must not be loaded"))
+
+
+@pytest.fixture
+def _unstarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail if a model writes text or is pruned."""
+    monkeypatch.setattr(stages, "retained_text", lambda *_: pytest.fail("no text must be written"))
+    monkeypatch.setattr(stages, "prune_model", lambda *_, **__: pytest.fail("nothing must be pruned"))
 
 
 @pytest.mark.usefixtures("_unread")
@@ -92,12 +110,7 @@ def test_a_default_length_is_lowered_to_the_context(
         assert facts.prune.tokens == recorded
         raise KeyboardInterrupt
 
-    (tmp_path / "short").mkdir()
-    for file in tiny_folder.iterdir():
-        content = file.read_bytes()
-        if file.name == "config.json":
-            content = content.replace(b'"max_position_embeddings": 512', b'"max_position_embeddings": %d' % CONTEXT)
-        (tmp_path / "short" / file.name).write_bytes(content)
+    copy_with_context(tiny_folder, tmp_path / "short", CONTEXT)
     monkeypatch.setattr(stages, "publish", publish)
     (text := tmp_path / "text.txt").write_text("a class has a statement " * 200)
     command = ["prune", tmp_path / "short", "--sparsity", "0.5", "--method", "wanda", "--calibration", text]
@@ -122,3 +135,26 @@ def test_a_score_that_is_not_finite_is_an_error(
     monkeypatch.setattr("seft.harness.run_task", lambda *_: {"acc,none": 0.5, "f1,none": math.nan})
     assert main(["evaluate", str(folder), "--task", "our_own"]) == Exit.FAILED
     assert "f1,none of our_own must be finite; it is nan." in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("_unstarted")
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"TEXT": "a class"}, "training text: the text must have at least 64 tokens"),
+        ({"JUDGED": "a class"}, "held-out text: the text must have at least 64 tokens"),
+        ({"LENGTH": "4096"}, "calibration text: the text must have at least 4096 tokens"),
+    ],
+    ids=str,
+)
+def test_a_text_that_is_too_short_is_rejected_before_the_dense_model_writes_and_is_pruned(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path, changed: dict[str, str], message: str
+) -> None:
+    texts = {"TEXT": "a class has a statement " * 200, "JUDGED": "a statement has a class " * 200, **changed}
+    data, judged = tmp_path / "data.txt", tmp_path / "judged.txt"
+    data.write_text(texts["TEXT"])
+    judged.write_text(texts["JUDGED"])
+    folder = copy_with_context(tiny_folder, tmp_path / "model", 1 << 13)
+    options = ["--sequence-tokens", 64, "--tokens", texts.get("LENGTH", 64), "--evaluate-interval", 1]
+    command = ["compress", folder, "--data", data, "--held-out", judged, "--sparsity", "0.5", *options]
+    assert message in error_line(capsys, *command, "--out", tmp_path / "out")

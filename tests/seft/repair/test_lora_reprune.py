@@ -86,7 +86,7 @@ def test_nothing_of_peft_is_left_in_the_model(name: str) -> None:
 def test_it_requires_the_pruning_settings_and_enough_text() -> None:
     with pytest.raises(ConfigError, match="pruned must be given for lora_reprune"):
         Repair(pruned_tiny(), TOKENS, CONFIG)
-    with pytest.raises(DataError, match="at least 4096 tokens"):
+    with pytest.raises(DataError, match="4096 tokens, the length of a window of the pruning"):
         Repair(pruned_tiny(), TOKENS, CONFIG, pruned=PruneConfig(0.6, tokens=4096))
 
 
