@@ -270,6 +270,7 @@ def rates() -> Study:
             for factor in (0.25, 0.5, 1, 2, 4):
                 config = default if factor == 1 else replace(default, learning_rate=default.peak_rate() * factor)
                 study[f"{name} {config.peak_rate():g}{suffix}"] = Cell(ADMM, config, text=text)
+        study[f"ceiling{suffix}"] = Cell(None, RECIPES["ceiling"].config(1e-3, steps, length), text=text)
     return study
 
 
