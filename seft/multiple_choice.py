@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_vali
 from pydantic.dataclasses import dataclass as checked
 from torch import Tensor
 
+from seft.data.chat import common_length
 from seft.data.records import require_lines
 from seft.data.text import require_known_tokens
 from seft.data.tokens import bos_tokens, text_tokens
@@ -130,8 +131,7 @@ def _tokens(tokenizer: Any, prompt: str, choice: str) -> Encoded:
     """Return the tokens of prompt and choice as one text, and the index of the choice's first token, at least 1."""
     head = bos_tokens(tokenizer)
     whole, before = ([*head, *text_tokens(text, tokenizer)] for text in (f"{prompt} {choice}", prompt))
-    same = next((index for index, (a, b) in enumerate(zip(whole, before, strict=False)) if a != b), len(before))
-    return torch.tensor(whole), max(1, min(same, len(whole) - 1))
+    return torch.tensor(whole), max(1, min(common_length(whole, before), len(whole) - 1))
 
 
 def _parse(file: str, number: int, line: bytes) -> Question:

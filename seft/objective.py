@@ -20,24 +20,19 @@ class Objective(Protocol):
         ...
 
 
-class CrossEntropy:
-    """Objective without a teacher in memory: cross-entropy with the actual next token, in nats.
+def cross_entropy(model: Any) -> Objective:
+    """Return the objective without a teacher in memory: cross-entropy with the actual next token, in nats.
 
     In retained text it is the divergence from the recorded predictions.
     """
-
-    def __init__(self, model: Any) -> None:
-        self._losses = TokenLoss(model)
-
-    def __call__(self, batch: Packed) -> Float[Tensor, ""]:
-        """Return the loss of a batch, as `Objective` describes."""
-        return self._losses(batch).sum()
+    losses = TokenLoss(model)
+    return lambda batch: losses(batch).sum()
 
 
 def make_objective(model: Any, config: RepairConfig, teacher: Any | None) -> Objective:
     """Return the objective that `config` describes: distillation if there is a teacher, else cross-entropy."""
     require_teacher(config, teacher)
-    return CrossEntropy(model) if teacher is None else Distillation(model, teacher, config)
+    return cross_entropy(model) if teacher is None else Distillation(model, teacher, config)
 
 
 def require_teacher(config: RepairConfig, teacher: object | None) -> None:

@@ -13,10 +13,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from core.access.encryption import Encryption
-from core.access.signing import SIGNATURE, sign
 from core.estimate.speed import Speed
 from core.infra.tracing import TRACER
 from core.jobs.attempts import Attempt
@@ -32,6 +31,7 @@ from worker.retries import retry_hub
 from worker.transfers import GoneError, Transfers
 
 MANIFEST, MAX_MANIFEST_BYTES = "manifest.json", 4 << 20
+SIGNATURE = "manifest.json.minisig"
 
 
 class ResultFile(BaseModel):
@@ -63,6 +63,21 @@ def _manifest(content: bytes) -> Manifest:
     if len({*names}) < len(names):
         raise RefusedFileError(f"{MANIFEST} must name each file once, and neither itself nor {SIGNATURE}")
     return manifest
+
+
+def _sign(key: SecretStr, manifest: bytes) -> bytes:
+    """Return the content of the file `SIGNATURE`: a signature of the manifest with the operator's key.
+
+    The format is that of minisign (jedisct1.github.io/minisign). It is deterministic (Ed25519, RFC 8032). The manifest
+    has the SHA-256 of every other file of a checkpoint.
+    """
+    from minisign import SecretKey
+
+    secret = SecretKey.from_base64(key.get_secret_value())
+    signature = secret.sign(
+        manifest, untrusted_comment="signature of a seft checkpoint", trusted_comment="manifest.json"
+    )
+    return bytes(signature)
 
 
 class Files:
@@ -196,7 +211,7 @@ class Files:
                 raise RefusedFileError(f"{file['name']} must have {file['size']} bytes, as in {MANIFEST}, not {found}")
         last = {MANIFEST: content}
         if self.settings.signing_key:
-            last = {SIGNATURE: sign(self.settings.signing_key, content), **last}
+            last = {SIGNATURE: _sign(self.settings.signing_key, content), **last}
         with TRACER.start_as_current_span(Phase.UPLOADING):
             for file in files:
                 if file["name"] not in stored:

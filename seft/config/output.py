@@ -69,8 +69,9 @@ _BITS = {
 }
 """Bits per weight, with the scales. The bits of a compact file also depend on the zeros (`_KEPT_BITS`)."""
 _KEPT_BITS = {OutputFormat.COMPACT: 11.0, OutputFormat.COMPACT_INT8: 8.0, OutputFormat.COMPACT_NF4: 4.6}
-"""Bits of a nonzero weight in a compact file. In `compact`, sign and mantissa have 8 bits, and exponents of bfloat16
-weights have an entropy of up to 3 bits. In `compact_nf4`, 64 weights, zeros included, share a scale of 16 bits."""
+"""Bits of a nonzero weight in a compact file. In `compact`, these are 8 bits for sign and mantissa, and up to 3
+bits for the exponent, which is its entropy in bfloat16 weights. In `compact_nf4`, these are 4 bits, and a part of a
+scale of 16 bits. 64 weights share a scale, and zeros count among the 64."""
 _SHARED = frozenset({"README.md", "sparsity.json", "manifest.json", "manifest.json.minisig"})
 _NOTICE = re.compile(
     r"(LICEN[CS]E|NOTICE|COPYING|COPYRIGHT|USE[_-]POLICY)([_.-][\w.-]{1,60})?", re.ASCII | re.IGNORECASE

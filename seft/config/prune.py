@@ -50,9 +50,9 @@ class Compare(StrEnum):
 class Allocation(StrEnum):
     """How the zeros are distributed over the linears that are pruned.
 
-    `auto` is `curvature` for the methods `admm` and `alps`, and `uniform` for all others. It is also `uniform` with an
-    N:M pattern or `compare: row`, because rows may then not have different numbers of zeros, and with the schedule
-    `gradual`.
+    `auto` is `uniform` for methods other than `admm` and `alps`, and with the schedule `gradual`. It is also `uniform`
+    with an N:M pattern or `compare: row`, because rows must then not differ in their numbers of zeros. Otherwise it is
+    `curvature`.
     """
 
     AUTO = "auto"
@@ -118,8 +118,8 @@ class PruneConfig:
         Compare,
         Doc(
             "Weights that are compared with each other: those of a row, of a layer, or of the model (with gradual"
-            " only). With row, every row has the same number of zeros. auto is the choice of the method's paper, and"
-            " model with gradual if possible."
+            " only). With row, all rows of a layer have the same number of zeros, or differ by one. auto is the choice"
+            " of the method's paper, and model with gradual if possible."
         ),
     ] = Compare.AUTO
     refine: Annotated[
@@ -129,7 +129,7 @@ class PruneConfig:
         Allocation,
         Doc(
             "How the zeros are distributed over the layers. auto: curvature for admm and alps if rows may differ in"
-            " zeros, else uniform."
+            " zeros and the schedule is one_shot, else uniform."
         ),
     ] = Allocation.AUTO
     sparsity_of: Annotated[

@@ -119,9 +119,8 @@ LOW_RANK = {RepairMethod.MASKED_LORA, RepairMethod.LORA_REPRUNE, RepairMethod.SP
 """Methods that do not train individual weights. Their rates do not depend on the width."""
 
 UNSCALED = {RepairMethod.SPP, RepairMethod.MASKED_FULL}
-"""Methods whose learning rate does not depend on the number of trained values, because more values do not move a linear
-further per step. In SPP the rank sets how many rows share a vector, and each row has one number at every rank;
-`masked_full` trains all nonzeros."""
+"""Methods whose learning rate does not depend on the density. A higher density does not make the step of a linear
+larger. In SPP each row has one number at every rank, and the rank only sets how many rows share a vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +289,7 @@ class RepairConfig:
     @property
     def trained_fraction(self) -> float:
         """Density as a number: 1.0 if all nonzeros are trained."""
-        if self.trains_all:
+        if self.trains_all or self.method is RepairMethod.MASKED_FULL:
             return 1.0
         return DEFAULT_DENSITY if isinstance(self.density, str) else self.density
 

@@ -16,8 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from seft.data.packing import Packed
-from seft.models.blocks import hidden_state
-from seft.models.targets import SPLIT, decoder_blocks
+from seft.models.targets import SPLIT, decoder_blocks, hidden_state
 
 PROBE_SCALE = 1e4
 """Factor on the hidden state when the head is tested. Some models cap only large logits, so the test needs large ones.

@@ -10,7 +10,7 @@ that two modules share is rejected too, because pruning one module would change 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,6 +20,9 @@ from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from seft.errors import SourceError
+
+Hidden = Float[Tensor, "batch tokens cols"]
+"""Hidden state between two decoder blocks."""
 
 
 class Split(Protocol):
@@ -82,6 +85,15 @@ class Target:
     def bias(self) -> nn.Parameter | None:
         """Bias that the module's forward function adds. None for a matrix of a stack, to which other code adds it."""
         return getattr(self.module, "bias", None) if self.number is None else None
+
+
+def hidden_state(output: Any) -> Hidden:
+    """Return the hidden state in the output of a decoder block.
+
+    It is the first item of a tuple, or of a list (GPT-1).
+    """
+    hidden: Tensor = output[0] if isinstance(output, tuple | list) else output
+    return hidden
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:

@@ -14,9 +14,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from seft.loss import TokenLoss
-from seft.models.blocks import Hidden
 from seft.models.products import Handler, intercepted_products
-from seft.models.targets import Target, decoder_blocks
+from seft.models.targets import Hidden, Target, decoder_blocks
 from seft.prune.capture import Call, bypassed, capture
 
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from seft.models.blocks import Hidden, hidden_state
+from seft.models.targets import Hidden, hidden_state
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from seft.config import PruneConfig
 from seft.dtypes import master_dtype
-from seft.models.blocks import Hidden, hidden_state
-from seft.models.targets import Target, block_linears, decoder_blocks
+from seft.models.targets import Hidden, Target, block_linears, decoder_blocks, hidden_state
 from seft.prune.capture import Pool, map_tensors
 from seft.prune.walk import Runs, Walk
 from seft.report import Phase, Reconstructed, Reporter, silent

@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seft.models.blocks import Hidden
 from seft.models.products import Handler
-from seft.models.targets import Target, decoder_blocks
+from seft.models.targets import Hidden, Target, decoder_blocks
 from seft.prune.backward import backward, moved
 from seft.prune.capture import capture
 from seft.report import Phase, Progress, Reporter

@@ -1,6 +1,7 @@
 """Train few weights of each linear, drawn once and spread evenly over its nonzeros. Zeros stay zero.
 
-This is SEFT without topology events, as a baseline. `seft.repair.seft_method` adds the events.
+This is SEFT without topology events, as a baseline. `seft.repair.seft_method` adds the events. The method `masked_full`
+is the same with all nonzeros: full fine-tuning under the mask. Its optimizer state grows with the nonzeros.
 """
 
 from collections.abc import Sequence

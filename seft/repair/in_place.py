@@ -11,7 +11,7 @@ from seft.config import RepairConfig
 from seft.models.products import Handler, Product, intercept_products
 from seft.models.targets import Target, count_nonzeros
 from seft.repair.method import MethodDefaults, Work
-from seft.repair.product import with_bias_gradient
+from seft.repair.product import Trainer, trained_product, with_bias_gradient
 from seft.report import Reporter
 
 
@@ -51,6 +51,31 @@ class SingleTrainer(LinearTrainer, Protocol):
 
     def update(self, gradient: Float[Tensor, "values"], rate: float, weight_decay: float) -> None:
         """Take one optimizer step with this gradient."""
+
+
+class InPlaceLinear(Trainer):
+    """Base of the trainers that change the weight matrix of a target in place."""
+
+    _target: Target
+    _leaf: Tensor
+    """The trained values, or an empty tensor if no gradient is accumulated in autograd."""
+
+    @property
+    def weight(self) -> Float[Tensor, "rows cols"]:
+        """The weight matrix."""
+        return self._target.weight
+
+    def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
+        """Return `plain(inputs)`, the linear's outputs with the present weights.
+
+        `plain` is the forward function of the linear. The result is differentiable in the inputs and the trained
+        values.
+        """
+        return trained_product(inputs, self._leaf, self, plain)
+
+    def input_gradient(self, left: Float[Tensor, "*batch rows"]) -> Float[Tensor, "*batch cols"]:
+        """Return the gradient of the linear's inputs. `left` is the gradient of its outputs."""
+        return left @ self.weight
 
 
 class InPlaceMethod(MethodDefaults):

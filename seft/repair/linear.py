@@ -12,14 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern
-from seft.models.products import Product
 from seft.models.targets import Target, count_nonzeros
 from seft.prune.mask import require_pattern
 from seft.repair import optimizer, topology
 from seft.repair.active import Active, sample_nonzeros
+from seft.repair.in_place import InPlaceLinear
 from seft.repair.positions import BasePositions, entries, fields_of, named_fields, put
 from seft.repair.processes import sum_over_processes
-from seft.repair.product import trained_product
 from seft.repair.sampled import sampled_product
 from seft.repair.window import Window
 from seft.report import Change
@@ -29,7 +28,7 @@ MOST_ZEROS = 0.01
 may grow). As many nonzeros become zero at once, before any step could adapt the other weights to it."""
 
 
-class RepairedLinear:
+class RepairedLinear(InPlaceLinear):
     """A linear under repair: its active positions, its budget of nonzeros, and the positions that events set to zero.
 
     The weight matrix of `target` is changed in place. It differs from the initial matrix only at the positions in
@@ -61,11 +60,6 @@ class RepairedLinear:
         self._seed = int(torch.randint(1 << 62, (), generator=generator))
         self.typical = self.active.values.new_zeros(())
         """The typical size of a gradient; 0 if it is unknown."""
-
-    @property
-    def weight(self) -> Float[Tensor, "rows cols"]:
-        """The weight matrix."""
-        return self._target.weight
 
     def adopt(self, active: Active) -> None:
         """Replace the active positions. A gradient that was not taken is lost."""
@@ -145,17 +139,6 @@ class RepairedLinear:
         """Return the number of weights that were zero when pruning ended and are nonzero now."""
         bases, present = self.active.bases, entries(self.weight, self.active.indices)
         return int(((bases == 0) & (present != 0) & ~torch.isin(self.active.indices, self.removed.indices)).sum())
-
-    def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
-        """Return `plain(inputs)`, the linear's outputs with the present weights.
-
-        `plain` is the forward function of the linear. The result is differentiable in the inputs and the active values.
-        """
-        return trained_product(inputs, self._leaf, self, plain)
-
-    def input_gradient(self, left: Float[Tensor, "*batch rows"]) -> Float[Tensor, "*batch cols"]:
-        """Return the gradient of the inputs for the gradient `left` of the outputs."""
-        return left @ self.weight
 
     def gradient(
         self, left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"]

@@ -6,7 +6,6 @@ from seft.models.targets import norms_and_biases
 from seft.repair.all_nonzeros import AllNonzeros
 from seft.repair.fixed_mask import FixedMask
 from seft.repair.lora_reprune import LoraReprune
-from seft.repair.masked_full import MaskedFull
 from seft.repair.masked_lora import MaskedLora
 from seft.repair.method import Method, Work
 from seft.repair.norms_and_biases import WithNormsAndBiases
@@ -16,7 +15,7 @@ from seft.repair.spp import SPP
 METHODS: dict[RepairMethod, type[Method]] = {
     RepairMethod.SEFT: SEFT,
     RepairMethod.FIXED_MASK: FixedMask,
-    RepairMethod.MASKED_FULL: MaskedFull,
+    RepairMethod.MASKED_FULL: FixedMask,
     RepairMethod.MASKED_LORA: MaskedLora,
     RepairMethod.SPP: SPP,
     RepairMethod.LORA_REPRUNE: LoraReprune,

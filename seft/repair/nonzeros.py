@@ -17,14 +17,13 @@ from seft.checkpoint.pruned_state import pack_bits, unpack_bits
 from seft.config import Compare, Pattern
 from seft.dtypes import master_dtype
 from seft.errors import TrainError
-from seft.models.products import Product
 from seft.models.targets import Target, count_nonzeros
 from seft.prune import curvature
 from seft.repair import factored, rise, swaps
 from seft.repair.factored import Moments
+from seft.repair.in_place import InPlaceLinear
 from seft.repair.positions import fields_of, named_fields
 from seft.repair.processes import process_count, sum_over_processes
-from seft.repair.product import trained_product
 from seft.repair.sampled import row_chunks
 from seft.repair.swaps import Observed, Swap
 from seft.repair.window import GradientSums
@@ -45,7 +44,7 @@ class Plan:
     collects: bool = False
 
 
-class NonzeroLinear:
+class NonzeroLinear(InPlaceLinear):
     """A linear whose nonzeros are all trained. Zeros stay zero, except those that `swap` lets grow.
 
     The weight matrix of `target` is changed in place. The caller must call `product` instead of the linear's forward
@@ -70,11 +69,6 @@ class NonzeroLinear:
         self._leaf = rows.new_zeros(0).requires_grad_()
 
     @property
-    def weight(self) -> Float[Tensor, "rows cols"]:
-        """The weight matrix."""
-        return self._target.weight
-
-    @property
     def trained_values(self) -> int:
         """Number of nonzeros."""
         return count_nonzeros(self.weight)
@@ -83,17 +77,6 @@ class NonzeroLinear:
     def zeros(self) -> int:
         """Number of zeros."""
         return self.weight.numel() - count_nonzeros(self.weight)
-
-    def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
-        """Return `plain(inputs)`, the linear's outputs with the present weights.
-
-        `plain` is the forward function of the linear. The result is differentiable in the inputs.
-        """
-        return trained_product(inputs, self._leaf, self, plain)
-
-    def input_gradient(self, left: Float[Tensor, "*batch rows"]) -> Float[Tensor, "*batch cols"]:
-        """Return the gradient of the linear's inputs. `left` is the gradient of its outputs."""
-        return left @ self.weight
 
     @torch.no_grad()
     def gradient(self, left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"]) -> Float[Tensor, "0"]:

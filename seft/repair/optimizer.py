@@ -22,10 +22,11 @@ from seft.repair.window import GradientSums
 
 MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8
 MAX_AGE = torch.iinfo(torch.int16).max - 1
-"""Largest age. One more still fits int16. The bias correction reaches 1 long before this age.
+"""Largest age. A step adds 1 before it limits the age, and the sum still fits int16. The bias correction reaches 1 long
+before this age.
 
-At this age, the bfloat16 moments of a position without gradients are rounded the same way in every step, so they stop
-falling.
+The rounding of moments depends on the age. At the largest age, the bfloat16 moments of a position without gradients are
+rounded the same way in every step, so they stop falling.
 """
 
 

@@ -5,10 +5,10 @@
 - In an N:M pattern only nonzeros grow, so no zero moves.
 - No typical gradient is measured, so all steps of the optimizer have full size.
 
-Both choices depend on the sums of gradients of all positions. A list of candidates cannot find them, because a sum may
-become small or large by chance, which shows only at the end of the window. So this window stores the dense sum of
-gradients, which the other variant avoids. The squares of gradients are not stored. Grown positions get the moments that
-a constant gradient would give.
+Which positions grow and which become zero depends on the sums of gradients of all positions. A sum may become small or
+large by chance, and this is known only at the end of the window. So a list of candidates, which is chosen earlier, is
+not sufficient. This window stores the dense sum of gradients, which the other variant avoids. The squares of gradients
+are not stored. Grown positions get the moments that a constant gradient would give.
 """
 
 from collections.abc import Mapping

@@ -3,7 +3,8 @@
 A topology event changes which weights are trained. The first event, called the opening, replaces all active positions,
 because the first ones are an arbitrary sample of the nonzeros. It undoes their weight changes, but uses the gradients
 of the steps before it. SpIEL's published code, on which SEFT is built, has this event too (github.com/AlanAnsell/peft,
-commit 73b455b). [ours] It comes after step 1 instead of 5, and a gradient window has 2 steps instead of 5.
+commit 73b455b). [ours] In the variant `improved` it comes after step 1 instead of 5, and a gradient
+window has 2 steps instead of 5.
 """
 
 import functools

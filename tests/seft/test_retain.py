@@ -16,7 +16,7 @@ from seft.distill import Distillation
 from seft.errors import ConfigError, StateError
 from seft.evaluate import mean_loss
 from seft.loss import TokenLoss
-from seft.objective import CrossEntropy
+from seft.objective import cross_entropy
 from seft.repair import Repair, schedule
 from seft.report import Evaluated, Progress, Report, Step
 from seft.retain import load_retained, save_retained, split_retained, start_tokens, with_predictions, write_windows
@@ -42,7 +42,7 @@ def test_recorded_predictions_have_the_loss_and_gradient_of_a_teacher_in_memory(
     for recorded in (True, False):
         model = untrained_tiny()
         if recorded:
-            loss = CrossEntropy(model)(retained())
+            loss = cross_entropy(model)(retained())
         else:
             loss = Distillation(model, untrained_tiny(3), short(distill_weight=1.0))(OTHER)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -53,7 +53,7 @@ def test_recorded_predictions_have_the_loss_and_gradient_of_a_teacher_in_memory(
 
 def test_the_loss_of_a_mixed_batch_is_the_sum_of_its_parts() -> None:
     model, text = untrained_tiny(), Packed.plain(TOKENS[: 3 * LENGTH].view(3, LENGTH))
-    loss = CrossEntropy(model)
+    loss = cross_entropy(model)
     with torch.no_grad():
         torch.testing.assert_close(loss(text + retained()), loss(text) + loss(retained()))
         torch.testing.assert_close(loss(text), TokenLoss(model)(text.tokens).sum())
@@ -148,7 +148,7 @@ def test_both_texts_have_their_share_of_the_loss_although_few_tokens_are_trained
     step = Repair(model, few, config, retained=retained()).advance()[0]
     rows = schedule.rows_of_step(config, 8, 1)
     kept = schedule.retained_rows_of_step(config, 6, 1)
-    model, loss = pruned_tiny(), CrossEntropy(pruned_tiny())
+    model, loss = pruned_tiny(), cross_entropy(pruned_tiny())
     with torch.no_grad():
         parts = [float(loss(each)) / each.predictions for each in (few[rows], retained()[kept])]
     assert isinstance(step, Step)
@@ -199,7 +199,7 @@ def test_the_model_keeps_what_it_knows_of_the_retained_text() -> None:
         config = replace(config, retain=Retain.DATASET if share else Retain.NONE)
         Repair(model, TOKENS[: -6 * LENGTH], config, retained=retained() if share else None).run()
         with torch.no_grad():
-            losses.append(float(CrossEntropy(model)(retained())))
+            losses.append(float(cross_entropy(model)(retained())))
     assert losses[1] < 0.9 * losses[0]
 
 

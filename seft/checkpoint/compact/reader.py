@@ -6,7 +6,7 @@ Every byte that is returned was checked against a SHA-256. An error names the te
 import errno
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seft.checkpoint.compact import chunk, index
-from seft.checkpoint.compact.byte_sources import PAUSES, ByteSource, open_source
+from seft.checkpoint.compact.byte_sources import ByteSource, open_source
 from seft.checkpoint.compact.chunk import ALIGNMENT
 from seft.checkpoint.compact.expanded import DenseFile, integer_matrices
 from seft.checkpoint.compact.index import AGAIN, FOOTER_BYTES, HEAD, FileEntry, Part, TensorEntry
@@ -197,12 +197,12 @@ def _sha256(content: Bytes) -> bytes:
 
 
 @contextmanager
-def open_container(reference: str | Path, *, pauses: Sequence[float] = PAUSES) -> Iterator[Container]:
+def open_container(reference: str | Path) -> Iterator[Container]:
     """Open a container: a path, a web address, or `s3://bucket/key`.
 
     Raises SourceError if the file cannot be read, and ContainerError if it is not a container.
     """
-    with open_source(reference, pauses=pauses) as source:
+    with open_source(reference) as source:
         yield Container(source)
 
 

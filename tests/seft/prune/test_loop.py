@@ -23,10 +23,9 @@ from seft.config import Allocation, CalibrationOrder, Compare, PruneConfig, Prun
 from seft.data.text import tokenize, windows
 from seft.errors import Cancelled, PruneError
 from seft.evaluate import perplexity
-from seft.models.blocks import hidden_state
 from seft.models.load import load
 from seft.models.source import find
-from seft.models.targets import block_linears, decoder_blocks, target_linears
+from seft.models.targets import block_linears, decoder_blocks, hidden_state, target_linears
 from seft.prune import loop
 from seft.prune.capture import capture
 from seft.prune.loop import prune_model

@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from seft.config import UNSTRUCTURED, Pattern, RepairConfig, RepairMethod, Variant
 from seft.errors import ConfigError, TrainError
 from seft.loss import TokenLoss
-from seft.models.blocks import hidden_state
-from seft.models.targets import decoder_blocks, target_linears
+from seft.models.targets import decoder_blocks, hidden_state, target_linears
 from seft.prune.mask import overfull_groups
 from seft.repair import Repair
 from seft.repair.methods import METHODS
