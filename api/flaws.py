@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -182,7 +182,9 @@ def _body_advice(model: type[BaseModel]) -> str:
 
 
 def _advice(field: FieldInfo, example: object) -> str:
-    parts = [field.description or "See /docs.", *_range(field)]
+    parts = [field.description or "See /docs."]
+    if bounds := limits(field):
+        parts.append(f"It is {' and '.join(f'{word} {limit}' for word, limit in bounds.items())}.")
     if not field.is_required() and field.default_factory is None:
         parts.append(f"The default is {_as_json(field.default)}.")
     if example is not None:
@@ -224,15 +226,13 @@ def _model_of(field: FieldInfo) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def _range(field: FieldInfo) -> Iterable[str]:
+def limits(field: FieldInfo) -> dict[str, Any]:
+    """Return the limits of the numbers that a field accepts, by the words before them, for example `at least`."""
+    parts = [entry for part in get_args(field.annotation) for entry in getattr(part, "__metadata__", ())]
+    rules = [*field.metadata, *(rule for entry in parts if isinstance(entry, FieldInfo) for rule in entry.metadata)]
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    bounds = [
-        f"{word} {getattr(rule, name)}"
-        for name, word in words.items()
-        for rule in field.metadata
-        if getattr(rule, name, None) is not None
-    ]
-    return [f"It is {' and '.join(bounds)}."] if bounds else []
+    found = {word: (getattr(rule, name, None) for rule in rules) for name, word in words.items()}
+    return {word: limit for word, values in found.items() for limit in values if limit is not None}
 
 
 def _parameter_way_out(request: Request, name: str) -> str:

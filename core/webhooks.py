@@ -33,7 +33,7 @@ from sqlalchemy.orm import Session
 
 from core import ids
 from core.errors import Code, Flaw, ProblemError
-from core.infra.database import lock, page_of
+from core.infra.database import lock, newest_first
 from core.tables import Job, Json, Webhook, WebhookDelivery
 
 MAX_WEBHOOKS = 100
@@ -213,10 +213,7 @@ def deliveries(
     The second value is true if there are older deliveries.
     """
     query = select(WebhookDelivery).where(WebhookDelivery.webhook_id == webhook_id)
-    query = query.order_by(WebhookDelivery.id.desc())
-    if after is not None:
-        query = query.where(WebhookDelivery.id < after)
-    return page_of(session, query, limit)
+    return newest_first(session, query, WebhookDelivery.id, after=after, limit=limit)
 
 
 def claim(

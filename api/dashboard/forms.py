@@ -8,12 +8,11 @@ from enum import Enum, StrEnum
 from itertools import starmap
 from typing import Any, Literal, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from api.dashboard import formatting
-from api.flaws import guess, shown
+from api.flaws import guess, limits, shown
 from core.errors import Flaw
 from core.specs import JobSpec
 from core.tables import Json
@@ -176,12 +175,7 @@ def _form_field(path: str, field: FieldInfo, value: str | None) -> FormField:
 
 def _range(field: FieldInfo) -> str:
     """Return the range of the numbers that the field accepts. Empty if it has no limits."""
-    parts = [entry for part in get_args(field.annotation) for entry in getattr(part, "__metadata__", ())]
-    rules = [*field.metadata, *(rule for entry in parts if isinstance(entry, FieldInfo) for rule in entry.metadata)]
-    known = (("at least", Ge, "ge"), ("above", Gt, "gt"), ("at most", Le, "le"), ("below", Lt, "lt"))
-    bounds = {
-        word: _bound(getattr(rule, name)) for word, kind, name in known for rule in rules if isinstance(rule, kind)
-    }
+    bounds = {word: _bound(limit) for word, limit in limits(field).items()}
     if list(bounds) == ["at least", "at most"]:
         return " \N{EN DASH} ".join(bounds.values())
     return ", ".join(f"{word} {bound}" for word, bound in bounds.items())

@@ -6,14 +6,14 @@ from typing import Self
 
 from pydantic import BaseModel, Field
 
-from api.schemas.shared import FILE_ID, MODEL, SHA256, TIME, example
+from api.schemas.shared import FILE_ID, MODEL, SHA256, TIME, RowView, example
 from core.datasets.previews import Preview
 from core.tables import Dataset
 from seft.data.records import Format
 from seft.models.source import ModelSource
 
 
-class DatasetView(BaseModel):
+class DatasetView(RowView):
     """A dataset that was checked and stored."""
 
     model_config = example(
@@ -39,11 +39,6 @@ class DatasetView(BaseModel):
     )
     sha256: str = Field(description="SHA-256 of the records as uncompressed JSONL.")
     created_at: datetime
-
-    @classmethod
-    def of(cls, row: Dataset) -> Self:
-        """Return the view of a row."""
-        return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})
 
 
 class RecordPart(BaseModel):

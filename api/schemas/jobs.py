@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field
 
 from api.schemas.estimates import EstimateView
-from api.schemas.shared import FILE_ID, JOB_ID, MODEL, TIME, Passthrough, example
+from api.schemas.shared import FILE_ID, JOB_ID, MODEL, TIME, Passthrough, RowView, example
 from core.jobs import forecast
 from core.specs import JobSpec, with_defaults
 from core.states import Phase, Status
@@ -30,7 +30,7 @@ class ReasonView(BaseModel):
     message: str
 
 
-class JobView(BaseModel):
+class JobView(RowView):
     """A job as it appears in a list."""
 
     id: str
@@ -66,11 +66,10 @@ class JobView(BaseModel):
     updated_at: datetime
 
     @classmethod
-    def of(cls, job: Job, **computed: Any) -> Self:
+    def of(cls, row: Job, **computed: Any) -> Self:
         """Return the view of a row. `computed` are the values of fields that are not columns of the row."""
-        names = set(JobView.model_fields)
-        derived = {"spec": with_defaults(job.spec), "estimated_finish": forecast.finish(job)}
-        return cls.model_validate({name: getattr(job, name) for name in names} | derived | computed)
+        derived = {"spec": with_defaults(row.spec), "estimated_finish": forecast.finish(row)}
+        return super().of(row, **derived | computed)
 
 
 _JOB = {

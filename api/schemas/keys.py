@@ -1,14 +1,13 @@
 """Requests and responses about API keys and the audit log."""
 
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from api.schemas.shared import JOB_ID, TIME, example
+from api.schemas.shared import JOB_ID, TIME, RowView, example
 from core.access.keys import Scope
 from core.request_fields import Spec, StorableText
-from core.tables import ApiKey, AuditEntry
 
 TenantScope = Literal["read", "write", "admin"]
 """Scopes of the keys that a tenant can create. Only the operator can create a key of scope `metrics`."""
@@ -37,7 +36,7 @@ _KEY = {
 }
 
 
-class KeyView(BaseModel):
+class KeyView(RowView):
     """An API key without its secret."""
 
     model_config = example(_KEY)
@@ -48,11 +47,6 @@ class KeyView(BaseModel):
     created_at: datetime
     last_used_at: datetime | None = Field(description="Time of the last use, accurate to one minute.")
     revoked_at: datetime | None
-
-    @classmethod
-    def of(cls, row: ApiKey, **computed: Any) -> Self:
-        """Return the view of a row. `computed` are the values of fields that are not columns of the row."""
-        return cls.model_validate({name: getattr(row, name) for name in KeyView.model_fields} | computed)
 
 
 class KeySecret(KeyView):
@@ -74,7 +68,7 @@ class KeyPage(BaseModel):
     has_more: bool
 
 
-class AuditView(BaseModel):
+class AuditView(RowView):
     """An entry of the audit log: one change."""
 
     id: int
@@ -83,11 +77,6 @@ class AuditView(BaseModel):
     action: str = Field(description="Name of the operation, such as `create_job`.")
     target: str = Field(description="Id of what was created, changed or deleted.")
     created_at: datetime
-
-    @classmethod
-    def of(cls, row: AuditEntry) -> Self:
-        """Return the view of a row."""
-        return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})
 
 
 class AuditPage(BaseModel):

@@ -5,11 +5,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, SecretStr
 
-from api.schemas.shared import TIME, example
+from api.schemas.shared import TIME, RowView, example
 from core.models.catalogue import CatalogueEntry
 from core.models.results import is_result
 from core.request_fields import Spec
-from core.tables import HubToken
 
 _MODEL = {
     "id": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -102,7 +101,7 @@ class HubTokenRequest(Spec):
     )
 
 
-class HubTokenView(BaseModel):
+class HubTokenView(RowView):
     """Your tenant's token of the model hub, without the token."""
 
     model_config = example({"id": "hub_01jz5h4c8m2v9q7w3t6x0y1b2d", "name": "acme", "created_at": TIME})
@@ -110,8 +109,3 @@ class HubTokenView(BaseModel):
     id: str
     name: str = Field(description="Name of the hub account that owns the token, read when the token was stored.")
     created_at: datetime
-
-    @classmethod
-    def of(cls, row: HubToken) -> Self:
-        """Return the view of a row."""
-        return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})

@@ -5,13 +5,12 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field
 
-from api.schemas.shared import FILE, SHA256, TIME, FileView, example
-from core.jobs.reports import MetricPoint
-from core.tables import Checkpoint, JobEvent, JobMetric
+from api.schemas.shared import FILE, SHA256, TIME, FileView, RowView, example
+from core.tables import Checkpoint
 from seft.config import OutputFormat
 
 
-class EventView(BaseModel):
+class EventView(RowView):
     """An event of a job."""
 
     id: int
@@ -19,11 +18,6 @@ class EventView(BaseModel):
     attempt: int
     data: dict[str, Any]
     created_at: datetime
-
-    @classmethod
-    def of(cls, event: JobEvent) -> Self:
-        """Return the view of a row."""
-        return cls(id=event.id, type=event.type, attempt=event.attempt, data=event.data, created_at=event.created_at)
 
 
 class EventPage(BaseModel):
@@ -40,17 +34,12 @@ class EventPage(BaseModel):
     has_more: bool
 
 
-class MetricView(BaseModel):
+class MetricView(RowView):
     """Values measured at one step."""
 
     step: int
     attempt: int
     values: dict[str, float]
-
-    @classmethod
-    def of(cls, row: JobMetric | MetricPoint) -> Self:
-        """Return the view of a row."""
-        return cls(step=row.step, attempt=row.attempt, values=row.values)
 
 
 class MetricPage(BaseModel):

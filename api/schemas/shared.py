@@ -24,6 +24,16 @@ def example(value: dict[str, Any]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"example": value})
 
 
+class RowView(BaseModel):
+    """A view of a row. Each field has the value of the attribute of the row with the same name."""
+
+    @classmethod
+    def of(cls, row: Any, **computed: Any) -> Self:
+        """Return the view of a row. `computed` are the values of fields that are not attributes of the row."""
+        names = cls.model_fields.keys() - computed.keys()
+        return cls.model_validate({name: getattr(row, name) for name in names} | computed)
+
+
 FILE = {
     "name": "model.safetensors",
     "size": 269060552,

@@ -1,15 +1,14 @@
 """Requests and responses about webhooks."""
 
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
-from api.schemas.shared import JOB_ID, TIME, example
+from api.schemas.shared import JOB_ID, TIME, RowView, example
 from core.request_fields import Spec
 from core.states import STATUS_EVENT_PREFIX, Transition
-from core.tables import Webhook, WebhookDelivery
 from core.webhooks import DeliveryState
 
 HOOK_ID = "hook_01jz5h4c8m2v9q7w3t6x0y1b2d"
@@ -52,7 +51,7 @@ _HOOK = {
 }
 
 
-class WebhookView(BaseModel):
+class WebhookView(RowView):
     """A webhook without its secret."""
 
     model_config = example(_HOOK)
@@ -67,11 +66,6 @@ class WebhookView(BaseModel):
     disabled_at: datetime | None = Field(
         description="Time when the webhook was disabled. Nothing is sent until you enable it. `null` if it is enabled."
     )
-
-    @classmethod
-    def of(cls, row: Webhook) -> Self:
-        """Return the view of a row."""
-        return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})
 
 
 class WebhookSecret(WebhookView):
@@ -109,7 +103,7 @@ _DELIVERY: dict[str, Any] = {
 }
 
 
-class DeliveryView(BaseModel):
+class DeliveryView(RowView):
     """A delivery: one message to a webhook."""
 
     model_config = example(_DELIVERY)
@@ -123,11 +117,6 @@ class DeliveryView(BaseModel):
         description="Time of the next try. `null` if there will be none, or while the webhook is disabled."
     )
     created_at: datetime
-
-    @classmethod
-    def of(cls, row: WebhookDelivery) -> Self:
-        """Return the view of a row."""
-        return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})
 
 
 class DeliveryPage(BaseModel):

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from core.access.keys import Scope
 from core.errors import Code, ProblemError
-from core.infra.database import lock, page_of
+from core.infra.database import lock, newest_first
 from core.tables import AuditEntry
 
 
@@ -43,12 +43,10 @@ def require_rate(session: Session, tenant: str, action: str, *, most: int, secon
         raise ProblemError(Code.RATE_LIMITED, detail, retry_after=seconds)
 
 
-def page(session: Session, tenant: str, *, before: int | None, limit: int) -> tuple[Sequence[AuditEntry], bool]:
-    """Return up to `limit` entries that are older than the entry with id `before`, newest first.
+def page(session: Session, tenant: str, *, after: int | None, limit: int) -> tuple[Sequence[AuditEntry], bool]:
+    """Return up to `limit` entries that are older than the entry with id `after`, newest first.
 
     The second value is true if there are older entries.
     """
-    query = select(AuditEntry).where(AuditEntry.tenant == tenant).order_by(AuditEntry.id.desc())
-    if before is not None:
-        query = query.where(AuditEntry.id < before)
-    return page_of(session, query, limit)
+    query = select(AuditEntry).where(AuditEntry.tenant == tenant)
+    return newest_first(session, query, AuditEntry.id, after=after, limit=limit)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core import ids
 from core.errors import Code, ProblemError
-from core.infra.database import page_of
+from core.infra.database import newest_first
 from core.tables import ApiKey
 
 USE_SECONDS = 60
@@ -93,10 +93,8 @@ def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tup
 
     The second value is true if there are older keys.
     """
-    query = select(ApiKey).where(ApiKey.tenant == tenant).order_by(ApiKey.id.desc())
-    if after is not None:
-        query = query.where(ApiKey.id < after)
-    return page_of(session, query, limit)
+    query = select(ApiKey).where(ApiKey.tenant == tenant)
+    return newest_first(session, query, ApiKey.id, after=after, limit=limit)
 
 
 def revoke(session: Session, tenant: str, key_id: str, *, by: str) -> ApiKey:

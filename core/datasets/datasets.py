@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from core import ids, totals
 from core.errors import Code, Flaw, ProblemError
-from core.infra.database import lock, page_of
+from core.infra.database import lock, newest_first
 from core.infra.storage import Storage
 from core.tables import Dataset, Job
 from core.totals import Kind, Sum
@@ -122,10 +122,8 @@ def page(session: Session, tenant: str, *, after: str | None = None, limit: int)
 
     The second value is true if there are older datasets.
     """
-    query = select(Dataset).where(Dataset.tenant == tenant, NOT_DELETED).order_by(Dataset.id.desc())
-    if after is not None:
-        query = query.where(Dataset.id < after)
-    return page_of(session, query, limit)
+    query = select(Dataset).where(Dataset.tenant == tenant, NOT_DELETED)
+    return newest_first(session, query, Dataset.id, after=after, limit=limit)
 
 
 def delete(session: Session, tenant: str, dataset_id: str) -> Dataset:

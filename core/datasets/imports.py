@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from core import fair_queueing, ids
 from core.errors import Code, Flaw, ProblemError
 from core.fair_queueing import Queue
-from core.infra.database import Lock, lock, page_of
+from core.infra.database import Lock, lock, newest_first
 from core.infra.storage import part_bytes
 from core.states import ImportState
 from core.tables import Dataset, Import, Json
@@ -93,10 +93,8 @@ def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tup
 
     The second value is true if there are older imports.
     """
-    query = select(Import).where(Import.tenant == tenant).order_by(Import.id.desc())
-    if after is not None:
-        query = query.where(Import.id < after)
-    return page_of(session, query, limit)
+    query = select(Import).where(Import.tenant == tenant)
+    return newest_first(session, query, Import.id, after=after, limit=limit)
 
 
 def claim(session: Session, *, busy: Collection[str] = ()) -> Import | None:

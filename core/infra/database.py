@@ -23,7 +23,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import InstrumentedAttribute, Session, sessionmaker
 
 from core.settings import DatabaseSettings
 from seft.storable import printable
@@ -134,3 +134,14 @@ def page_of(session: Session, query: Select[Row], limit: int) -> tuple[Sequence[
     """Return the first `limit` rows of a query, and whether more rows follow."""
     rows = session.scalars(query.limit(limit + 1)).all()
     return rows[:limit], len(rows) > limit
+
+
+def newest_first(
+    session: Session, query: Select[Row], key: InstrumentedAttribute[Any], *, after: str | int | None, limit: int
+) -> tuple[Sequence[Row], bool]:
+    """Return up to `limit` rows of a query with ids below `after`, newest first, and whether there are older ones.
+
+    `key` is the column of the ids, which increase with time.
+    """
+    query = query.order_by(key.desc())
+    return page_of(session, query if after is None else query.where(key < after), limit)

@@ -49,16 +49,8 @@ class Driver:
 
     def one(self, walk: Walk[Any], step: Step) -> None:
         """Perform one step, and pass its result or its error to the operation."""
-        try:
-            answer = self._perform(step)
-        except httpx2.RequestError as error:
-            walk.fail(_unreachable(error))
-        except (httpx2.InvalidURL, UnicodeEncodeError) as error:
-            walk.fail(ClientError(f"The request cannot be sent: {error}. Check the ids, names and keys in it."))
-        except ClientError as error:
-            walk.fail(error)
-        else:
-            walk.answer(answer)
+        with _failing(walk):
+            walk.answer(self._perform(step))
 
     def _perform(self, step: Step) -> Any:
         match step:
@@ -143,16 +135,8 @@ class AsyncDriver:
 
     async def one(self, walk: Walk[Any], step: Step) -> None:
         """Perform one step, and pass its result or its error to the operation."""
-        try:
-            answer = await self._perform(step)
-        except httpx2.RequestError as error:
-            walk.fail(_unreachable(error))
-        except (httpx2.InvalidURL, UnicodeEncodeError) as error:
-            walk.fail(ClientError(f"The request cannot be sent: {error}. Check the ids, names and keys in it."))
-        except ClientError as error:
-            walk.fail(error)
-        else:
-            walk.answer(answer)
+        with _failing(walk):
+            walk.answer(await self._perform(step))
 
     async def _perform(self, step: Step) -> Any:
         match step:
@@ -248,6 +232,19 @@ def _reply(request: Request, response: httpx2.Response) -> Reply:
 def _head(request: Request, response: httpx2.Response) -> Reply:
     url = response.request.url
     return Reply(response.status_code, response.headers, b"", _host(url) if request.is_link else str(url))
+
+
+@contextmanager
+def _failing(walk: Walk[Any]) -> Iterator[None]:
+    """Pass an error of the request in the `with` block to the operation."""
+    try:
+        yield
+    except httpx2.RequestError as error:
+        walk.fail(_unreachable(error))
+    except (httpx2.InvalidURL, UnicodeEncodeError) as error:
+        walk.fail(ClientError(f"The request cannot be sent: {error}. Check the ids, names and keys in it."))
+    except ClientError as error:
+        walk.fail(error)
 
 
 def _unreachable(error: httpx2.RequestError) -> Unreachable:

@@ -74,7 +74,7 @@ def _page(
         rows, more = keys.page(
             session, visitor.caller.tenant, after=after if ids.is_id("key", after) else None, limit=LIMIT
         )
-        changes, older_changes = audit.page(session, visitor.caller.tenant, before=None, limit=AUDIT_LIMIT)
+        changes, older_changes = audit.page(session, visitor.caller.tenant, after=None, limit=AUDIT_LIMIT)
     return page(
         request,
         visitor,
