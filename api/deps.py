@@ -1,19 +1,22 @@
 """Dependencies that FastAPI injects into routes and pages: services, the authenticated caller, common parameters."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import ceil
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, Path, Query, Request, Response
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
+from typing_extensions import override
 
 from api.changes import JobChanges
 from api.concurrency import ConcurrencyLimit, WorkQueue
 from api.connections import network_of
+from api.limits import ShallowRequest, require_media_type
 from api.readiness import Readiness
 from api.unknown_callers import UnknownCallers
 from core.access import keys
@@ -137,6 +140,26 @@ async def sent_key(
 
 
 SentKey = Annotated[str, Depends(sent_key)]
+
+
+class JsonRoute(APIRoute):
+    """A route whose body, if it has one, must be JSON.
+
+    FastAPI reads the body before it resolves the dependencies. So this route first requires an API key, and that the
+    network has not sent too many unknown ones. It also checks how deep the body is nested before parsing it.
+    """
+
+    @override
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_checked(request: Request) -> Response:
+            if self.body_field is not None:
+                await sent_key(request, await get_services(request), await Bearer(request))
+                require_media_type(request, "application/json")
+            return await handle(ShallowRequest(request.scope, request.receive))
+
+        return handle_checked
 
 
 def authenticated(request: Request, services: CurrentServices, secret: SentKey) -> Caller:

@@ -7,20 +7,20 @@ exceeded limit is a subclass of HTTPException.
 import json
 import re
 import time
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
-from fastapi import HTTPException, Request, Response
-from fastapi.routing import APIRoute
+from fastapi import HTTPException, Request
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 from typing_extensions import override
 
 from core.errors import Code, Flaw, ProblemError
 
-BODY_BYTES = 1 << 20
-"""Maximum bytes of a JSON body. Every valid body is smaller."""
+BODY_BYTES = 1 << 18
+"""Maximum bytes of a JSON body or a form. Every valid one is smaller."""
+SIGN_IN_BYTES = 1 << 14
+"""Maximum bytes of the form of the sign-in page, which is read before anything is known about the sender."""
 JSON_DEPTH = 32
 """Maximum depth of nested objects and lists in a JSON body."""
 PATIENCE_SECONDS = 30.0
@@ -42,25 +42,9 @@ class LimitError(HTTPException):
         self.problem = problem
 
 
-class JsonRoute(APIRoute):
-    """A route whose body, if it has one, must be JSON.
+class ShallowRequest(Request):
+    """A request whose JSON is parsed only if it is not nested deeply. Deep nesting is expensive to parse."""
 
-    It checks how deep the body is nested before parsing it. Deep nesting is expensive to parse.
-    """
-
-    @override
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handle_checked(request: Request) -> Response:
-            if self.body_field is not None:
-                require_media_type(request, "application/json")
-            return await handle(_ShallowRequest(request.scope, request.receive))
-
-        return handle_checked
-
-
-class _ShallowRequest(Request):
     @override
     async def json(self) -> Any:
         body = await self.body()

@@ -9,12 +9,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dashboard.render import ROOT
 from api.errors import problem
-from api.limits import BODY_BYTES, limited
+from api.limits import BODY_BYTES, SIGN_IN_BYTES, limited
 from core import ids
 from core.errors import Code
 
 UPLOADS = ("/datasets", f"{ROOT}/datasets")
 """Paths that accept dataset uploads by POST."""
+SIGN_IN = f"{ROOT}/sign-in"
 
 log = structlog.get_logger(__name__)
 
@@ -22,9 +23,10 @@ log = structlog.get_logger(__name__)
 class RequestMiddleware:
     """ASGI middleware around every request.
 
-    The limit of a dataset upload is `upload_bytes`. The limit of every other body is `BODY_BYTES`. A HEAD request is
-    processed as GET, and the server sends its response without the content (RFC 9110, section 9.3.2). It opens no
-    event stream, because the next request on the connection would have to wait for the end of the stream.
+    The limit of a dataset upload is `upload_bytes`, that of the sign-in form `SIGN_IN_BYTES`, and that of every other
+    body `BODY_BYTES`. A HEAD request is processed as GET, and the server sends its response without the content (RFC
+    9110, section 9.3.2). It opens no event stream, because the next request on the connection would have to wait for
+    the end of the stream.
     """
 
     def __init__(self, app: ASGIApp, upload_bytes: int) -> None:
@@ -70,7 +72,8 @@ class RequestMiddleware:
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         upload = scope["method"] == "POST" and scope["path"] in UPLOADS
-        return limited(scope, receive, self.upload_bytes if upload else BODY_BYTES, upload=upload)
+        most = SIGN_IN_BYTES if scope["path"] == SIGN_IN else self.upload_bytes if upload else BODY_BYTES
+        return limited(scope, receive, most, upload=upload)
 
 
 def _as_get(scope: Scope) -> Scope:

@@ -2,9 +2,8 @@
 
 from fastapi import APIRouter
 
-from api.deps import Admin, Auth, CurrentServices
+from api.deps import Admin, Auth, CurrentServices, JsonRoute
 from api.errors import BODY, responses
-from api.limits import JsonRoute
 from api.schemas.models import HubTokenRequest, HubTokenView
 from api.usecases.audited import audited
 from core.access import hub_tokens

@@ -5,9 +5,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
-from api.deps import Auth, CurrentServices, Limit, Services
+from api.deps import Auth, CurrentServices, JsonRoute, Limit, Services
 from api.errors import BODY, responses
-from api.limits import JsonRoute
 from api.schemas.imports import IMPORT_ID, ImportPage, ImportPart, ImportRequest, ImportView, PartPage
 from core import ids
 from core.access import audit

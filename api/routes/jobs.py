@@ -13,10 +13,9 @@ from pydantic import Field, ValidationError
 
 from api.changes import JobVersion
 from api.connections import while_connected
-from api.deps import LIMITED_WAITS, Auth, CurrentServices, JobId, Limit
+from api.deps import LIMITED_WAITS, Auth, CurrentServices, JobId, JsonRoute, Limit
 from api.errors import BODY, responses
 from api.etags import ACCEPTED, TAGGED, IfNoneMatch, etag_of, tagged_json
-from api.limits import JsonRoute
 from api.schemas.estimates import EstimateSpec, EstimateView
 from api.schemas.jobs import JobDetail, JobPage, JobView
 from api.usecases import jobs as usecases

@@ -5,9 +5,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
-from api.deps import Admin, CurrentServices, Limit
+from api.deps import Admin, CurrentServices, JsonRoute, Limit
 from api.errors import BODY, responses
-from api.limits import JsonRoute
 from api.schemas.keys import AuditPage, AuditView, KeyPage, KeyRequest, KeySecret, KeyView
 from api.schemas.shared import LARGEST_ID
 from api.usecases import keys as usecases
@@ -70,5 +69,5 @@ def list_audit(
 ) -> AuditPage:
     """List the changes that were made with your tenant's keys, newest first: key, operation, target, time."""
     with services.sessions.begin() as session:
-        rows, more = audit.page(session, caller.tenant, before=after, limit=limit)
+        rows, more = audit.page(session, caller.tenant, after=after, limit=limit)
     return AuditPage(data=[AuditView.of(row) for row in rows], has_more=more)

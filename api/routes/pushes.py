@@ -4,9 +4,8 @@ from http import HTTPStatus
 
 from fastapi import APIRouter
 
-from api.deps import Auth, CurrentServices, JobId
+from api.deps import Auth, CurrentServices, JobId, JsonRoute
 from api.errors import BODY, responses
-from api.limits import JsonRoute
 from api.schemas.pushes import PushList, PushRequest, PushView
 from api.usecases import pushes
 from core.errors import Code

@@ -5,9 +5,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
-from api.deps import Auth, CurrentServices, Limit
+from api.deps import Auth, CurrentServices, JsonRoute, Limit
 from api.errors import BODY, responses
-from api.limits import JsonRoute
 from api.schemas.webhooks import (
     HOOK_ID,
     DeliveryPage,

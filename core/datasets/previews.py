@@ -13,6 +13,7 @@ from anyio.to_thread import run_sync
 
 import seft
 from core.errors import Code, Flaw, ProblemError
+from core.infra import temporary
 from core.infra.storage import Storage
 from core.tables import Dataset, Json
 from seft.models.loadable import loadable
@@ -44,7 +45,8 @@ async def preview(storage: Storage, dataset: Dataset, tokenizer: Path, show: int
     """
     lines = await run_sync(_first_lines, storage, dataset)
     with ExitStack() as stack:
-        folder = await run_sync(stack.enter_context, loadable(tokenizer))
+        parent = await run_sync(stack.enter_context, temporary.folder())
+        folder = await run_sync(stack.enter_context, loadable(tokenizer, parent))
         answer = await _run_tokenizer(folder / tokenizer.name if tokenizer.is_file() else folder, lines, show)
     fraction = sum(map(len, lines)) / dataset.bytes
     totals = (round(answer[name] / fraction) for name in ("tokens", "trained_tokens"))

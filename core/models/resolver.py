@@ -261,7 +261,7 @@ def _version(source: ModelSource) -> Version | None:
         return source.revision
     assert source.path is not None
     files = source.path.iterdir() if source.path.is_dir() else (source.path,)
-    states = [(file.name, file.stat()) for file in files]
+    states = [(file.name, file.stat()) for file in files if file.is_file()]
     if max(state.st_mtime for _, state in states) > time.time() - SETTLED_SECONDS:
         return None
     return tuple(sorted((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states))

@@ -52,12 +52,13 @@ TOKENIZER_KEYS = frozenset(
 
 
 @contextmanager
-def loadable(path: Path) -> Iterator[Path]:
+def loadable(path: Path, within: Path | None = None) -> Iterator[Path]:
     """Yield a folder with the parts of a model that a loader may read. `path` is a folder or a GGUF file.
 
-    The folder has links to the files, and reduced copies of the configurations. It is deleted afterwards.
+    The folder has links to the files, and reduced copies of the configurations. It is in `within`, or else among the
+    temporary files of the system, and is deleted afterwards.
     """
-    with TemporaryDirectory(prefix="seft-model-") as name:
+    with TemporaryDirectory(prefix="seft-model-", dir=within) as name:
         folder = Path(name)
         if path.is_file():
             (folder / path.name).symlink_to(path.resolve())

@@ -330,6 +330,11 @@ def find_cached(reference: str, revision: str | None) -> ModelSource:
 
     If no revision is given and the cache does not know the default branch, the newest commit in the cache is returned.
     """
+    # The hub's library reads the file of the cache that the revision names, so a path must not lead out of the cache.
+    if revision is not None and not {"", ".", ".."}.isdisjoint(revision.split("/")):
+        raise SourceError(
+            NOT_FOUND, f"{revision!r} is not the name of a branch, a tag or a commit. Check the revision."
+        )
     try:
         # Only some of the files with weights may be needed. `downloaded` checks that the needed ones are there.
         folder = Path(

@@ -1,5 +1,6 @@
 """The form of a new job, and the estimate of its cost. Jobs are created by the same function as in `POST /jobs`."""
 
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 
@@ -26,6 +27,8 @@ DATASET_CHOICES = 100
 """Maximum number of datasets in the selection, newest first."""
 PREFILLED = ("model", "revision", "dataset")
 """Fields that the query of a link to the form may fill in."""
+NONCE = re.compile(r"[\w-]{1,64}", re.ASCII)
+"""Text of the field `nonce`. Other texts do not come from the form and are ignored."""
 
 router = APIRouter()
 
@@ -112,7 +115,7 @@ def _create_job(services: Services, visitor: Visitor, spec: JobSpec, nonce: str,
 
     Sending the same form twice creates one job. Sending it again with changes creates another job.
     """
-    idempotency_key = f"{nonce}-{spec.fingerprint()[:16]}" if nonce else None
+    idempotency_key = f"{nonce}-{spec.fingerprint()[:16]}" if NONCE.fullmatch(nonce) else None
     job = usecases.create(services, visitor.caller, spec, idempotency_key=idempotency_key, operation=action)
     return go(f"/jobs/{job.id}")
 
