@@ -101,7 +101,7 @@ class JobSpec(Spec):
     allocation: Allocation = Field(
         default=Allocation.AUTO,
         description="`uniform`: all pruned layers are equally sparse. Other values: they differ, with the same total."
-        " `auto`: `curvature` for `admm` and `alps` if rows may differ in zeros and not `sharded`, else `uniform`.",
+        " `auto`: `curvature` for one-shot `admm` and `alps` if rows may differ and not `sharded`, else `uniform`.",
     )
     prune: PruneSpec = Field(default_factory=PruneSpec, description="How the model is pruned.")
     repair: RepairSpec = Field(
