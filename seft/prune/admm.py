@@ -11,6 +11,7 @@ stay.
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from typing_extensions import override
 
 from seft.prune.least_squares import Hessian, Weight, add_minimum, minimiser, solve_on_support, unit_diagonal
 from seft.prune.mask import Rule, as_float, cubic_rise
@@ -26,14 +27,12 @@ is the same to four digits."""
 class ADMM(Corrected):
     """Prunes one weight matrix gradually, and corrects the weights that remain."""
 
-    def prune(self) -> Weight:
-        """Return the pruned and corrected weight matrix. Raises PruneError if the inputs were missing or not finite."""
-        dead = self._inputs.hessian().diagonal() == 0
+    @override
+    def solve(self, weight: Weight) -> Weight:
         hessian, scale, matrix = self._inputs.derived(_prepare, self._weight.dtype)
-        weight = self._weight.float().masked_fill(dead, 0.0) * scale
+        weight = weight * scale
         sparse = prune_gradually(weight, matrix, self._rule)
-        solved = solve_on_support(sparse, weight, hessian, SOLVER_STEPS)
-        return (solved / scale).to(self._weight.dtype)
+        return solve_on_support(sparse, weight, hessian, SOLVER_STEPS) / scale
 
 
 def _prepare(

@@ -12,6 +12,7 @@ gradients.
 """
 
 import torch
+from typing_extensions import override
 
 from seft.prune.least_squares import Hessian, Weight, add_minimum, minimiser, solve_on_support, unit_diagonal
 from seft.prune.mask import Rule, as_float
@@ -29,15 +30,12 @@ SOLVER_STEPS = 3
 class ALPS(Corrected):
     """Prunes one weight matrix by ADMM, and corrects the values of the weights that remain."""
 
-    def prune(self) -> Weight:
-        """Return the pruned and corrected weight matrix. Raises PruneError if the inputs were missing or not finite."""
-        hessian = self._inputs.hessian()
-        dead = hessian.diagonal() == 0
-        hessian, scale = unit_diagonal(damped(hessian, self._damping))
-        weight = self._weight.float().masked_fill(dead, 0.0) * scale
+    @override
+    def solve(self, weight: Weight) -> Weight:
+        hessian, scale = unit_diagonal(damped(self._inputs.hessian(), self._damping))
+        weight = weight * scale
         sparse = find_support(weight, hessian, self._rule, self._weight.dtype)
-        solved = solve_on_support(sparse, weight, hessian, SOLVER_STEPS)
-        return (solved / scale).to(self._weight.dtype)
+        return solve_on_support(sparse, weight, hessian, SOLVER_STEPS) / scale
 
 
 def find_support(weight: Weight, hessian: Hessian, rule: Rule, dtype: torch.dtype) -> Weight:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import ClassVar, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,8 +34,16 @@ class Method(Pruner, Protocol):
     def __init__(self, weight: Float[Tensor, "rows cols"], rule: Rule, config: PruneConfig) -> None: ...
 
 
-class Corrected:
-    """Base of the pruners that also correct the weights that remain, by the Hessian of the linear's error."""
+MUTED = 1e-16
+"""Factor of the weights of inputs that are always zero. They become zero before other weights, and stay float32."""
+
+
+class Corrected(ABC):
+    """Base of the pruners that also correct the weights that remain, by the Hessian of the linear's error.
+
+    The weights of an input that is zero for every token do not change this error. They become zero first, and those
+    that do not become zero keep their values.
+    """
 
     compare: ClassVar[Compare] = Compare.LAYER
 
@@ -45,6 +54,19 @@ class Corrected:
     def observe(self, batch: Batch) -> None:
         """Add a batch of the linear's inputs to the Hessian."""
         self._inputs.observe(batch)
+
+    def prune(self) -> Float[Tensor, "rows cols"]:
+        """Return the pruned and corrected weight matrix.
+
+        Raises PruneError if the inputs were missing or not finite, or if the Hessian cannot be used.
+        """
+        dead = self._inputs.hessian().diagonal() == 0
+        solved = self.solve(self._weight.float() * torch.ones_like(dead, dtype=torch.float32).masked_fill(dead, MUTED))
+        return torch.where(dead & (solved != 0), self._weight, solved.to(self._weight.dtype))
+
+    @abstractmethod
+    def solve(self, weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
+        """Return the pruned and corrected matrix for a float32 weight matrix, whose Hessian is that of the inputs."""
 
 
 class Scored(ABC):

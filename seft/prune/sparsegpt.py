@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from typing_extensions import override
 
 from seft.errors import PruneError
 from seft.prune.mask import Rule, smallest_in_groups, smallest_overall
@@ -28,16 +29,9 @@ class SparseGPT(Corrected):
     U is the upper Cholesky factor of the inverse of the Hessian.
     """
 
-    def prune(self) -> Float[Tensor, "rows cols"]:
-        """Return the pruned and corrected weight matrix.
-
-        Raises PruneError if the Hessian is not finite, is zero, or has no Cholesky factor.
-        """
-        hessian = self._inputs.hessian()
-        dead = hessian.diagonal() == 0
-        weight = self._weight.float().masked_fill(dead, 0.0)
-        factor = self._inputs.derived(inverse_factor, self._damping)
-        return prune_columns(weight, factor, self._rule).to(self._weight.dtype)
+    @override
+    def solve(self, weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
+        return prune_columns(weight, self._inputs.derived(inverse_factor, self._damping), self._rule)
 
 
 def inverse_factor(hessian: Float[Tensor, "cols cols"], damping: float) -> Float[Tensor, "cols cols"]:

@@ -81,6 +81,17 @@ def test_inputs_that_are_always_zero_change_no_number_of_zeros(method: PruneMeth
     assert int((pruned == 0).sum()) == 8 * 150
 
 
+@pytest.mark.parametrize("method", PruneMethod)
+def test_weights_of_such_inputs_that_need_not_become_zero_keep_their_values(method: PruneMethod) -> None:
+    inputs, weight = correlated(512, 300), make_weight(8, 300)
+    inputs[:, :150] = 0
+    weight[:, ::10] = 0
+    pruned = prune(weight, inputs, method, 0.2)
+    assert int((pruned == 0).sum()) == 8 * 60
+    kept = pruned[:, :150] != 0
+    assert torch.equal(pruned[:, :150][kept], weight[:, :150][kept])
+
+
 @pytest.mark.parametrize("method", BY_ROW)
 @settings(deadline=None)
 @given(rows=st.integers(1, 9), cols=st.integers(1, 150), sparsity=st.floats(0, 0.99))
