@@ -2,6 +2,9 @@
 
 from seft.errors import ConfigError
 
+ROUNDING = 1e-6
+"""Added to a number of steps or windows before it is rounded down, because 0.7 * 90 is below 63 in floating point."""
+
 
 def require_between(field: str, value: float, low: float, high: float, way_out: str) -> None:
     """Raise ConfigError if the value of a field is outside a range."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typing_extensions import Doc
 
-from seft.config.checks import require_at_least, require_between
+from seft.config.checks import ROUNDING, require_at_least, require_between
 from seft.config.pattern import UNSTRUCTURED, Pattern
 from seft.errors import ConfigError
 
@@ -181,7 +181,7 @@ class PruneConfig:
 
     def rise_end(self, steps: int) -> int:
         """Return the step of `steps` after which the model has its final sparsity. It is 0 with `one_shot`."""
-        return max(1, math.floor(self.rise * steps)) if self.gradual else 0
+        return max(1, math.floor(self.rise * steps + ROUNDING)) if self.gradual else 0
 
     @property
     def gradual(self) -> bool:

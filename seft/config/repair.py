@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from typing_extensions import Doc
 
-from seft.config.checks import require_at_least, require_between
+from seft.config.checks import ROUNDING, require_at_least, require_between
 from seft.config.prune import PruneConfig
 from seft.errors import ConfigError
 
@@ -250,14 +250,14 @@ class RepairConfig:
             raise ConfigError("patience", "must be 0 if evaluate_interval is 0", self.patience, way_out)
 
     @property
-    def last_swap(self) -> int:
-        """Last step after which zeros and nonzeros may be swapped."""
-        return math.floor(self.steps * (1 - self.settle))
+    def last_event(self) -> int:
+        """Last step after which active positions are replaced, or zeros and nonzeros are swapped."""
+        return math.floor(self.steps * (1 - self.settle) + ROUNDING)
 
     def require_swap_after(self, first: int) -> None:
         """Raise ConfigError if swaps are configured and none would run after step `first`."""
-        if self.swap_tokens and first + math.ceil(self.swap_tokens / self.batch_tokens) > self.last_swap:
-            rule = f"must be small enough for a swap after step {first} and not later than step {self.last_swap}"
+        if self.swap_tokens and first + math.ceil(self.swap_tokens / self.batch_tokens) > self.last_event:
+            rule = f"must be small enough for a swap after step {first} and not later than step {self.last_event}"
             way_out = "Lower it, or set settle or rise to a lower value, or take more steps."
             raise ConfigError("swap_tokens", rule, self.swap_tokens, way_out)
 
@@ -324,7 +324,7 @@ class RepairConfig:
 
     def retained_before(self, step: int) -> int:
         """Return the number of windows of retained text in all steps before a step. The first step is 1."""
-        return int((step - 1) * self.windows * self.retain_share + 1e-6) if self.retains else 0
+        return int((step - 1) * self.windows * self.retain_share + ROUNDING) if self.retains else 0
 
     @property
     def retained_windows(self) -> int:

@@ -61,7 +61,7 @@ class AllNonzeros(OneByOne):
         """Tell every linear the step, and the learning rate if its backward pass takes the optimizer step."""
         at_once = self.config.micro_batches == 1 and not self._in_turn
         rate = schedule.learning_rate(self.config, step) if at_once else None
-        collects = self._check is not None and self._first < step <= self.config.last_swap
+        collects = self._check is not None and self._first < step <= self.config.last_event
         self._plan = Plan(step, rate, collects)
         for linear in self.linears.values():
             linear.plan = self._plan

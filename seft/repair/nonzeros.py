@@ -30,6 +30,8 @@ from seft.repair.window import GradientSums
 
 CURVATURE_DECAY = 0.9
 """Decay per step of the moving averages that give the curvature."""
+FEWEST_TOKENS = 1e-3
+"""Average number of tokens per step below which the averages of an expert without tokens stay as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +117,21 @@ class NonzeroLinear(InPlaceLinear):
             self._step(dense, rate)
 
     def update_curvature(self) -> None:
-        """Add the sums of a step, over all processes, to their moving averages, and reset them."""
-        new_sums = (self._new_inputs, self._new_outputs, self._new_tokens)
-        for average, new in zip(self._observations, new_sums, strict=True):
-            if len(average):
-                average.lerp_(sum_over_processes(new), 1 - CURVATURE_DECAY)
-                new.zero_()
+        """Add the sums of a step, over all processes, to their moving averages, and reset them.
+
+        The averages of an expert without tokens fall until its tokens are below `FEWEST_TOKENS`, and then stay. Else
+        their products would underflow, and all its weights would be equally important.
+        """
+        if not len(self._tokens):
+            return
+        kept = (self._new_inputs, self._new_outputs, self._new_tokens)
+        inputs, outputs, tokens = map(sum_over_processes, kept)
+        idle = (tokens == 0) & (self._tokens < FEWEST_TOKENS)
+        share = torch.full_like(self._tokens, 1 - CURVATURE_DECAY).masked_fill_(idle, 0.0)
+        for average, new in zip(self._observations, (inputs, outputs, tokens), strict=True):
+            average.lerp_(new, share)
+        for new in kept:
+            new.zero_()
 
     @property
     def tokens(self) -> float:

@@ -47,7 +47,7 @@ def next_event(config: RepairConfig, step: int) -> int | None:
 
     The last `settle` fraction of the steps has no events.
     """
-    last = min(config.steps - math.ceil(config.steps * config.settle), config.steps - 1)
+    last = min(config.last_event, config.steps - 1)
     opening = OPENING[config.variant]
     event = opening if step <= opening else -(-step // config.update_interval) * config.update_interval
     return event if event <= last else None

@@ -32,7 +32,7 @@ def is_event(config: RepairConfig, first: int, step: int) -> bool:
 
     The last `settle` fraction of the steps has no events.
     """
-    if not config.swap_tokens or not first < step <= config.last_swap:
+    if not config.swap_tokens or not first < step <= config.last_event:
         return False
     tokens = (step - first) * config.batch_tokens
     return tokens // config.swap_tokens > (tokens - config.batch_tokens) // config.swap_tokens

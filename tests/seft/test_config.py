@@ -94,6 +94,11 @@ def test_a_pattern_with_too_many_zeros_is_an_error_of_the_pattern() -> None:
         PruneConfig(pattern.sparsity(None), pattern=pattern)
 
 
+def test_one_swap_may_be_all_that_the_settled_end_leaves_time_for() -> None:
+    settings = RepairConfig(10, settle=0.9, swap_tokens=1024)
+    assert settings.last_event == 1
+
+
 def test_a_warm_up_as_long_as_the_training_is_rejected() -> None:
     assert RepairConfig(steps=10, warmup_steps=9)
     with pytest.raises(ConfigError, match="warmup_steps must be from 0 to 9; it is 10"):

@@ -9,12 +9,37 @@ from seft.config import Compare, Pattern, PruneConfig, PruneSchedule
 from seft.prune import curvature
 from seft.prune.mask import overfull_groups
 from seft.repair import rise
+from seft.repair.nonzeros import NonzeroLinear, Plan
+from tests.seft.repair.repairing import as_target
 
 GRADUAL = PruneConfig(0.6, schedule=PruneSchedule.GRADUAL, rise=0.7, rise_interval=3)
 
 
 def test_events_follow_the_interval_and_the_last_one_ends_the_rise() -> None:
     assert [step for step in range(1, 21) if rise.is_event(GRADUAL, 20, step)] == [3, 6, 9, 12, 14]
+
+
+@pytest.mark.parametrize("steps", [90, 170, 330])
+def test_a_rise_of_seven_tenths_ends_at_seven_tenths_of_the_steps(steps: int) -> None:
+    assert GRADUAL.rise_end(steps) == steps * 7 // 10
+
+
+def test_an_expert_without_tokens_keeps_the_order_of_its_weights() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = as_target(torch.randn(24, 32, generator=generator))
+    expert, tokens = NonzeroLinear(target, 0, "a", watch=True), 2048
+    importances = []
+    for step in range(1, 2001):
+        expert.plan = Plan(step, None)
+        if step == 1:
+            expert.gradient(torch.randn(tokens, 24, generator=generator), torch.randn(tokens, 32, generator=generator))
+        expert.update_curvature()
+        if step in {1, 2000}:
+            importances.append(expert.importance(float(tokens)))
+    first, last = importances
+    assert torch.equal(first.flatten().argsort(), last.flatten().argsort())
+    assert last.isfinite().all()
+    assert (last > 0).all()
 
 
 def test_the_zeros_rise_by_the_cube_of_what_is_left() -> None:
