@@ -231,8 +231,12 @@ def limits(field: FieldInfo) -> dict[str, Any]:
     parts = [entry for part in get_args(field.annotation) for entry in getattr(part, "__metadata__", ())]
     rules = [*field.metadata, *(rule for entry in parts if isinstance(entry, FieldInfo) for rule in entry.metadata)]
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    found = {word: (getattr(rule, name, None) for rule in rules) for name, word in words.items()}
-    return {word: limit for word, values in found.items() for limit in values if limit is not None}
+    return {
+        word: getattr(rule, name)
+        for name, word in words.items()
+        for rule in rules
+        if getattr(rule, name, None) is not None
+    }
 
 
 def _parameter_way_out(request: Request, name: str) -> str:

@@ -16,7 +16,7 @@ from starlette.types import Message
 
 from api import limits
 from api.app import make_app
-from api.limits import BODY_BYTES, JSON_DEPTH
+from api.limits import BODY_BYTES, JSON_DEPTH, SIGN_IN_BYTES
 from api.protocol import HeadTimeoutProtocol
 from tests.api.conftest import Json, problem, serving
 from tests.api.walk import make_world, operations
@@ -88,6 +88,20 @@ def test_a_form_has_one_file_and_one_field_at_most(client: TestClient) -> None:
         report = problem(client.post("/datasets", **form), 422, "invalid_request")
         assert report["param"] == "body"
     assert client.get("/datasets").json()["data"] == []
+
+
+@pytest.mark.usefixtures("known_hub")
+def test_no_body_is_parsed_before_the_key_is_known(app: FastAPI, client: TestClient) -> None:
+    world = make_world(client)
+    del client.headers["Authorization"]
+    for operation in operations(app):
+        if operation.example is not None:
+            answer = client.request(operation.method, operation.path.format_map(world), content="[", headers=AS_JSON)
+            problem(answer, 401, "unauthenticated")
+    statuses = [
+        client.post("/dashboard/sign-in", data={"key": "x" * size}).status_code for size in (SIGN_IN_BYTES, 100)
+    ]
+    assert statuses == [413, 422]
 
 
 @pytest.fixture
@@ -193,7 +207,7 @@ def test_a_body_that_drips_after_its_response_holds_no_connection(path: str, imp
 def test_the_rest_of_a_body_may_follow_its_response(impatient: Client) -> None:
     with connect(impatient) as one:
         one.sendall(b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
-        assert one.recv(65536).startswith(b"HTTP/1.1 415 ")
+        assert one.recv(65536).startswith(b"HTTP/1.1 401 ")
         one.sendall(b"{}GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         received = b""
         while b"HTTP/1.1 200 " not in received:

@@ -106,6 +106,7 @@ def test_the_headers_of_unchanged_files_are_read_once_and_those_of_changed_files
     (roots / "tiny" / "model.safetensors").write_bytes(weights(3))
     assert blocks() == 3
     age(2 * SETTLED_SECONDS)
+    (roots / "tiny" / ".#notes.txt").symlink_to("user@host.1234")
     assert [blocks(), blocks()] == [3, 3]
     assert len(read) == 5
 

@@ -173,7 +173,10 @@ def test_the_script_of_the_readme_runs(service: Service, tmp_path: Path, monkeyp
     block = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert block
     script = block[1].replace("HuggingFaceTB/SmolLM2-135M", "tiny")
-    assert len(script.split("\n\n")[1].splitlines()) < 10
+    assert len(script.split("\n\n")[1].splitlines()) <= 10
+    settings = re.search(r"```json\n(.*?)```", README.read_text(), re.DOTALL)
+    assert settings
+    (tmp_path / "cpu.json").write_text(settings[1])
     (tmp_path / "script.py").write_text(script)
     (tmp_path / "texts.jsonl").write_text('{"text": "%s"}\n{"text": "two"}\n' % ("one " * 1024))
     monkeypatch.chdir(tmp_path)

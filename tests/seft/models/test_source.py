@@ -313,6 +313,8 @@ def test_a_hub_model_is_found_downloaded_and_found_again_offline(model: Path, tm
     assert ask_hub(tmp_path, endpoint, "tiny/llama", HF_HUB_OFFLINE="1")["revision"] == COMMIT
     absent = ask_hub(tmp_path, endpoint, "tiny/other", HF_HUB_OFFLINE="1")
     assert absent["code"] == "hub_unreachable"
+    for outside in ("/dev/zero", "..", "../../other"):
+        assert ask_hub(tmp_path, endpoint, "tiny/llama", outside, HF_HUB_OFFLINE="1")["code"] == "model_not_found"
 
 
 def test_a_hub_model_is_rejected_by_the_same_rules(model: Path, tmp_path: Path) -> None:
