@@ -107,7 +107,8 @@ def table(study: Study, results: Results, columns: Sequence[str] = COLUMNS) -> s
 def recovered(cell: Cell, figures: Figures, results: Results) -> float | None:
     """Return which fraction of the gap in loss between Wanda and the ceiling a repair closes on its own text.
 
-    The ceiling is the dense model after the same number of steps on the same text. Returns None if the experiment does
+    The ceiling is the dense model after the same number of steps on the same text, at the best learning rate that has a
+    result. Returns None if the experiment does
     not both prune and repair, and if Wanda or the ceiling has no result.
     """
     if (bounds := _bounds(cell, results)) is None:
@@ -166,7 +167,9 @@ def _bounds(cell: Cell, results: Results) -> tuple[Figures, Figures] | None:
     if cell.prune is None or cell.repair is None:
         return None
     sizes = {name: getattr(cell.repair, name) for name in ("steps", "batch_tokens", "sequence_tokens", "micro_batch")}
-    ceiling = results[Cell(None, replace(RECIPES["ceiling"].config(1e-3), **sizes), text=cell.text)]
+    recipe = RECIPES["ceiling"]
+    ceilings = (results[Cell(None, replace(recipe.config(rate), **sizes), text=cell.text)] for rate in recipe.rates)
+    ceiling = min((each for each in ceilings if each), key=lambda each: each[cell.text], default=None)
     wanda = replace(WANDA, sparsity=cell.prune.sparsity, pattern=cell.prune.pattern)
     pruned = results[Cell(wanda, text=cell.text)]
     return None if ceiling is None or pruned is None else (pruned, ceiling)

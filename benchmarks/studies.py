@@ -270,7 +270,8 @@ def rates() -> Study:
             for factor in (0.25, 0.5, 1, 2, 4):
                 config = default if factor == 1 else replace(default, learning_rate=default.peak_rate() * factor)
                 study[f"{name} {config.peak_rate():g}{suffix}"] = Cell(ADMM, config, text=text)
-        study[f"ceiling{suffix}"] = Cell(None, RECIPES["ceiling"].config(1e-3, steps, length), text=text)
+        for rate in (2.5e-4, 5e-4, 1e-3):
+            study[f"ceiling {rate:g}{suffix}"] = Cell(None, RECIPES["ceiling"].config(rate, steps, length), text=text)
     return study
 
 
@@ -302,9 +303,10 @@ def thousand() -> Study:
     The experiments are the default, the default with one change (other rates, equally sparse linears, nothing
     retained), and the ceiling.
     """
-    ceiling, high = RECIPES["ceiling"].config(1e-3, steps=1000), _default(steps=1000, rate=1e-3)
+    high = _default(steps=1000, rate=1e-3)
     return {
-        "ceiling": Cell(None, ceiling, text="gsm8k"),
+        "ceiling": Cell(None, RECIPES["ceiling"].config(1e-3, steps=1000), text="gsm8k"),
+        "ceiling, rate 0.00025": Cell(None, RECIPES["ceiling"].config(2.5e-4, steps=1000), text="gsm8k"),
         "default": Cell(CURVATURE, _default(steps=1000, rate=2.5e-4), text="gsm8k"),
         "default, rate 0.0005": Cell(CURVATURE, _default(steps=1000), text="gsm8k"),
         "default, rate 0.001": Cell(CURVATURE, high, text="gsm8k"),

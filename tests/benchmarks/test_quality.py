@@ -161,6 +161,8 @@ def test_recovery_is_zero_for_wanda_and_one_for_the_ceiling(tmp_path: Path) -> N
     curve = [{"step": step, "wikitext2": value, "gsm8k": 1.0} for step, value in ((1, 40.0), (2, 20.0), (3, 10.0))]
     assert quality.recovery(REPAIRED, results, {"all": [2.0, 9.0, 1.0]}) is None
     results.add(ceiling, {"wikitext2": 10.0, "curve": curve})
+    worse = Cell(None, RECIPES["ceiling"].config(5e-4, steps=3, length=16))
+    results.add(worse, {"wikitext2": 15.0, "curve": [point | {"wikitext2": 15.0} for point in curve]})
     results.add(wanda, {"wikitext2": 40.0, "point": {"wikitext2": 40.0}})
     results.add(REPAIRED, {"wikitext2": 20.0, "curve": curve})
     assert quality.recovered(REPAIRED, {"wikitext2": 20.0}, results) == pytest.approx(0.5)
