@@ -121,7 +121,13 @@ def _load_tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path.parent if options else path, trust_remote_code=False, **options)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent if options else path, trust_remote_code=False, **options)
+        if options:
+            from seft.models.gguf_header import read_header
+            from seft.models.gguf_steps import set_steps
+
+            set_steps(tokenizer.backend_tokenizer, read_header(path, ())[0])
+        return tokenizer
     except Exception as error:
         raise SourceError("model_refused", f"the tokenizer must load in transformers; it fails: {error}") from error
 

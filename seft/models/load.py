@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from seft.errors import DISK_FULL, SourceError
+from seft.models.gguf_steps import set_steps
 from seft.models.loadable import loadable
 from seft.models.model_files import GENERATION_CONFIG
 from seft.models.source import Kind, ModelSource, fetch
@@ -103,7 +104,10 @@ def _restore_buffers(model: Any) -> bool:
 def load_tokenizer(source: ModelSource) -> Any:
     """Load only the tokenizer, so that a text can be checked before the weights are loaded."""
     with _source_errors(source.reference), _location(source) as (folder, options):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+        if options:
+            set_steps(tokenizer.backend_tokenizer, source.config)
+    return tokenizer
 
 
 @contextmanager

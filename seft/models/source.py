@@ -21,6 +21,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from seft.errors import DISK_FULL, SourceError
 from seft.models.gguf_header import read_header
 from seft.models.gguf_positions import TENSORS, read_rope_parameters
+from seft.models.gguf_tokenizer import steps_by_name
 from seft.models.hub_files import (
     HUB_SECONDS,
     NOT_FOUND,
@@ -252,11 +253,24 @@ def _find_gguf(reference: str, path: Path) -> ModelSource:
             "a config for transformers must be able to express the positions of a GGUF file; in"
             f" {reference!r}, {error}. Give the model's folder instead.",
         ) from error
+    _require_known_split(reference, header)
     licence = checked_licence(header.get("general.license"))
     chat = bool(header.get("tokenizer.chat_template"))
     return ModelSource(
         reference, Kind.GGUF, path, None, dict(header), licence, rope_parameters=rope, has_chat_template=chat
     )
+
+
+def _require_known_split(reference: str, header: Mapping[str, Any]) -> None:
+    try:
+        if header.get("tokenizer.ggml.model") == "gpt2":
+            steps_by_name(header)
+    except ValueError as error:
+        raise SourceError(
+            REFUSED,
+            f"the rule by which a GGUF file splits text must be a known one; in {reference!r}, {error}. Give the"
+            " model's folder instead.",
+        ) from error
 
 
 def find_on_hub(reference: str, revision: str | None, *, token: Callable[[], str | None] = lambda: None) -> ModelSource:

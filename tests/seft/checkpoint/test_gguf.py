@@ -14,8 +14,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize, quantize
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from seft.checkpoint import gguf_file
 from seft.checkpoint.export import export
@@ -30,7 +29,7 @@ from seft.models.source import Kind, ModelSource, find
 from seft.models.targets import target_linears
 from tests.seft.architectures import ARCHITECTURES
 from tests.seft.checkpoint.test_export import FACTS, half_sparse
-from tests.tiny import beginning_tokenizer, tiny_texts, tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 
 GGUF = [each for each in OutputFormat if each.is_gguf]
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 128}
@@ -289,106 +288,6 @@ def test_a_missing_token_is_detected(copy: Path) -> None:
     (copy / "tokenizer.json").write_text(text.replace('"<eos>"', '"<end>"'))
     with pytest.raises(VerifyError, match="must have the tokens of the tokenizer"):
         verify_format(copy, copy / "model-BF16.gguf", OutputFormat.GGUF_BF16)
-
-
-# --- tokenizers
-
-
-def keys(tokenizer: PreTrainedTokenizerFast, folder: Path) -> dict[str, Any]:
-    """Export a model with this tokenizer and return the keys of its GGUF file."""
-    export(sparse("llama with tied embeddings", tokenizer), folder, FACTS, [OutputFormat.GGUF_BF16])
-    reader = GGUFReader(folder / "model-BF16.gguf")
-    return {name: field.contents() for name, field in reader.fields.items()}
-
-
-def test_a_byte_level_tokenizer_has_its_split_merges_and_template(tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens(["<think>"])
-    tokenizer.chat_template = "{{ messages[0]['content'] }}"
-    found = keys(tokenizer, tmp_path / "model")
-    assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
-    assert found["tokenizer.ggml.tokens"][:2] == ["<pad>", "<eos>"]
-    assert found["tokenizer.ggml.token_type"][:3] == [3, 3, 1]
-    assert found["tokenizer.ggml.eos_token_id"] == 1
-    assert found["tokenizer.ggml.add_bos_token"] is found["tokenizer.ggml.add_eos_token"] is False
-    assert found["tokenizer.chat_template"] == tokenizer.chat_template
-    check(tmp_path / "model")
-
-
-def test_tokens_that_the_tokenizer_adds_are_in_the_file(tmp_path: Path) -> None:
-    found = keys(beginning_tokenizer(), tmp_path / "model")
-    assert found["tokenizer.ggml.add_bos_token"] is found["tokenizer.ggml.add_eos_token"] is True
-    assert (found["tokenizer.ggml.bos_token_id"], found["tokenizer.ggml.eos_token_id"]) == (0, 1)
-
-
-def test_the_padding_of_a_training_is_not_in_the_file(tmp_path: Path) -> None:
-    padded = beginning_tokenizer()
-    padded.backend_tokenizer.enable_padding(length=8, pad_id=0, pad_token="<pad>")
-    assert keys(padded, tmp_path / "padded") == keys(beginning_tokenizer(), tmp_path / "plain")
-
-
-def sentencepiece() -> PreTrainedTokenizerFast:
-    """A tokenizer like the one of Llama 2: BPE on characters, with tokens for bytes and a space before a text."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
-    special = ["<unk>", "<pad>", "</s>", *(f"<0x{number:02X}>" for number in range(64))]
-    trainer = trainers.BpeTrainer(vocab_size=380, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(tiny_texts()[:20], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-
-
-def test_a_tokenizer_of_sentencepiece_has_scores_in_the_order_of_its_merges(tmp_path: Path) -> None:
-    tokenizer = sentencepiece()
-    found = keys(tokenizer, tmp_path / "model")
-    assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.add_space_prefix"]) == ("llama", True)
-    scores = dict(zip(found["tokenizer.ggml.tokens"], found["tokenizer.ggml.scores"], strict=True))
-    merged = ["".join(pair) for pair in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]]
-    assert [scores[text] for text in dict.fromkeys(merged)] == sorted({scores[text] for text in merged}, reverse=True)
-    assert found["tokenizer.ggml.token_type"][0] == 2
-    assert found["tokenizer.ggml.tokens"][-1] == f"[PAD{len(scores) - 1}]", "the embedding has more rows"
-    check(tmp_path / "model")
-    loaded = AutoTokenizer.from_pretrained(tmp_path / "model", gguf_file="model-BF16.gguf")
-    text = tiny_texts()[30][:400]
-    assert loaded(text, add_special_tokens=False).input_ids == tokenizer(text).input_ids
-
-
-def byte_level(*steps: pre_tokenizers.PreTokenizer) -> PreTrainedTokenizerFast:
-    tokenizer = tiny_tokenizer()
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps])
-    return tokenizer
-
-
-def without_letters() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE({"<pad>": 0}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return tokenizer
-
-
-@pytest.mark.parametrize(
-    ("tokenizer", "found"),
-    [
-        (lambda: byte_level(pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)), r"Whitespace \+ bytes"),
-        (lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)), "ByteLevel"),
-        (
-            lambda: PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0}, "<pad>"))),
-            "WordLevel",
-        ),
-        (lambda: PreTrainedTokenizerFast(tokenizer_object=without_letters()), r"\[\]"),
-    ],
-)
-def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(
-    tokenizer: Callable[[], PreTrainedTokenizerFast], found: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match=rf"may contain GGUF only for a tokenizer .* this one has '{found}"):
-        keys(tokenizer(), tmp_path / "model")
-
-
-def test_more_tokens_than_rows_are_refused(tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens([f"<{number}>" for number in range(384)])
-    with pytest.raises(ConfigError, match="only if every token has one of the 400 rows"):
-        keys(tokenizer, tmp_path / "model")
 
 
 def test_the_dense_folder_is_the_same_with_and_without_other_formats(tmp_path: Path) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from tokenizers import decoders
 
+from local.demo import gguf_path
 from seft.data.preview import MAX_SHOWN_CHARACTERS, MAX_SHOWN_TOKENS, preview
 from seft.data.records import Parser
 from seft.data.text import encode
 from seft.data.tokens import bos_tokens, tokenize_record
 from seft.errors import ConfigError
+from seft.models.load import load_tokenizer
+from seft.models.source import find
 from tests.seft.data.test_chat import CHATML, LLAMA3, MARKED, tokenizer_with
 from tests.tiny import beginning_tokenizer, tiny_tokenizer
 
@@ -98,3 +101,13 @@ def test_the_process_needs_no_torch_and_stops_an_endless_template(tmp_path: Path
         command = [sys.executable, "-c", script, "30" if status == 0 else "4"]
         process = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
         assert process.returncode == status, process.stderr
+
+
+def test_a_gguf_file_splits_text_as_in_a_job() -> None:
+    text = "x = 10\n    20"
+    request = json.dumps({"path": str(gguf_path()), "lines": [json.dumps({"text": text})], "show": 1})
+    script = "import seft.data.preview as preview; preview.main()"
+    process = subprocess.run([sys.executable, "-c", script], input=request, capture_output=True, text=True, check=False)
+    assert not process.returncode, process.stderr
+    (trained,) = encode([text], load_tokenizer(find(str(gguf_path()))))
+    assert json.loads(process.stdout)["tokens"] == len(trained.tokens) + 1  # the end-of-text token

@@ -52,8 +52,11 @@ def logits(model: Any) -> Float[Tensor, "batch tokens cols"]:
     return result
 
 
-def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
-    """Write a GGUF file like llama.cpp's converter: its tensor names, and query and key rows in its rotary order."""
+def write_gguf(path: Path, model: LlamaForCausalLM, split: str | None = None) -> None:
+    """Write a GGUF file like llama.cpp's converter: its tensor names, and query and key rows in its rotary order.
+
+    `split` is the name of the rule to split text.
+    """
     config: Any = model.config
     bpe = json.loads(tiny_tokenizer().backend_tokenizer.to_str())["model"]
     writer = gguf.GGUFWriter(path, "llama")
@@ -67,6 +70,8 @@ def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
+    if split is not None:
+        writer.add_tokenizer_pre(split)
     writer.add_token_list(sorted(bpe["vocab"], key=bpe["vocab"].__getitem__))
     writer.add_token_types([gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * (len(bpe["vocab"]) - 2))
     writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
