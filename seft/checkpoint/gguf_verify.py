@@ -1,4 +1,4 @@
-"""Verifies a GGUF file with the loader of transformers: settings, vocabulary, values and zeros.
+"""Verifies a GGUF file with the loader of transformers: settings, vocabulary, tokens of texts, values and zeros.
 
 The bytes that the loader does not use are compared with the bytes that the folder gives. The expected values are
 computed by the package gguf: it converts the values of the folder and reads them back.
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from gguf.gguf_reader import ReaderTensor
 from gguf.quants import dequantize, quantize
+from tokenizers import Tokenizer
 
 from seft.checkpoint.bfloat16 import to_float32
 from seft.checkpoint.compact.byte_sources import ByteSource, blocks
@@ -27,9 +28,10 @@ from seft.checkpoint.gguf_file import Stored, beginning, stored_tensors, value_b
 from seft.config import OutputFormat
 from seft.errors import SourceError, VerifyError
 from seft.models.gguf_config import head_size, rope_parameters
+from seft.models.gguf_tokenizer import tokenizer_rules
 from seft.models.limits import MAX_HEADERS_BYTES
-from seft.models.load import load, load_tokenizer
-from seft.models.model_files import CONFIG
+from seft.models.load import load
+from seft.models.model_files import CONFIG, TOKENIZER
 from seft.models.source import find
 
 _SETTINGS = (
@@ -42,6 +44,15 @@ _SETTINGS = (
     "max_position_embeddings",
     "rms_norm_eps",
 )
+_TEXTS = (
+    "a  1 b   23",
+    "if x:\n        20 + y\r\n\n\t\tz",
+    " a space before it",
+    "Cafe\u0301, A\u030angstro\u0308m",
+    "I'll, WE'LL (don't) pay $1,234.50 -- \u00bd of x_1!",
+    "Привет мир, γειά, שלום, سلام ١٢٣, हिन्दी ४५, ไทย, 你好世界2024年, かな, 한국어 🙂",
+)
+"""Texts on which rules to split text differ: spaces before digits, indentation, accents of two characters, scripts."""
 _SAME = 1e-6
 """Largest relative difference of a setting, which the file has as a 32-bit number."""
 
@@ -76,10 +87,7 @@ def verify_gguf(folder: Path, source: ByteSource, format_: OutputFormat) -> None
     except SourceError as error:
         raise _broken(file, f"must load as a model: {error}") from None
     _verify_settings(file, config, loaded.model.config)
-    vocabulary = load_tokenizer(find(str(folder))).get_vocab()
-    found = loaded.tokenizer.get_vocab()
-    if missing := [text for text, number in vocabulary.items() if found.get(text) != number]:
-        raise _broken(file, f"must have the tokens of the tokenizer; {len(missing)} differ, such as {missing[0]!r}")
+    _verify_tokenizer(file, folder, loaded.tokenizer.backend_tokenizer)
     expected = beginning(folder, config, format_, stored)
     if source.read(0, len(expected)) != expected:
         raise _broken(file, f"must begin with the {len(expected)} bytes that belong to the folder; some differ")
@@ -135,6 +143,21 @@ def _verify_settings(file: Path, config: dict[str, Any], found: Any) -> None:
     for name, value in expected.items():
         if value is not None and not math.isclose(value, actual[name] or 0, rel_tol=_SAME):
             raise _broken(file, f"must have {name} {value}; it has {actual[name]}")
+
+
+def _verify_tokenizer(file: Path, folder: Path, found: Tokenizer) -> None:
+    """Compare the vocabulary, and the tokens of some texts, with those of the tokenizer in the folder."""
+    expected = Tokenizer.from_file(str(folder / TOKENIZER))
+    expected.no_padding()
+    expected.no_truncation()
+    numbers = found.get_vocab()
+    if missing := [text for text, number in expected.get_vocab().items() if numbers.get(text) != number]:
+        raise _broken(file, f"must have the tokens of the tokenizer; {len(missing)} differ, such as {missing[0]!r}")
+    rules = tokenizer_rules(json.loads(expected.to_str()))
+    for text in _TEXTS:
+        inexpressible = rules.keeps_space and text.startswith(" ")
+        if not inexpressible and found.encode(text).ids != expected.encode(text).ids:
+            raise _broken(file, f"must split a text into the tokens of the tokenizer; {text!r} has other tokens")
 
 
 def _positions(config: dict[str, Any]) -> str:

@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from seft.checkpoint.export import export
+from seft.checkpoint.formats import verify_format
 from seft.checkpoint.verify import check
 from seft.config import OutputFormat
-from seft.errors import ConfigError
+from seft.errors import ConfigError, VerifyError
 from seft.models.load import load_tokenizer
 from seft.models.source import find
 from tests.seft.checkpoint.test_export import FACTS
@@ -173,6 +174,16 @@ def test_the_space_before_a_text_that_has_one_is_the_only_difference_of_metaspac
     loaded = load_tokenizer(find(str(tmp_path / "model" / "model-BF16.gguf")))
     for text in TEXTS:
         assert loaded(text.lstrip()).input_ids == tokenizer(text).input_ids
+
+
+@pytest.mark.parametrize("step", [WORDS, pre_tokenizers.Sequence(LLAMA3)])
+def test_a_file_that_splits_text_otherwise_than_the_folder_is_detected(
+    step: pre_tokenizers.PreTokenizer, tmp_path: Path
+) -> None:
+    keys(byte_level(DIGITS, WORDS), tmp_path / "model")
+    byte_level(step).save_pretrained(tmp_path / "model")
+    with pytest.raises(VerifyError, match="must split a text into the tokens of the tokenizer; 'a  1"):
+        verify_format(tmp_path / "model", tmp_path / "model" / "model-BF16.gguf", OutputFormat.GGUF_BF16)
 
 
 def without_letters() -> Tokenizer:
