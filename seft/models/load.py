@@ -5,7 +5,7 @@ with random weights and only warn.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -68,12 +68,25 @@ def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch
     weights are copies, so a later change of a file does not change them. Raises SourceError if the files are not a
     complete model.
     """
+    return _load(source, device, dtype, _restore_buffers)
+
+
+def load_to_run(source: ModelSource, *, dtype: torch.dtype) -> Loaded:
+    """Load a model as `load` does, but with the buffers that transformers gives it for weights in `dtype`.
+
+    Some architectures cannot compute with buffers of another dtype. Raises SourceError.
+    """
+    return _load(source, "cpu", dtype, lambda _: True)
+
+
+def _load(source: ModelSource, device: str, dtype: torch.dtype, restored: Callable[[Any], bool]) -> Loaded:
+    """Load a source. If `restored` returns False for its model, load it in float32 and convert its weights."""
     source = replace(source, path=fetch(source))
     with _header_read_once():
         tokenizer = load_tokenizer(source)
         with _source_errors(source.reference), _location(source) as (folder, options):
             model = _load_model(source, folder, options, dtype)
-            if not _restore_buffers(model):
+            if not restored(model):
                 del model
                 model = _load_model(source, folder, options)
     model.config.use_cache = False

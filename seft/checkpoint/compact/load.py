@@ -92,7 +92,7 @@ def load_whole(
     """
     path = _container_of(reference)
     if path is None:
-        return dense.load(find(reference), dtype=dtype), None
+        return dense.load_to_run(find(reference), dtype=dtype), None
     with _opened(path) as (container, source):
         kinds = (integer_kind(container, file) for file in _root_files(container).values())
         kind = next((each for each in kinds if each), None)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 import seft
+from seft.checkpoint.compact.writer import pack
 from seft.errors import AccelerateError
 from seft.models.targets import target_linears
 from seft.native import kernels
@@ -21,7 +22,7 @@ from seft.runtime.compressed import EXPANDED_FROM
 from seft.runtime.generate import Sampling, TextModel
 from tests.seft.architectures import LATENT, Architecture
 from tests.seft.runtime.test_kernels import level
-from tests.tiny import untrained_tiny
+from tests.tiny import tiny_tokenizer, untrained_tiny
 
 __all__ = ["level"]
 
@@ -68,6 +69,34 @@ def test_greedy_tokens_equal_those_of_transformers_where_positions_change_with_t
     prompt = [2 + 7 * number % 300 for number in range(length)]
     wanted = model.generate(torch.tensor([prompt]), max_new_tokens=30, do_sample=False)[0, length:].tolist()
     assert list(TextModel(model, tokenizer).tokens(prompt, 30, Sampling())) == wanted
+
+
+WITH_OTHER_BUFFERS: dict[str, dict[str, Any]] = {
+    "xglm": {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4},
+    "minimax": {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "block_size": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+}
+"""Architectures that compute only if some buffers have the dtype of the weights."""
+
+
+@pytest.mark.parametrize("kind", WITH_OTHER_BUFFERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_folder_runs_like_its_compact_file(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    Architecture(kind, 0, WITH_OTHER_BUFFERS[kind]).model().bfloat16().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    pack(tmp_path / "model", tmp_path / "model.seft")
+    found = []
+    for name in ("model", "model.seft"):
+        model = TextModel.load(str(tmp_path / name), None, dtype)
+        assert {each.dtype for each in model.model.parameters()} == {dtype}
+        found.append(list(model.tokens(range(5, 17), 8, Sampling())))
+    assert found[0] == found[1]
 
 
 def test_int8_replaces_every_linear_and_keeps_the_zeros() -> None:
