@@ -49,7 +49,12 @@ LOAD_ERRORS = (
 )
 """Exceptions that transformers raises if a configuration or a file cannot be loaded as a model."""
 MOST_OF_WEIGHTS = 2
-"""Largest ratio of the weights of a model to its stored weights. It is above 1: tied weights are stored once."""
+"""Largest ratio of the weights of a model to its stored weights. It is above 1: tied weights are stored once.
+
+Also the largest ratio of the values in its buffers, beyond the first `SMALL_BUFFERS`, to its stored weights.
+"""
+SMALL_BUFFERS = 1 << 24
+"""Number of values in buffers that every model may have, such as the masks of a small GPT-2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,18 +228,21 @@ def load_tensors(source: ModelSource, tensors: Mapping[str, Any], *, device: str
 
 
 def _require_weights(reference: str, described: nn.Module, tensors: Mapping[str, Any]) -> None:
-    """Raise SourceError if a model of this configuration has far more weights than are stored.
+    """Raise SourceError if a model of this configuration has far more weights or buffers than weights are stored.
 
-    Transformers would create them all, with random values, before it reports what does not match.
+    Transformers would create them all before it reports what does not match. Most buffers are not stored. Some grow
+    with the square of the longest text.
     """
-    needed = sum(parameter.numel() for parameter in described.parameters())
+    weights = sum(parameter.numel() for parameter in described.parameters())
+    buffers = sum(buffer.numel() for buffer in described.buffers())
     given = sum(tensor.size for tensor in tensors.values())
-    if needed > MOST_OF_WEIGHTS * given:
-        raise SourceError(
-            "model_refused",
-            f"the tensors of {reference!r} must have the {needed} weights of its configuration; they have {given}."
-            " Create the model again.",
-        )
+    for kind, needed, free in (("weights", weights, 0), ("values in buffers", buffers, SMALL_BUFFERS)):
+        if needed > MOST_OF_WEIGHTS * given + free:
+            raise SourceError(
+                "model_refused",
+                f"the tensors of {reference!r} must be enough for the {needed} {kind} of its configuration; they have"
+                f" {given} values. Create the model again.",
+            )
 
 
 def _require_match(reference: str, info: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import seft
 from local.servers import Servers
@@ -307,8 +308,24 @@ def test_a_config_of_a_far_larger_model_is_refused_before_it_is_created(folder: 
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "intermediate_size": 1 << 40}))
     pack(other, packed := tmp_path / "packed.seft")
-    with pytest.raises(SourceError, match=r"must have the \d{15,} weights of its configuration; they have \d{5,7}\."):
+    with pytest.raises(SourceError, match=r"enough for the \d{15,} weights of its configuration; they have \d{5,7} "):
         seft.load(packed)
+
+
+@pytest.mark.parametrize(("positions", "is_refused"), [(1000, False), (3000, True)])
+def test_a_config_with_far_larger_buffers_is_refused_before_they_are_created(
+    positions: int, is_refused: bool, tmp_path: Path
+) -> None:
+    attention = {"num_heads": 2, "num_layers": 2, "attention_types": [[["global"], 2]]}
+    config = GPTNeoConfig(vocab_size=384, hidden_size=8, max_position_embeddings=positions, **attention)
+    GPTNeoForCausalLM(config).save_pretrained(tmp_path / "model")  # each block has a mask of positions x positions
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    pack(tmp_path / "model", packed := tmp_path / "model.seft")
+    if is_refused:
+        with pytest.raises(SourceError, match=r"enough for the 18\d{6} values in buffers of its configuration"):
+            seft.load(packed)
+    else:
+        assert_equal(seft.load(packed), seft.load(tmp_path / "model"))
 
 
 def test_a_file_with_the_ending_seft_is_never_taken_for_another_kind(container: Path, tmp_path: Path) -> None:
