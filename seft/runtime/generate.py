@@ -168,12 +168,12 @@ def advance(model: Any, tokens: Int[Tensor, "batch tokens"], cache: Any) -> tupl
     """
     kind: type = type(model)
     name = _cache_argument(kind)
-    if name is None:
+    result = model(input_ids=tokens, **{name: cache}, use_cache=True, logits_to_keep=1) if name else None
+    if result is None or result.get(name) is None:
         raise AccelerateError(
             f"a model must have a cache of keys and values; {kind.__name__} has none. Choose another model, or use its"
             " method `generate` in Python."
         )
-    result = model(input_ids=tokens, **{name: cache}, use_cache=True, logits_to_keep=1)
     return result.logits[:, -1], result[name]
 
 

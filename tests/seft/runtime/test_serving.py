@@ -14,7 +14,7 @@ import httpx2 as httpx
 import pytest
 import torch
 from tokenizers.normalizers import Strip
-from transformers import AutoModelForCausalLM, AutoTokenizer, OpenAIGPTConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, OpenAIGPTConfig, PreTrainedConfig
 
 from seft.checkpoint.compact.writer import pack
 from seft.cli import UsageError, main, make_parser
@@ -87,11 +87,18 @@ def test_an_end_token_is_no_text_if_the_tokenizer_has_it_as_a_word(tiny_folder: 
     assert (piece.text, piece.tokens, piece.finish) == ("", 1, Finish.STOP)
 
 
-def test_a_model_without_a_cache_of_keys_and_values_is_an_error() -> None:
-    model = AutoModelForCausalLM.from_config(
-        OpenAIGPTConfig(vocab_size=16, n_positions=8, n_embd=8, n_layer=1, n_head=1)
-    )
-    with pytest.raises(AccelerateError, match="must have a cache of keys and values; OpenAIGPTLMHeadModel has none"):
+@pytest.mark.parametrize(
+    "config",
+    [
+        OpenAIGPTConfig(vocab_size=16, n_positions=8, n_embd=8, n_layer=1, n_head=1),
+        BertConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8),
+    ],
+    ids=["it has no argument for it", "it returns none"],
+)
+def test_a_model_without_a_cache_of_keys_and_values_is_an_error(config: PreTrainedConfig) -> None:
+    model = AutoModelForCausalLM.from_config(config)
+    found = f"must have a cache of keys and values; {type(model).__name__} has none"
+    with pytest.raises(AccelerateError, match=found):
         advance(model, torch.tensor([[3, 4]]), None)
 
 
