@@ -46,7 +46,10 @@ READ_BYTES = 4 << 20
 STORAGE_ERRORS = (Boto3Error, BotoCoreError, ClientError)
 """Errors of `Storage`: the server gave no answer, or rejected the request."""
 REJECTIONS = frozenset({400, 404, 413, 416})
-"""HTTP statuses of requests that the storage rejects in every try."""
+"""HTTP statuses of requests that the storage rejects in every try, except with one of `REPEATED_CODES`."""
+NO_UPLOAD = "NoSuchUpload"
+REPEATED_CODES = frozenset({NO_UPLOAD, "IncompleteBody", "RequestTimeout"})
+"""Error codes of transfers that can be repeated: the upload has ended, or the body was cut or arrived too slowly."""
 ABORT_INCOMPLETE_UPLOADS: "LifecycleRuleUnionTypeDef" = {
     "ID": "seft-torn-uploads",
     "Status": "Enabled",
@@ -299,13 +302,19 @@ def is_outage(error: Exception) -> bool:
 
     This is so if there was no answer, if the storage has an error, or if an operator can correct the credentials.
     """
-    return status_of(error) not in REJECTIONS
+    return status_of(error) not in REJECTIONS or code_of(error) in REPEATED_CODES
 
 
 def status_of(error: Exception) -> int | None:
     """Return the HTTP status of the answer of the storage, or None if it gave no answer."""
     answer = answer_of(error)
     return None if answer is None else answer.response["ResponseMetadata"]["HTTPStatusCode"]
+
+
+def code_of(error: Exception) -> str | None:
+    """Return the error code in the answer of the storage, or None if it gave none."""
+    answer = answer_of(error)
+    return answer.response.get("Error", {}).get("Code") if answer else None
 
 
 def answer_of(error: Exception) -> ClientError | None:

@@ -1,20 +1,40 @@
 """Which answers of the object storage end an attempt, and which are waited for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import pytest
 from boto3.exceptions import S3UploadFailedError
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ConnectionClosedError
+from botocore.httpsession import URLLib3Session
 
 from core.infra.storage import Storage
 from core.states import Status
 from tests.worker.conftest import Backend, supervisor
+from worker.transfers import GoneError, Transfers
+
+LARGE = bytes(range(256)) * 40_000
+"""Content of an object that is sent in parts."""
 
 
-def answer(status: int) -> ClientError:
-    return ClientError({"ResponseMetadata": {"HTTPStatusCode": status}}, "Upload")  # type: ignore[typeddict-item]
+def answer(status: int, code: str = "") -> ClientError:
+    error = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": code}}
+    return ClientError(error, "Upload")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def transfers(backend: Backend) -> Iterator[Transfers]:
+    transfers = Transfers(backend.storage, lambda handle: handle())
+    yield transfers
+    transfers.close(lambda: None, 10.0)
+
+
+def before_sending(storage: Storage, operation: str, act: Callable[[Any], None]) -> None:
+    """Call `act` with each HTTP request of an operation before it is sent."""
+    storage._s3.meta.events.register(f"before-send.s3.{operation}", lambda request, **_: act(request))
 
 
 def test_a_storage_that_rejects_writes_fails_the_attempt_at_its_first_state(backend: Backend, job_id: str) -> None:
@@ -64,3 +84,55 @@ def test_credentials_that_the_storage_rejects_for_some_seconds_fail_no_attempt(b
     supervisor(replace(backend, storage=OtherPassword(backend.settings)), "succeed").run()
     assert (backend.job(job_id).status, backend.job(job_id).failures) == (Status.SUCCEEDED, 0)
     assert (downloads, uploads) == ([], [])
+
+
+def test_an_upload_whose_last_reply_is_lost_has_succeeded(backend: Backend, transfers: Transfers) -> None:
+    storage, key = backend.storage, "jobs/1/1/resume/0/run"
+    begun, joined = list[str](), list[int]()
+
+    def lose_the_reply(request: Any) -> None:
+        if not joined:
+            joined.append(URLLib3Session().send(request).status_code)
+            storage.put(key, LARGE)  # this server remembers in an object from which upload it was joined; others forget
+            raise ConnectionClosedError(endpoint_url=request.url)
+
+    before_sending(storage, "CreateMultipartUpload", lambda request: begun.append(request.url))
+    before_sending(storage, "CompleteMultipartUpload", lose_the_reply)
+    transfers.upload(lambda: BytesIO(LARGE), key)
+    assert storage.read(key) == LARGE
+    assert (joined, len(begun)) == ([200], 1), "the object is not sent again, because joining may always be slow"
+
+
+def test_an_upload_that_has_vanished_begins_again(backend: Backend, transfers: Transfers) -> None:
+    storage, key = backend.storage, "jobs/1/1/resume/0/run"
+    aborted = list[str]()
+
+    def abort(request: Any) -> None:
+        if not aborted:
+            aborted.append(request.url)
+            storage.abort_uploads("jobs/1/")
+
+    before_sending(storage, "CompleteMultipartUpload", abort)
+    storage.put(key, b"something else")
+    transfers.upload(lambda: BytesIO(LARGE), key)
+    assert aborted
+    assert storage.read(key) == LARGE
+
+
+@pytest.mark.parametrize("code", ["RequestTimeout", "IncompleteBody"])
+def test_a_body_that_arrives_too_slowly_or_incompletely_is_sent_again(backend: Backend, job_id: str, code: str) -> None:
+    failures = [answer(400, code)]
+
+    class Slow(Storage):
+        def upload(self, source: Path | BinaryIO, key: str, sent: Callable[[int], None] | None = None) -> None:
+            if failures:
+                raise failures.pop()
+            super().upload(source, key, sent)
+
+    supervisor(replace(backend, storage=Slow(backend.settings)), "succeed").run()
+    assert (backend.job(job_id).status, backend.job(job_id).failures, failures) == (Status.SUCCEEDED, 0, [])
+
+
+def test_a_missing_object_is_not_waited_for(transfers: Transfers) -> None:
+    with pytest.raises(GoneError, match="missing"):
+        transfers.size("jobs/1/1/resume/0/run")
