@@ -13,9 +13,12 @@ from seft.models.hub_files import UNREACHABLE
 
 RETRY_SECONDS = 600.0
 """Seconds after the first failure for which a request is repeated."""
-LONG_TRY_SECONDS = 600.0
-"""Seconds. A longer try has transferred bytes, so its failure counts as the first. A try without an answer from the
-server ends earlier."""
+LONG_TRY_SECONDS, MOST_LONG_TRIES = 600.0, 5
+"""Seconds, and number of tries. A longer try has transferred bytes, so its failure counts as the first.
+
+This applies only to the given number of tries, because a transfer may always fail near its end. A try without an answer
+from the server ends earlier.
+"""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 """Minimum and maximum seconds between two tries. Each pause is twice as long as the one before."""
 
@@ -53,14 +56,16 @@ def retry(
 
     `wait` waits for a number of seconds. It may raise an error to end the tries.
     """
-    deadline, pause = None, FIRST_PAUSE
+    deadline, pause, long_tries = None, FIRST_PAUSE, 0
     while True:
         began = time.monotonic()
         try:
             return action()
         except Exception as error:
             now = time.monotonic()
-            if deadline is None or now - began > LONG_TRY_SECONDS:
+            is_long = now - began > LONG_TRY_SECONDS
+            long_tries += is_long
+            if deadline is None or (is_long and long_tries <= MOST_LONG_TRIES):
                 deadline, pause = now + RETRY_SECONDS, FIRST_PAUSE
             if not is_outage(error) or now > deadline:
                 raise

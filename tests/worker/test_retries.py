@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from worker.retries import LONG_TRY_SECONDS, RETRY_SECONDS, retry
+from worker.retries import LONG_TRY_SECONDS, MOST_LONG_TRIES, RETRY_SECONDS, retry
 
 
 class Server:
@@ -43,3 +43,15 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(OSError, match="no answer"):
         server.ask()
     assert RETRY_SECONDS < server.now - 60 <= RETRY_SECONDS + 70
+
+
+def test_a_long_transfer_that_always_fails_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch, *[-LONG] * 100)
+    with pytest.raises(OSError, match="no answer"):
+        server.ask()
+    assert len(server.tries) == 100 - MOST_LONG_TRIES - 1
+
+
+def test_a_short_outage_after_long_tries_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch, *[-LONG] * MOST_LONG_TRIES, *[-1.0] * 9, 1.0)
+    assert server.ask() == "answer"
