@@ -7,6 +7,7 @@ only after it has killed it. The states of an attempt are in `worker.lifecycle`.
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -153,7 +154,7 @@ class Supervisor:
             self._fail(AttemptError("internal_error", "An unexpected error occurred in the worker."))
 
     def _step(self) -> None:
-        """Renew the lease, act on requested actions and on deadlines, then handle at most one item of the mailbox."""
+        """Renew the lease, act on requested actions and on deadlines, then read the mailbox for `TICK_SECONDS`."""
         self.writer.tick()
         self.failures.observe()
         self._check_stop()
@@ -162,8 +163,11 @@ class Supervisor:
         self._check_run_time()
         self._check_early_stop()
         self._check_hang()
+        until = time.monotonic() + TICK_SECONDS
         with suppress(Empty):
             self.mailbox.get(timeout=TICK_SECONDS)()
+            while time.monotonic() < until and not self.lifecycle.ended:
+                self.mailbox.get_nowait()()
 
     def _fetch(self, speed: Speed) -> GoneError | None:
         """Download the files of the job. Called in the transfer thread."""

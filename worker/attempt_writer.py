@@ -63,7 +63,10 @@ class AttemptWriter:
                 self._scores |= report.scores
 
     def tick(self) -> None:
-        """Renew the lease every `heartbeat_seconds`, and write reports every `FLUSH_SECONDS`. Call this often."""
+        """Renew the lease every `heartbeat_seconds`. Write reports `FLUSH_SECONDS` after the last write.
+
+        Call this often.
+        """
         now = time.monotonic()
         if now >= self._renewed + self._settings.heartbeat_seconds:
             self._renew()
@@ -74,7 +77,6 @@ class AttemptWriter:
         """Write the stored reports to the database in one transaction."""
         events, metrics, scores = self._events, sorted(self._metrics.items()), self._scores
         self._events, self._metrics, self._scores = [], {}, {}
-        self._flushed = time.monotonic()
 
         def change(session: Session) -> None:
             attempts.add_metrics(session, self._attempt, metrics)
@@ -89,6 +91,7 @@ class AttemptWriter:
 
         if events or metrics or scores:
             self.write(change)
+        self._flushed = time.monotonic()  # the end: a slow database must not make the next flush due at once
 
     def write(self, change: Callable[[Session], T]) -> T:
         """Run `change` in a transaction and return its result. If the database is unreachable, retry.

@@ -1,14 +1,18 @@
-"""Which errors of the database are waited for."""
+"""Which errors of the database are waited for, and what a slow database delays."""
 
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from tests.worker.conftest import Backend
-from worker.attempt_writer import AttemptWriter
+from core.jobs import attempts
+from tests.worker.conftest import Backend, supervisor
+from worker.attempt_writer import FLUSH_SECONDS, AttemptWriter
+from worker.protocol import Measured
 
 
 def test_a_transaction_that_the_server_ended_is_tried_again(backend: Backend, job_id: str) -> None:
@@ -28,3 +32,46 @@ def test_a_wrong_statement_is_not_tried_again(backend: Backend, job_id: str) -> 
     with pytest.raises(ProgrammingError) as caught:
         writer.write(lambda session: session.execute(text("SELECT nothing")))
     assert isinstance(caught.value, DBAPIError)
+
+
+def test_reports_are_collected_between_two_slow_writes(
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, written, add = 0.0, list[int](), attempts.add_metrics
+
+    def slow(session: Session, attempt: Any, metrics: Any) -> None:
+        nonlocal now
+        now += 3 * FLUSH_SECONDS
+        written.append(len(metrics))
+        add(session, attempt, metrics)
+
+    monkeypatch.setattr(attempts, "add_metrics", slow)
+    monkeypatch.setattr("worker.attempt_writer.time", SimpleNamespace(monotonic=lambda: now))
+    settings = backend.settings.model_copy(update={"heartbeat_seconds": 1e6})
+    writer = AttemptWriter(backend.sessions, backend.claim(), settings)
+    for step in range(25):
+        writer.add(Measured(step=step, values={"loss": 1.0}))
+        now += FLUSH_SECONDS / 8
+        writer.tick()
+    assert written == [8, 8, 8]
+    assert len(backend.metrics(job_id)) == 24
+
+
+def test_messages_that_wait_are_handled_before_the_next_write(
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.attempt.TICK_SECONDS", 1e6)
+    running, handled = supervisor(backend, "succeed"), list[int]()
+    for number in range(10):
+        running.mailbox.put(lambda number=number: handled.append(number))  # type: ignore[misc]
+    running._step()
+    assert handled == list(range(10))
+
+
+def test_nothing_is_handled_after_the_end(backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.attempt.TICK_SECONDS", 1e6)
+    running, handled = supervisor(backend, "succeed"), list[int]()
+    running.mailbox.put(lambda: running._end("attempt.released"))
+    running.mailbox.put(lambda: handled.append(1))
+    running._step()
+    assert not handled
