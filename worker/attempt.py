@@ -101,7 +101,6 @@ class Supervisor:
         self.process: Process | None = None
         self.watchdog = Watchdog(self.files.dataset_bytes)
         self.phases = Phases()
-        self.hang_is_user_error = False
         self.failures = Failures(attempt.spec)
 
     def run(self) -> bool:
@@ -318,17 +317,18 @@ class Supervisor:
             raise AttemptError("run_time_exceeded", message, user_error=True)
 
     def _check_hang(self) -> None:
-        """If the process hangs, ask it for the stacks of its threads. Fail the attempt `STACK_SECONDS` later."""
+        """If the process hangs, ask it for the stacks of its threads. Fail the attempt if it hangs at `stacks_by`."""
+        self.watchdog.look()
         if self.process is None or self.lifecycle.state is not State.TRAINING:
             return
-        if not self.lifecycle.hang and (overdue := self.watchdog.overdue):
-            self.lifecycle.report_hang(overdue.message)
-            self.hang_is_user_error = overdue.user_error
+        if (overdue := self.watchdog.overdue) is None:
+            self.lifecycle.withdraw_hang()
+        elif self.lifecycle.report_hang():
             self.process.request_stacks()
-        if self.lifecycle.stacks_are_due:
-            hang, output = self.lifecycle.hang, self.process.tail
+        elif self.lifecycle.stacks_are_due:
+            hang, output = overdue.message, self.process.tail
             self._record_event("attempt.hung", {"message": hang, "output": output})
-            if self.hang_is_user_error:
+            if overdue.user_error:
                 raise AttemptError("reading_hung", hang, user_error=True)
             raise AttemptError("training_process_hung", f"{hang} Its last output:\n{output}")
 

@@ -58,7 +58,8 @@ class Lifecycle:
     """The state of an attempt, and its two deadlines. A deadline that is not set is infinite.
 
     A request to stop (a shutdown or a pause) sets the deadline `release_by`, in any state. A process that hangs in
-    the state TRAINING sets the deadline `stacks_by`. If both deadlines are set, the earlier one ends the attempt.
+    the state TRAINING sets the deadline `stacks_by`. The deadline is removed if the process goes on. If both deadlines
+    are set, the earlier one ends the attempt.
     """
 
     def __init__(self) -> None:
@@ -68,8 +69,6 @@ class Lifecycle:
         """Time at which the job is released, even if its last state is not stored by then."""
         self.stacks_by = inf
         """Time at which the attempt fails because its process hangs. Until then the process can write its stacks."""
-        self.hang = ""
-        """What the hanging process did not do in time. Empty if the process does not hang."""
 
     @property
     def ended(self) -> bool:
@@ -103,6 +102,12 @@ class Lifecycle:
         self.release_by = min(self.release_by, time.monotonic() + (DRAIN_SECONDS if draining else PAUSE_SECONDS))
         return first
 
-    def report_hang(self, description: str) -> None:
-        """Record that the process hangs, and set the deadline `stacks_by`."""
-        self.hang, self.stacks_by = description, time.monotonic() + STACK_SECONDS
+    def report_hang(self) -> bool:
+        """Set the deadline `stacks_by` if it is not set. Returns True if it was not set."""
+        if first := self.stacks_by == inf:
+            self.stacks_by = time.monotonic() + STACK_SECONDS
+        return first
+
+    def withdraw_hang(self) -> None:
+        """Remove the deadline `stacks_by`, because the process goes on."""
+        self.stacks_by = inf

@@ -31,6 +31,12 @@ RECORD_SECONDS, RECORD_BYTES_PER_SECOND = 300.0, 500_000
 The limit is the first number, plus the bytes of all datasets divided by the second number, because one record can be as
 large as all datasets together.
 """
+LOOK_SECONDS = 10.0
+"""Maximum seconds that count as silence between two looks for messages.
+
+A worker that was stopped, or that waited for the database, has not looked. Messages may wait for it, or the process was
+stopped too.
+"""
 REMEMBERED = 101
 """Number of latest steps whose median duration is used."""
 
@@ -51,7 +57,7 @@ class Watchdog:
     def __init__(self, dataset_bytes: Callable[[], int]) -> None:
         self._dataset_bytes = dataset_bytes
         self._reading: Reading | None = None
-        self._last_message = self._last_progress = time.monotonic()
+        self._last_message = self._last_progress = self._looked = time.monotonic()
         self._phase: Phase | None = None
         self._step = -1
         self._durations: deque[float] = deque(maxlen=REMEMBERED)
@@ -74,6 +80,15 @@ class Watchdog:
     def touch(self) -> None:
         """Record activity of the process without a message. Any thread may call this."""
         self._last_message = time.monotonic()
+
+    def look(self) -> None:
+        """Record that the worker looks for messages. Call this often: see `LOOK_SECONDS`."""
+        now = time.monotonic()
+        missed = max(0.0, now - self._looked - LOOK_SECONDS)
+        self._last_message, self._last_progress = (
+            min(now, last + missed) for last in (self._last_message, self._last_progress)
+        )
+        self._looked = now
 
     @property
     def overdue(self) -> Overdue | None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,13 +15,13 @@ from core.states import Status
 from core.tables import Job
 from tests.waiting import wait_for
 from tests.worker.conftest import Backend, Running, supervisor
-from worker import watchdog
+from worker import lifecycle, watchdog
 from worker.protocol import Message, Progressed
 from worker.watchdog import Overdue, Watchdog
 
 
 class Clock:
-    """The clock of the watchdog. A test can let time pass at once."""
+    """The clock of the watchdog. A test can let time pass at once, as if the worker looked for messages meanwhile."""
 
     def __init__(self) -> None:
         self._skipped = 0.0
@@ -35,6 +36,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(watchdog, "time", clock := Clock())
+    monkeypatch.setattr(watchdog, "LOOK_SECONDS", inf)
     return clock
 
 
@@ -106,6 +108,44 @@ def test_an_evaluation_between_two_steps_may_take_much_longer_than_a_step(
     supervisor(backend, "evaluate_between_steps").run()
     assert len(evaluation) == 20
     assert backend.job(job_id).status == Status.SUCCEEDED
+
+
+def test_a_process_that_goes_on_after_a_hang_was_reported_is_not_ended(
+    backend: Backend, job_id: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def record_late(self: Watchdog, message: Message) -> None:
+        messages.append(message)
+        if len(messages) == 12:
+            reported.append(running.lifecycle.stacks_by)
+            clock.skip(lifecycle.STACK_SECONDS + 1)
+        record(self, message)
+        if len(messages) == 11:
+            clock.skip(watchdog.STEP_SECONDS + 1)
+
+    messages, reported, record = list[Message](), list[float](), Watchdog.record
+    monkeypatch.setattr(Watchdog, "record", record_late)
+    monkeypatch.setattr(lifecycle, "time", clock)
+    monkeypatch.setattr(lifecycle, "STACK_SECONDS", 1e5)
+    monkeypatch.setattr("worker.attempt.TICK_SECONDS", 0.0)  # the worker checks for a hang between two messages
+    running = supervisor(backend, "evaluate_between_steps")
+    running.run()
+    assert reported[0] < inf
+    assert (backend.job(job_id).status, backend.events(job_id).count("attempt.hung")) == (Status.SUCCEEDED, 0)
+
+
+def test_a_process_is_not_ended_because_the_worker_did_not_run(
+    backend: Backend, job_id: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def record_and_stop(self: Watchdog, message: Message) -> None:
+        record(self, message)
+        clock.skip(10 * watchdog.STEP_SECONDS)
+
+    record = Watchdog.record
+    monkeypatch.setattr(Watchdog, "record", record_and_stop)
+    monkeypatch.setattr(watchdog, "LOOK_SECONDS", 10.0)
+    monkeypatch.setattr("worker.lifecycle.STACK_SECONDS", 0.0)
+    supervisor(backend, "evaluate_between_steps").run()
+    assert (backend.job(job_id).status, backend.events(job_id).count("attempt.hung")) == (Status.SUCCEEDED, 0)
 
 
 def test_the_time_of_downloads_is_not_counted_as_silence_of_the_process(backend: Backend, job_id: str) -> None:

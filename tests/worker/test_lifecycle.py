@@ -42,12 +42,15 @@ def test_a_shutdown_shortens_the_deadline_of_a_pause_and_a_pause_does_not_extend
     assert attempt.release_is_due
 
 
-def test_a_hang_has_a_deadline_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hang_has_a_deadline_of_its_own_until_it_is_withdrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("worker.lifecycle.time.monotonic", lambda: now)
     attempt = Lifecycle()
-    assert not attempt.stacks_are_due
-    attempt.report_hang("No message.")
-    assert (attempt.hang, attempt.stacks_are_due, attempt.stop_requested) == ("No message.", False, False)
-    now += lifecycle.STACK_SECONDS + 1
-    assert attempt.stacks_are_due
+    for _ in range(2):
+        assert not attempt.stacks_are_due
+        assert attempt.report_hang()
+        assert not attempt.report_hang(), "it was reported before"
+        assert (attempt.stacks_are_due, attempt.stop_requested) == (False, False)
+        now += lifecycle.STACK_SECONDS + 1
+        assert attempt.stacks_are_due
+        attempt.withdraw_hang()

@@ -6,7 +6,15 @@ import pytest
 
 from core.states import Phase
 from worker.protocol import Progressed, Reading
-from worker.watchdog import RECORD_BYTES_PER_SECOND, RECORD_SECONDS, STEP_MEDIANS, STEP_SECONDS, Watchdog
+from worker.watchdog import (
+    LOOK_SECONDS,
+    RECORD_BYTES_PER_SECOND,
+    RECORD_SECONDS,
+    SILENT_SECONDS,
+    STEP_MEDIANS,
+    STEP_SECONDS,
+    Watchdog,
+)
 
 
 @pytest.fixture
@@ -42,3 +50,38 @@ def test_a_record_may_take_as_long_as_reading_all_datasets(wait: Callable[[float
     wait(2)
     assert watchdog.overdue is not None
     assert watchdog.overdue.user_error
+
+
+def test_time_in_which_the_worker_did_not_look_for_messages_is_not_silence(wait: Callable[[float], None]) -> None:
+    watchdog = Watchdog(lambda: 0)
+    watchdog.record(Reading(records=1))
+    wait(10 * RECORD_SECONDS)
+    watchdog.look()
+    assert watchdog.overdue is None
+    for _ in range(int(RECORD_SECONDS)):
+        wait(1)
+        watchdog.look()
+    assert watchdog.overdue is not None
+
+
+def test_a_worker_that_looks_seldom_detects_a_hang_later(wait: Callable[[float], None]) -> None:
+    watchdog = Watchdog(lambda: 0)
+    for step in range(4):
+        watchdog.record(Progressed(phase=Phase.TRAINING, progress=0.5, step=step))
+    for _ in range(int(STEP_SECONDS / LOOK_SECONDS)):
+        assert watchdog.overdue is None
+        wait(10 * LOOK_SECONDS)
+        watchdog.look()
+    wait(1)
+    assert watchdog.overdue is not None
+
+
+def test_a_message_is_never_counted_as_later_than_now(wait: Callable[[float], None]) -> None:
+    watchdog = Watchdog(lambda: 0)
+    wait(10 * SILENT_SECONDS)
+    watchdog.touch()
+    watchdog.look()
+    for _ in range(int(SILENT_SECONDS) + 1):
+        wait(1)
+        watchdog.look()
+    assert watchdog.overdue is not None
