@@ -43,7 +43,11 @@ def free(folder: Path) -> int:
 def required_space(folder: Path, needed: int | None) -> int:
     """Return the bytes that must be free to write the content of the folder again and `needed` more bytes.
 
-    If `needed` is None, the result is more than the bytes that are free now. It is at most `LARGEST_NEED`.
+    `needed` is None if the error of a write did not say how many bytes are missing. If the disk is full, the result is
+    then more than the bytes that are free without the folder. If it is not full, the error had another cause, such as a
+    quota, and `needed` counts as 0. The result is at most `LARGEST_NEED`.
     """
-    further = free(folder) if needed is None else needed
-    return min(folders.size(folder) + further + RESERVE_BYTES, LARGEST_NEED)
+    if needed is None:
+        available = free(folder)
+        needed = available if available <= RESERVE_BYTES else 0
+    return min(folders.size(folder) + needed + RESERVE_BYTES, LARGEST_NEED)

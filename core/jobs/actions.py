@@ -42,12 +42,13 @@ def pause(session: Session, tenant: str, job_id: str) -> Job:
 def resume(session: Session, tenant: str, job_id: str) -> Job:
     """Requeue a paused job, whatever the reason of the pause, or cancel a pause that has not taken effect yet.
 
-    Raises CONFLICT if the job has ended.
+    A worker then tries to run the job, even if the disk has less free space than the job needed before. Raises CONFLICT
+    if the job has ended.
     """
     job = jobs.get(session, tenant, job_id, change=True)
     _require_not_ended(job, "resumed")
     if job.status == Status.PAUSED:
-        transition(session, job.id, Transition.RESUMED)
+        transition(session, job.id, Transition.RESUMED, needs=Job.needs.op("-")("disk"))
     elif job.pausing:
         transition(session, job.id, Transition.UNPAUSED, pausing=False)
     return _refreshed(session, job)

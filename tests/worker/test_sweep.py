@@ -24,6 +24,7 @@ from core.tables import Job
 from tests.claims import UNLIMITED
 from tests.worker.conftest import Backend, supervisor
 from worker.disk_space import RESERVE_BYTES
+from worker.protocol import Task
 from worker.sweep import NOT_CONSUMING, Sweep
 
 
@@ -59,6 +60,21 @@ def test_a_disk_without_space_for_a_folder_pauses_the_job(
     assert job.reason is not None
     assert (job.status, job.failures, job.reason["code"]) == (Status.PAUSED, 0, Reason.DISK_FULL)
     assert job.reason["needs"] == RESERVE_BYTES
+
+
+def test_a_job_continues_after_an_exceeded_quota_although_no_more_bytes_are_free(
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Task, folder: Path) -> None:
+        raise OSError(errno.EDQUOT, f"Disk quota exceeded: {folder}")
+
+    attempt = supervisor(backend, "succeed")
+    with monkeypatch.context() as full:
+        full.setattr(Task, "write", fail)
+        attempt.run()
+    assert backend.job(job_id).status == Status.PAUSED
+    backend.sweep().resume_paused()
+    assert backend.job(job_id).status == Status.QUEUED
 
 
 def test_a_job_that_is_paused_again_and_again_waits_longer_each_time(

@@ -1,6 +1,7 @@
 """Actions of a tenant on a job: their effects, and that they are idempotent."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from sqlalchemy.orm import Session
@@ -66,6 +67,19 @@ def test_a_pause_of_a_job_that_waits_for_space_stays_after_space_is_free(session
     with sessions.begin() as session:
         assert recovery.resume_paused_for(session, Reason.DISK_FULL, UNLIMITED) == []
     assert act(sessions, actions.resume, job_id).status == Status.QUEUED
+
+
+def test_a_resume_leads_to_a_try_even_if_no_worker_has_the_space(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id, small = make_job(), replace(UNLIMITED, disk=1 << 30)
+    attempt = claimed(sessions)
+    with sessions.begin() as session:
+        attempts.save_resume(session, attempt, STATE)
+        attempts.pause_for(session, attempt, Reason.DISK_FULL, "m", needs=1 << 40)
+    assert act(sessions, actions.resume, job_id).needs == {"device": UNLIMITED.device}
+    with sessions.begin() as session:
+        again = claims.claim(session, "w1", LEASE, capability=small)
+    assert again is not None
+    assert (again.job_id, again.resume) == (job_id, STATE)
 
 
 def test_a_pause_of_a_running_job_takes_precedence_over_a_lack_of_space(sessions: Sessions, make_job: MakeJob) -> None:
