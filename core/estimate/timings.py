@@ -60,7 +60,7 @@ def _recent_jobs(session: Session) -> Iterator[tuple[Job, Sequence[JobEvent]]]:
 
 
 def _measure(job: Job, events: Sequence[JobEvent]) -> Iterator[Pace]:
-    """Yield the seconds per unit of work of each task that a job has run."""
+    """Yield the seconds per unit of work of each task that a job has run, if they are known."""
     try:
         spec = read_stored(job.spec).resolve_dtype(bfloat16=job.dtype == Dtype.BFLOAT16)
         measured = _Measured.model_validate(job.measured)
@@ -72,10 +72,11 @@ def _measure(job: Job, events: Sequence[JobEvent]) -> Iterator[Pace]:
         task: amount * (job.step / spec.repair.steps if task.phase == Phase.TRAINING else 1)
         for task, amount in count_work(spec, parameters, measured.linears.weights).items()
     }
-    durations: dict[str, float] = {}
+    durations: dict[str, list[float]] = {}
     for event, following in pairwise(events):
         phase = event.data.get("phase", Phase.LOADING)
-        durations[phase] = durations.get(phase, 0.0) + (following.created_at - event.created_at).total_seconds()
+        durations.setdefault(phase, []).append((following.created_at - event.created_at).total_seconds())
     for task, amount in work.items():
-        if amount and task.phase in durations:
-            yield Pace(task, parameters, durations[task.phase] / amount)
+        took = durations.get(task.phase, [])
+        if amount and took and min(took) >= 0:  # it is negative if the clock of the database was set back
+            yield Pace(task, parameters, sum(took) / amount)

@@ -1,10 +1,11 @@
 """Time estimates from the durations of earlier jobs, or from the speed of the device."""
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text, update
 
 from core import workers
 from core.capability import Capability
@@ -15,7 +16,7 @@ from core.jobs import attempts
 from core.specs import Dtype, JobSpec
 from core.stages import Stage, stages_of
 from core.states import Phase
-from core.tables import Job
+from core.tables import Job, JobEvent
 from seft.models.dimensions import Dimensions, Matrix
 from tests import claims
 from tests.claims import UNLIMITED
@@ -87,6 +88,22 @@ def test_the_estimate_scales_the_time_of_earlier_jobs_on_the_same_kind_of_device
     assert speed.estimate_total(other, MODEL) == (None, None)
     seconds, source = speed.estimate(other, MODEL)
     assert (Phase.TRAINING in seconds, len(seconds), source) == (False, 6, Source.EARLIER_JOBS)
+
+
+@pytest.mark.parametrize("begun", [1, 5, len(PHASES)], ids=["evaluating", "training", "uploading"])
+def test_a_phase_in_which_the_clock_of_the_database_was_set_back_is_not_measured(
+    sessions: Sessions, make_job: MakeJob, begun: int
+) -> None:
+    make_job()
+    run(sessions, GPU)
+    with sessions.begin() as session:
+        paces = timings.load(session)[GPU.device_name].paces
+        claim = session.scalars(select(JobEvent.id).where(JobEvent.type == "job.claimed")).one()
+        later = update(JobEvent).where(JobEvent.id > claim + begun)
+        session.execute(later.values(created_at=JobEvent.created_at - timedelta(seconds=13)))
+    with sessions.begin() as session:
+        found = timings.load(session)[GPU.device_name].paces
+    assert set(found) == {pace for pace in paces if pace.task.phase != PHASES[begun - 1]} != set(paces)
 
 
 def test_a_job_that_patience_ended_counts_for_the_steps_that_it_trained(
