@@ -389,12 +389,10 @@ class Supervisor:
         self.phases.end()
 
     def _clean_up(self) -> None:
-        """Delete the files of the attempt that are no longer needed.
-
-        Called in the transfer thread, after the last transfer.
-        """
-        self.files.remove()
+        """Delete the files of the attempt that are no longer needed, in the transfer thread after the last transfer."""
         try:
-            cleanup.delete_leftovers(self.sessions, self.storage, self.attempt.job_id, self.attempt.number)
+            if cleanup.is_over(self.sessions, self.attempt.job_id, self.attempt.number):
+                self.files.remove()
+                cleanup.delete_leftovers(self.sessions, self.storage, self.attempt.job_id, self.attempt.number)
         except (SQLAlchemyError, *STORAGE_ERRORS) as error:
             log.warning("cleanup.failed", error=str(error))

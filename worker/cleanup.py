@@ -31,10 +31,24 @@ UNREFERENCED_AGE = timedelta(days=1)
 log = structlog.get_logger(__name__)
 
 
+def is_over(sessions: sessionmaker[Session], job_id: str, attempt: int) -> bool:
+    """Return whether no attempt of the job with this number runs or can start.
+
+    After a restore of the database, another worker can have an attempt with the same number. Its objects and its folder
+    have the same names.
+    """
+    with sessions.begin() as session:
+        row = session.execute(select(Job.status, Job.attempt).where(Job.id == job_id)).first()
+    if row is None:
+        return True
+    status, newest = row
+    return status in ENDED or attempt < newest or (attempt == newest and status != Status.RUNNING)
+
+
 def delete_leftovers(sessions: sessionmaker[Session], storage: Storage, job_id: str, attempt: int) -> None:
     """Delete the objects of a job that are no longer needed. For a deleted job, these are all its objects.
 
-    A worker calls this after the last write of its attempt.
+    A worker calls this after the last write of its attempt, if the attempt `is_over`.
     """
     with sessions.begin() as session:
         row = session.execute(select(Job.status, Job.resume).where(Job.id == job_id)).first()

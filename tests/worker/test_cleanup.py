@@ -22,7 +22,8 @@ from core.states import ImportState
 from core.tables import Import
 from seft.data.records import Format
 from tests import claims
-from tests.worker.conftest import TENANT, Backend
+from tests.waiting import wait_for
+from tests.worker.conftest import TENANT, Backend, Running, supervisor
 from worker import cleanup
 
 
@@ -190,6 +191,24 @@ def test_nothing_of_a_deleted_job_stays_whoever_dies(backend: Backend, job_id: s
     assert not late.parent.exists()
     sweep.expire()
     assert backend.storage.keys("jobs/") == []
+
+
+@pytest.mark.parametrize(
+    "change", ["worker = 'another'", "attempt = 0, status = 'queued', worker = NULL"], ids=["runs", "can start"]
+)
+def test_a_worker_that_lost_its_job_deletes_nothing_of_another_attempt_with_the_same_number(
+    backend: Backend, job_id: str, change: str
+) -> None:
+    """After a restore of the database, the number of an attempt is used again."""
+    keys = [f"jobs/{job_id}/1/result/model.safetensors", f"jobs/{job_id}/1/resume/4/run"]
+    with Running(supervisor(backend, "hang_with_child")) as attempt:
+        wait_for(lambda: backend.job(job_id).progress == 0.5)
+        for key in keys:
+            backend.storage.put(key, b"of the other attempt")
+        with backend.sessions.begin() as session:
+            session.execute(text(f"UPDATE jobs SET {change}"))
+    assert backend.storage.keys("jobs/") == sorted(keys)
+    assert (attempt.files.folder / "pids").exists()
 
 
 def test_the_folders_of_former_attempts_are_deleted(backend: Backend, job_id: str) -> None:
