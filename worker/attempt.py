@@ -99,7 +99,7 @@ class Supervisor:
         self.resume_files: dict[str, Json] = {}
         """Files of the newest state in object storage, by name."""
         self.process: Process | None = None
-        self.watchdog = Watchdog(self.files.dataset_bytes)
+        self.watchdog = Watchdog(self.files.dataset_bytes, self.files.state_bytes)
         self.phases = Phases()
         self.failures = Failures(attempt.spec)
 

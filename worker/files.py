@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from core.access.encryption import Encryption
 from core.estimate.speed import Speed
+from core.infra import folders
 from core.infra.tracing import TRACER
 from core.jobs.attempts import Attempt
 from core.settings import Settings
@@ -97,6 +98,12 @@ class Files:
     def dataset_bytes(self) -> int:
         """Return the total bytes of all datasets. They must have been fetched."""
         return sum((self.folder / name).stat().st_size for name in self._datasets)
+
+    def state_bytes(self) -> int:
+        """Return the total bytes of the saved states on disk, with a state that is being written."""
+        with suppress(RefusedFileError), child_files.open_folder(self.folder, RESUME) as folder:
+            return folders.size(Path(f"/proc/self/fd/{folder}"))
+        return 0
 
     @property
     def _datasets(self) -> dict[str, StoredDataset]:

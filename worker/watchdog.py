@@ -3,7 +3,8 @@
 A process that hangs in a GPU kernel, a collective operation or a file system is alive but sends nothing. In training,
 the time limit follows from the duration of earlier steps. While the dataset is read, the model's tokenizer and chat
 template run. If they do not end, they would not end in another attempt either, so this is an error of the user. In
-other phases a long silence is normal, so the limit is one hour.
+other phases a long silence is normal, so the limit is one hour. A saved state on disk extends the limits of all phases
+except reading, because a slow disk needs long to write it.
 """
 
 import time
@@ -37,6 +38,12 @@ LOOK_SECONDS = 10.0
 A worker that was stopped, or that waited for the database, has not looked. Messages may wait for it, or the process was
 stopped too.
 """
+STATE_BYTES_PER_SECOND = 10_000_000
+"""The limits for silence and training are extended by the bytes of the saved states on disk, divided by this number.
+
+A process that writes a state sends no message. Its file has its full size from the start, and the flush to the disk at
+the end takes most of the time. So the growth of the file does not show whether the process hangs.
+"""
 REMEMBERED = 101
 """Number of latest steps whose median duration is used."""
 
@@ -52,10 +59,13 @@ class Overdue(NamedTuple):
 
 
 class Watchdog:
-    """Watches one training process, which reads datasets of `dataset_bytes` bytes in all."""
+    """Watches one training process.
 
-    def __init__(self, dataset_bytes: Callable[[], int]) -> None:
-        self._dataset_bytes = dataset_bytes
+    It reads datasets of `dataset_bytes` bytes in all. `state_bytes` is the size in bytes of its saved states on disk.
+    """
+
+    def __init__(self, dataset_bytes: Callable[[], int], state_bytes: Callable[[], int]) -> None:
+        self._dataset_bytes, self._state_bytes = dataset_bytes, state_bytes
         self._reading: Reading | None = None
         self._last_message = self._last_progress = self._looked = time.monotonic()
         self._phase: Phase | None = None
@@ -102,12 +112,16 @@ class Watchdog:
                 " record. Shorten that record, or choose a different model."
             )
             return Overdue(message, user_error=True)
-        if silent > SILENT_SECONDS:
+        if self._is_over(silent, SILENT_SECONDS):
             return Overdue(f"The training process sent no message for {silent:.0f} s.", user_error=False)
         if self._phase is Phase.TRAINING and self._durations:
             typical = median(self._durations)
             waited = now - self._last_progress
-            if waited > max(STEP_SECONDS, STEP_MEDIANS * typical):
+            if self._is_over(waited, max(STEP_SECONDS, STEP_MEDIANS * typical)):
                 message = f"No progress in training for {waited:.0f} s; the median step takes {typical:.1f} s."
                 return Overdue(message, user_error=False)
         return None
+
+    def _is_over(self, waited: float, limit: float) -> bool:
+        """Return whether a wait is longer than its limit, which is extended as `STATE_BYTES_PER_SECOND` says."""
+        return waited > limit and waited > limit + self._state_bytes() / STATE_BYTES_PER_SECOND

@@ -47,6 +47,8 @@ from worker.protocol import (
 SMALL, LARGE = "model.seft", "model-BF16.gguf"
 FORMAT = bytes(range(256)) * ((21 << 20) // 256)
 """Content of a file that is uploaded in more than one part."""
+SAVED_BYTES = 64 << 30
+"""Size of a state that a disk needs many minutes to write. The file has no blocks on the disk."""
 HANG = 3600
 """Seconds for which a process hangs: longer than pytest lets a test run."""
 
@@ -310,6 +312,15 @@ class StandIn:
         while True:
             time.sleep(0.1)
             self.say(Scored(scores={"dense": 20.63}))
+
+    def hang_while_saving(self) -> None:
+        for step in range(4):
+            self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=step))
+        (folder := self.folder / RESUME / "3").mkdir(parents=True)
+        with (folder / "run").open("wb") as file:
+            file.truncate(SAVED_BYTES)
+        self.say(Scored(scores={"dense": 20.63}))
+        time.sleep(HANG)
 
     def fill_the_disk(self) -> None:
         (self.folder / "half").write_bytes(bytes(1 << 16))

@@ -15,6 +15,7 @@ from core.states import Status
 from core.tables import Job
 from tests.waiting import wait_for
 from tests.worker.conftest import Backend, Running, supervisor
+from tests.worker.stand_in import SAVED_BYTES
 from worker import lifecycle, watchdog
 from worker.protocol import Message, Progressed
 from worker.watchdog import Overdue, Watchdog
@@ -40,6 +41,26 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[Overdue | None]:
+    """The results of the checks of the watchdog so far."""
+
+    def check(self: Watchdog) -> Overdue | None:
+        found.append(result := overdue(self))
+        return result
+
+    found = list[Overdue | None]()
+    overdue: Callable[[Watchdog], Overdue | None] = Watchdog.overdue.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(Watchdog, "overdue", property(check))
+    return found
+
+
+def wait_for_check(checks: list[Overdue | None]) -> None:
+    """Wait until a check has begun and ended. After a check that found something, there are no more checks."""
+    before = len(checks)
+    wait_for(lambda: len(checks) > before + 1 or any(checks))
+
+
 def test_a_silent_process_is_ended(backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Running(supervisor(backend, "hang_with_child")):
         wait_for(lambda: backend.job(job_id).progress == 0.5)
@@ -53,7 +74,7 @@ def test_a_silent_process_is_ended(backend: Backend, job_id: str, monkeypatch: p
 
 
 def test_a_process_is_not_ended_while_its_state_is_uploaded(
-    backend: Backend, job_id: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, job_id: str, clock: Clock, checks: list[Overdue | None]
 ) -> None:
     class Slow(Storage):
         """Sends a file a piece at a time, for longer than a process may be silent."""
@@ -62,24 +83,28 @@ def test_a_process_is_not_ended_while_its_state_is_uploaded(
             assert sent is not None
             for _ in range(5):
                 clock.skip(watchdog.SILENT_SECONDS / 2)
-                wait_for(partial(checked_since, len(checks)))
+                wait_for_check(checks)
                 sent(1)
             super().upload(source, key, sent)
 
-    def checked_since(before: int) -> bool:
-        return len(checks) > before + 1
-
-    def check(self: Watchdog) -> Overdue | None:
-        checks.append(found := overdue(self))
-        return found
-
-    checks = list[Overdue | None]()
-    overdue: Callable[[Watchdog], Overdue | None] = Watchdog.overdue.fget  # type: ignore[attr-defined]
-    monkeypatch.setattr(Watchdog, "overdue", property(check))
     with Running(supervisor(replace(backend, storage=Slow(backend.settings)), "save_and_wait")):
         wait_for(lambda: backend.job(job_id).resume)
     assert set(checks) == {None}
     assert "attempt.hung" not in backend.events(job_id)
+
+
+def test_a_process_may_write_a_large_state_for_longer_than_a_step_but_not_without_end(
+    backend: Backend, job_id: str, clock: Clock, checks: list[Overdue | None]
+) -> None:
+    with Running(supervisor(backend, "hang_while_saving")):
+        wait_for(lambda: backend.job(job_id).scores)
+        clock.skip(SAVED_BYTES / watchdog.STATE_BYTES_PER_SECOND)
+        wait_for_check(checks)
+        assert set(checks) == {None}
+        clock.skip(watchdog.SILENT_SECONDS)
+        wait_for(lambda: backend.job(job_id).status == Status.QUEUED)
+    (event,) = [event for event in backend.event_rows(job_id) if event.type == "attempt.hung"]
+    assert "in hang_while_saving" in event.data["output"]
 
 
 def test_training_without_new_steps_is_ended(backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:

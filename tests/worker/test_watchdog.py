@@ -1,4 +1,4 @@
-"""How long a training process may be silent: long enough for slow steps and for large datasets."""
+"""How long a training process may be silent: long enough for slow steps, large datasets and large states."""
 
 from collections.abc import Callable
 
@@ -11,6 +11,7 @@ from worker.watchdog import (
     RECORD_BYTES_PER_SECOND,
     RECORD_SECONDS,
     SILENT_SECONDS,
+    STATE_BYTES_PER_SECOND,
     STEP_MEDIANS,
     STEP_SECONDS,
     Watchdog,
@@ -31,7 +32,7 @@ def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def test_a_step_may_take_ten_times_as_long_as_usual_however_long_that_is(wait: Callable[[float], None]) -> None:
-    watchdog, usual = Watchdog(lambda: 0), STEP_SECONDS / 2
+    watchdog, usual = Watchdog(lambda: 0, lambda: 0), STEP_SECONDS / 2
     for step in range(4):
         watchdog.record(Progressed(phase=Phase.TRAINING, progress=0.5, step=step))
         wait(usual)
@@ -42,8 +43,34 @@ def test_a_step_may_take_ten_times_as_long_as_usual_however_long_that_is(wait: C
     assert not watchdog.overdue.user_error
 
 
+def test_a_step_may_take_longer_while_its_state_is_written_and_only_then(wait: Callable[[float], None]) -> None:
+    size = 0
+    watchdog = Watchdog(lambda: 0, lambda: size)
+    for step in range(4):
+        watchdog.record(Progressed(phase=Phase.TRAINING, progress=0.5, step=step))
+        wait(1)
+    size = 1000 * STATE_BYTES_PER_SECOND
+    wait(STEP_SECONDS + 998)
+    assert watchdog.overdue is None
+    wait(2)
+    assert watchdog.overdue is not None
+    watchdog.record(Progressed(phase=Phase.TRAINING, progress=0.5, step=4))
+    size = 0
+    wait(STEP_SECONDS + 1)
+    assert watchdog.overdue is not None
+
+
+def test_a_process_may_be_silent_for_longer_while_a_state_is_written(wait: Callable[[float], None]) -> None:
+    watchdog = Watchdog(lambda: 0, lambda: 1000 * STATE_BYTES_PER_SECOND)
+    watchdog.record(Progressed(phase=Phase.PRUNING, progress=0.5, step=0))
+    wait(SILENT_SECONDS + 999)
+    assert watchdog.overdue is None
+    wait(2)
+    assert watchdog.overdue is not None
+
+
 def test_a_record_may_take_as_long_as_reading_all_datasets(wait: Callable[[float], None]) -> None:
-    watchdog = Watchdog(lambda: 1000 * RECORD_BYTES_PER_SECOND)
+    watchdog = Watchdog(lambda: 1000 * RECORD_BYTES_PER_SECOND, lambda: 0)
     watchdog.record(Reading(records=0))
     wait(RECORD_SECONDS + 999)
     assert watchdog.overdue is None
@@ -53,7 +80,7 @@ def test_a_record_may_take_as_long_as_reading_all_datasets(wait: Callable[[float
 
 
 def test_time_in_which_the_worker_did_not_look_for_messages_is_not_silence(wait: Callable[[float], None]) -> None:
-    watchdog = Watchdog(lambda: 0)
+    watchdog = Watchdog(lambda: 0, lambda: 0)
     watchdog.record(Reading(records=1))
     wait(10 * RECORD_SECONDS)
     watchdog.look()
@@ -65,7 +92,7 @@ def test_time_in_which_the_worker_did_not_look_for_messages_is_not_silence(wait:
 
 
 def test_a_worker_that_looks_seldom_detects_a_hang_later(wait: Callable[[float], None]) -> None:
-    watchdog = Watchdog(lambda: 0)
+    watchdog = Watchdog(lambda: 0, lambda: 0)
     for step in range(4):
         watchdog.record(Progressed(phase=Phase.TRAINING, progress=0.5, step=step))
     for _ in range(int(STEP_SECONDS / LOOK_SECONDS)):
@@ -77,7 +104,7 @@ def test_a_worker_that_looks_seldom_detects_a_hang_later(wait: Callable[[float],
 
 
 def test_a_message_is_never_counted_as_later_than_now(wait: Callable[[float], None]) -> None:
-    watchdog = Watchdog(lambda: 0)
+    watchdog = Watchdog(lambda: 0, lambda: 0)
     wait(10 * SILENT_SECONDS)
     watchdog.touch()
     watchdog.look()
