@@ -18,10 +18,10 @@ def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def size(folder: Path) -> int:
-    """Return the total size in bytes of all regular files in a folder."""
+    """Return the total size in bytes of all regular files in a folder. Files that cannot be read are skipped."""
     total = 0
     for entry in entries(folder):
-        with suppress(FileNotFoundError):  # it has just been deleted
+        with suppress(OSError):  # it has just been deleted, or its path is too long
             if entry.is_file(follow_symlinks=False):
                 total += entry.stat(follow_symlinks=False).st_size
     return total

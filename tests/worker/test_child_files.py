@@ -13,6 +13,8 @@ from worker.child_files import RefusedFileError
 from worker.files import Manifest
 
 SECRET = b"of another job"
+PATH_MAX = 4096
+"""Bytes of the longest path, with the byte at its end, in Linux."""
 
 
 @pytest.mark.parametrize("scenario", ["name_a_file_above", "link_a_result", "link_a_state", "link_the_states"])
@@ -76,6 +78,21 @@ def test_a_folder_of_any_depth_and_without_rights_is_deleted_and_no_link_is_foll
     assert not top.exists()
     assert (kept / "file").read_text() == "content"
     child_files.delete_folder(top)
+
+
+def test_a_file_whose_path_is_too_long_has_no_size(tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(b"four")
+    folder, current = tmp_path, os.open(tmp_path, os.O_RDONLY)
+    while (left := PATH_MAX - 1 - len(os.fsencode(folder))) > 1:
+        name = "n" * min(200, left - 1)
+        os.mkdir(name, dir_fd=current)
+        inner = os.open(name, os.O_RDONLY, dir_fd=current)
+        os.close(current)
+        folder, current = folder / name, inner
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=current))
+    os.close(current)
+    assert folders.size(tmp_path) == 4
+    child_files.delete_folder(tmp_path)
 
 
 def test_only_folders_of_former_attempts_are_deleted(tmp_path: Path) -> None:
