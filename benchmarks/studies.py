@@ -270,7 +270,7 @@ def rates() -> Study:
             for factor in (0.25, 0.5, 1, 2, 4):
                 config = default if factor == 1 else replace(default, learning_rate=default.peak_rate() * factor)
                 study[f"{name} {config.peak_rate():g}{suffix}"] = Cell(ADMM, config, text=text)
-        for rate in (2.5e-4, 5e-4, 1e-3):
+        for rate in (1.25e-4, 2.5e-4, 5e-4, 1e-3):
             study[f"ceiling {rate:g}{suffix}"] = Cell(None, RECIPES["ceiling"].config(rate, steps, length), text=text)
     return study
 
@@ -307,6 +307,7 @@ def thousand() -> Study:
     return {
         "ceiling": Cell(None, RECIPES["ceiling"].config(1e-3, steps=1000), text="gsm8k"),
         "ceiling, rate 0.00025": Cell(None, RECIPES["ceiling"].config(2.5e-4, steps=1000), text="gsm8k"),
+        "ceiling, rate 0.000125": Cell(None, RECIPES["ceiling"].config(1.25e-4, steps=1000), text="gsm8k"),
         "default": Cell(CURVATURE, _default(steps=1000, rate=2.5e-4), text="gsm8k"),
         "default, rate 0.0005": Cell(CURVATURE, _default(steps=1000), text="gsm8k"),
         "default, rate 0.001": Cell(CURVATURE, high, text="gsm8k"),
