@@ -317,6 +317,27 @@ def thousand() -> Study:
     }
 
 
+def long() -> Study:
+    """Return as many steps as a job takes by default, but of 2 x 64 tokens, on GSM8K's text.
+
+    The experiments are the default with three learning rates, and the ceiling. `auto` is 2.5e-4 for so many tokens.
+    """
+    config = replace(RECIPES["all"].config(2.5e-4, 8192, 64), retain_tokens=1 << 18)
+    return {
+        "default": Cell(CURVATURE, replace(config, retain=Retain.WRITTEN), text="gsm8k"),
+        **{
+            f"default, rate {rate:g}": Cell(
+                CURVATURE, replace(config, retain=Retain.WRITTEN, learning_rate=rate), text="gsm8k"
+            )
+            for rate in (1.25e-4, 5e-4)
+        },
+        **{
+            f"ceiling, rate {rate:g}": Cell(None, replace(config, learning_rate=rate), text="gsm8k")
+            for rate in (1.25e-4, 2.5e-4)
+        },
+    }
+
+
 def _default(steps: int = 100, rate: float = 5e-4) -> RepairConfig:
     """Return the settings of a job with steps of 2 x 512 tokens, with the rate of `auto` for 100 steps."""
     return replace(RECIPES["all"].config(rate, steps=steps), retain=Retain.WRITTEN)
@@ -351,5 +372,6 @@ STUDIES: dict[str, Callable[[], Study]] = {
         moments,
         optimizers,
         thousand,
+        long,
     )
 }
