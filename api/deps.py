@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Annotated, Any
 
+from anyio.to_thread import run_sync
 from fastapi import Depends, Path, Query, Request, Response
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -145,8 +146,8 @@ SentKey = Annotated[str, Depends(sent_key)]
 class JsonRoute(APIRoute):
     """A route whose body, if it has one, must be JSON.
 
-    FastAPI reads the body before it resolves the dependencies. So this route first requires an API key, and that the
-    network has not sent too many unknown ones. It also checks how deep the body is nested before parsing it.
+    FastAPI parses the body before it resolves the dependencies. So this route first finds the caller, with all checks
+    of `authenticated`. It also checks how deep the body is nested before parsing it.
     """
 
     @override
@@ -155,7 +156,9 @@ class JsonRoute(APIRoute):
 
         async def handle_checked(request: Request) -> Response:
             if self.body_field is not None:
-                await sent_key(request, await get_services(request), await Bearer(request))
+                services = await get_services(request)
+                secret = await sent_key(request, services, await Bearer(request))
+                request.state.caller = await run_sync(authenticated, request, services, secret)
                 require_media_type(request, "application/json")
             return await handle(ShallowRequest(request.scope, request.receive))
 
@@ -168,6 +171,9 @@ def authenticated(request: Request, services: CurrentServices, secret: SentKey) 
     Raises UNAUTHENTICATED if the key is unknown, RATE_LIMITED if it has made too many requests, and FORBIDDEN if the
     method needs a higher scope than the key has.
     """
+    if known := getattr(request.state, "caller", None):
+        caller: Caller = known  # JsonRoute has authenticated the request
+        return caller
     caller = make_caller(request, services, _verified(request, services, secret))
     require_scope(caller, scope_for(request))
     return caller

@@ -18,7 +18,8 @@ from api import limits
 from api.app import make_app
 from api.limits import BODY_BYTES, JSON_DEPTH, SIGN_IN_BYTES
 from api.protocol import HeadTimeoutProtocol
-from tests.api.conftest import Json, problem, serving
+from core.access.keys import Scope
+from tests.api.conftest import Json, NewClient, problem, serving
 from tests.api.walk import make_world, operations
 from tests.hollow import TEXTS
 
@@ -91,13 +92,19 @@ def test_a_form_has_one_file_and_one_field_at_most(client: TestClient) -> None:
 
 
 @pytest.mark.usefixtures("known_hub")
-def test_no_body_is_parsed_before_the_key_is_known(app: FastAPI, client: TestClient) -> None:
-    world = make_world(client)
+def test_no_body_is_parsed_before_the_key_is_known(app: FastAPI, client: TestClient, new_client: NewClient) -> None:
+    world, reader = make_world(client), new_client("ours", Scope.READ)
     del client.headers["Authorization"]
-    for operation in operations(app):
-        if operation.example is not None:
-            answer = client.request(operation.method, operation.path.format_map(world), content="[", headers=AS_JSON)
-            problem(answer, 401, "unauthenticated")
+    unknown = TestClient(app, headers={"Authorization": "Bearer seft_unknown"})
+    for sender, status, code in (
+        (client, 401, "unauthenticated"),
+        (unknown, 401, "unauthenticated"),
+        (reader, 403, "forbidden"),
+    ):
+        for operation in operations(app):
+            if operation.example is not None:
+                address = operation.path.format_map(world)
+                problem(sender.request(operation.method, address, content="[", headers=AS_JSON), status, code)
     statuses = [
         client.post("/dashboard/sign-in", data={"key": "x" * size}).status_code for size in (SIGN_IN_BYTES, 100)
     ]
