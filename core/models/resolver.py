@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import structlog
@@ -260,9 +261,9 @@ def _version(source: ModelSource) -> Version | None:
     if source.revision is not None:
         return source.revision
     assert source.path is not None
-    files = source.path.iterdir() if source.path.is_dir() else (source.path,)
-    states = [(file.name, file.stat()) for file in files if file.is_file()]
-    if max(state.st_mtime for _, state in states) > time.time() - SETTLED_SECONDS:
+    files = [*filter(Path.is_file, source.path.iterdir())] if source.path.is_dir() else [source.path]
+    states = [(file.name, file.stat()) for file in files]
+    if max((state.st_mtime for _, state in states), default=inf) > time.time() - SETTLED_SECONDS:
         return None
     return tuple(sorted((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states))
 

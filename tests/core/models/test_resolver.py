@@ -1,6 +1,8 @@
 """How model references are resolved, and which models are rejected."""
 
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,19 @@ def test_the_headers_of_unchanged_files_are_read_once_and_those_of_changed_files
     (roots / "tiny" / ".#notes.txt").symlink_to("user@host.1234")
     assert [blocks(), blocks()] == [3, 3]
     assert len(read) == 5
+
+
+def test_a_local_model_that_vanishes_is_reported_as_missing(settings: Settings, roots: Path) -> None:
+    models = resolver(settings.model_copy(update={"model_roots": [roots]}))
+    source = models.find("ours", "tiny", None)
+    shutil.rmtree(roots / "tiny")
+    for path in (roots / "tiny", roots / "tiny.gguf"):
+        with pytest.raises(ProblemError) as caught:
+            models.dimensions("ours", replace(source, path=path))
+        assert caught.value.code is Code.MODEL_NOT_FOUND
+    (roots / "tiny").mkdir()
+    with pytest.raises(ProblemError, match=r"has no model\.safetensors"):
+        models.dimensions("ours", source)
 
 
 def test_an_unreachable_hub_is_reported_as_such(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
