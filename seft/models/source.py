@@ -279,6 +279,7 @@ def find_on_hub(reference: str, revision: str | None, *, token: Callable[[], str
     If the hub denies access to this process, `token` is called, and the request is repeated with the token it returns.
     Raises SourceError if the hub does not have the model or does not answer.
     """
+    _require_revision(revision)
     try:
         try:
             return _query_hub(reference, revision, None)
@@ -344,16 +345,14 @@ def find_cached(reference: str, revision: str | None) -> ModelSource:
 
     If no revision is given and the cache does not know the default branch, the newest commit in the cache is returned.
     """
-    # The hub's library reads the file of the cache that the revision names, so a path must not lead out of the cache.
-    if revision is not None and not {"", ".", ".."}.isdisjoint(revision.split("/")):
-        raise SourceError(
-            NOT_FOUND, f"{revision!r} is not the name of a branch, a tag or a commit. Check the revision."
-        )
+    _require_revision(revision)
     try:
         # Only some of the files with weights may be needed. `downloaded` checks that the needed ones are there.
         folder = Path(
             hub.snapshot_download(reference, revision=revision, allow_patterns=[*TEXT_FILES], local_files_only=True)
         )
+    except IsADirectoryError as error:
+        raise _no_revision(revision) from error  # such as `refs`, the folder of the cache with the revisions
     except LocalEntryNotFoundError as error:
         commits = Path(constants.HF_HUB_CACHE).glob(f"models--{reference.replace('/', '--')}/snapshots/*")
         newest = max(commits, key=lambda commit: commit.stat().st_mtime, default=None)
@@ -365,3 +364,18 @@ def find_cached(reference: str, revision: str | None) -> ModelSource:
             ) from error
         folder = newest
     return downloaded(reference, folder)
+
+
+def _require_revision(revision: str | None) -> None:
+    """Raise SourceError if the revision is a path that leads to another folder.
+
+    Offline, the hub's library reads the file of the cache that the revision names. Online, `..` would be removed from
+    the URL together with the part before it, which means the default branch.
+    """
+    if revision is not None and not {"", ".", ".."}.isdisjoint(revision.split("/")):
+        raise _no_revision(revision)
+
+
+def _no_revision(revision: str | None) -> SourceError:
+    message = f"{revision!r} is not the name of a branch, a tag or a commit. Check the revision."
+    return SourceError(NOT_FOUND, message)

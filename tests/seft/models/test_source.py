@@ -304,6 +304,7 @@ def test_a_hub_model_is_found_downloaded_and_found_again_offline(model: Path, tm
     (model / "chat_template.jinja").write_text("one")
     with hub({"tiny/llama": Repo(model, licence="mit")}) as endpoint:
         online = ask_hub(tmp_path, endpoint, "tiny/llama", "main", "fetch")
+        assert ask_hub(tmp_path, endpoint, "tiny/llama", "..")["code"] == "model_not_found"
     files = ["LICENSE", "README.md", "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
     assert online.pop("files") == files
     assert online.pop("has_chat_template")
@@ -313,7 +314,8 @@ def test_a_hub_model_is_found_downloaded_and_found_again_offline(model: Path, tm
     assert ask_hub(tmp_path, endpoint, "tiny/llama", HF_HUB_OFFLINE="1")["revision"] == COMMIT
     absent = ask_hub(tmp_path, endpoint, "tiny/other", HF_HUB_OFFLINE="1")
     assert absent["code"] == "hub_unreachable"
-    for outside in ("/dev/zero", "..", "../../other"):
+    (tmp_path / "hub" / "models--tiny--llama" / "refs" / "pr").mkdir()
+    for outside in ("/dev/zero", "..", "../../other", "pr"):
         assert ask_hub(tmp_path, endpoint, "tiny/llama", outside, HF_HUB_OFFLINE="1")["code"] == "model_not_found"
 
 
