@@ -31,6 +31,12 @@ class SparseGPT(Corrected):
 
     @override
     def solve(self, weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
+        dead = self._inputs.hessian().diagonal() == 0
+        if not self._rule.pattern.grouped and dead.any():
+            # Each stripe only gets its part of the zeros. So weights of inputs that are always zero become zero before.
+            muted, missing = (weight != 0) & dead, max(0, self._rule.zeros - int((weight == 0).sum()))
+            first = smallest_overall(weight.abs().masked_fill(~muted, torch.inf), min(int(muted.sum()), missing))
+            weight = weight.masked_fill(first, 0.0)
         return prune_columns(weight, self._inputs.derived(inverse_factor, self._damping), self._rule)
 
 

@@ -81,6 +81,16 @@ def test_inputs_that_are_always_zero_change_no_number_of_zeros(method: PruneMeth
     assert int((pruned == 0).sum()) == 8 * 150
 
 
+@pytest.mark.parametrize("method", [PruneMethod.SPARSEGPT, PruneMethod.ALPS, PruneMethod.ADMM])
+@pytest.mark.parametrize("sparsity", [0.2, 0.4])
+def test_weights_of_such_inputs_become_zero_before_all_others(method: PruneMethod, sparsity: float) -> None:
+    inputs = correlated(512, 300)
+    inputs[:, :120] = 0
+    pruned = prune(make_weight(8, 300), inputs, method, sparsity)
+    assert int((pruned[:, :120] == 0).sum()) == 8 * 300 * sparsity
+    assert pruned[:, 120:].all()
+
+
 @pytest.mark.parametrize("method", PruneMethod)
 def test_weights_of_such_inputs_that_need_not_become_zero_keep_their_values(method: PruneMethod) -> None:
     inputs, weight = correlated(512, 300), make_weight(8, 300)
