@@ -100,9 +100,11 @@ def _spaces(description: Mapping[str, Any]) -> tuple[bool, bool]:
                 adds = True
             case {"type": "Replace", "pattern": {"String": " "}, "content": content} if content == SPACE:
                 replaces = True
-            case {"type": "Metaspace", "replacement": replacement} if replacement == SPACE:
+            case {"type": "Metaspace", "replacement": replacement, "split": False} if replacement == SPACE:
                 replaces, adds = True, step.get("prepend_scheme", "always") != "never"
                 keeps = adds
+            case {"type": "Metaspace"}:
+                raise unknown_tokenizer("a tokenizer of SentencePiece that does not split text", "Metaspace with split")
             case _:
                 raise unknown_tokenizer("a tokenizer of SentencePiece without further steps", str(step.get("type")))
     if not replaces:

@@ -165,10 +165,15 @@ def test_a_tokenizer_of_sentencepiece_gives_the_tokens_of_the_folder(prefix: boo
     assert [loaded.decode(loaded(text).input_ids) for text in TEXTS] == [*TEXTS]
 
 
-def test_the_space_before_a_text_that_has_one_is_the_only_difference_of_metaspace(tmp_path: Path) -> None:
+def metaspace(*, split: bool) -> PreTrainedTokenizerFast:
     tokenizer = sentencepiece()
     tokenizer.backend_tokenizer.normalizer = None
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=split)
+    return tokenizer
+
+
+def test_the_space_before_a_text_that_has_one_is_the_only_difference_of_metaspace(tmp_path: Path) -> None:
+    tokenizer = metaspace(split=False)
     assert keys(tokenizer, tmp_path / "model")["tokenizer.ggml.add_space_prefix"] is True
     check(tmp_path / "model")
     loaded = load_tokenizer(find(str(tmp_path / "model" / "model-BF16.gguf")))
@@ -202,6 +207,7 @@ def without_letters() -> Tokenizer:
             "WordLevel",
         ),
         (lambda: PreTrainedTokenizerFast(tokenizer_object=without_letters()), r"\[\]"),
+        (lambda: metaspace(split=True), "Metaspace with split"),
     ],
 )
 def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(
