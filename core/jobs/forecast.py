@@ -1,7 +1,7 @@
 """Estimate when running jobs will end and when waiting jobs will start.
 
-The worker of a running job reports when the job will end (`worker.progress`). A waiting job is assumed to take as long
-as recent jobs did on average.
+The worker of a running job reports when the job will end (`worker.progress`). A waiting job, and a running job without
+such a report, is assumed to run as long as recent jobs did on average.
 """
 
 import heapq
@@ -12,12 +12,11 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from core import workers
-from core.estimate.speed import LONGEST_SECONDS
 from core.states import Status
 from core.tables import Job
 
 RECENT_JOBS = 50
-"""Number of recent succeeded jobs, of all tenants, whose average duration is used."""
+"""Number of recent succeeded jobs, of all tenants, whose average run time is used."""
 
 
 def finish(job: Job) -> datetime | None:
@@ -45,14 +44,14 @@ class Forecast:
     @classmethod
     def now(cls, session: Session, sweep_seconds: float) -> "Forecast":
         """Compute the forecast from the current state of the queue and the workers."""
-        seconds = func.extract("epoch", Job.finished_at - Job.started_at).label("seconds")
+        elapsed = func.extract("epoch", Job.finished_at - Job.started_at)
+        seconds = func.coalesce(func.nullif(Job.run_seconds, 0), elapsed).label("seconds")
         recent = select(seconds).where(Job.status == Status.SUCCEEDED).order_by(Job.id.desc()).limit(RECENT_JOBS)
         mean = session.scalar(select(func.avg(recent.subquery().c.seconds)))
         duration = None if mean is None else float(mean)
-        spent = func.extract("epoch", func.now() - Job.started_at)
         left = func.extract("epoch", Job.estimated_finish - func.now())
-        rows = session.execute(select(spent, Job.progress, left).where(Job.status == Status.RUNNING)).all()
-        remaining = [_seconds_left(float(spent), progress, left, duration) for spent, progress, left in rows]
+        rows = session.execute(select(Job.run_seconds, left).where(Job.status == Status.RUNNING)).all()
+        remaining = [_seconds_left(float(ran), left, duration) for ran, left in rows]
         known = sorted(seconds for seconds in remaining if seconds is not None)
         idle = workers.count(session, sweep_seconds) - len(remaining)
         return cls((*[0.0] * idle, *known), duration)
@@ -73,12 +72,12 @@ class Forecast:
         return free_in[0]
 
 
-def _seconds_left(spent: float, progress: float, left: float | None, duration: float | None) -> float | None:
-    """Return the seconds until a running job ends: those that its worker has reported, or else a guess, or None.
+def _seconds_left(ran: float, left: float | None, duration: float | None) -> float | None:
+    """Return the seconds until a running job ends, or None if they are unknown.
 
-    A guess is at most `LONGEST_SECONDS`, because the progress comes from a training process that may be hostile. All
-    tenants see times that are computed from the guess.
+    `left` are those that its worker has reported. Without them, the job is assumed to run for `duration` seconds. It
+    has run for `ran` seconds.
     """
     if left is not None:
         return max(0.0, float(left))
-    return min(LONGEST_SECONDS, spent * (1 / progress - 1)) if progress else duration
+    return None if duration is None else max(0.0, duration - ran)

@@ -27,42 +27,36 @@ def test_each_worker_starts_the_next_job_when_it_is_free(
     assert [Forecast(free_in, duration).start(position) for position in range(1, len(starts) + 1)] == starts
 
 
-def test_running_jobs_keep_their_speed_and_waiting_ones_last_the_recent_mean(
+def test_a_job_without_a_reported_finish_lasts_the_mean_run_time_of_recent_jobs(
     sessions: Sessions, make_job: MakeJob
 ) -> None:
-    ended, *running = make_job(), make_job(), make_job()
-    for _ in range(3):
+    """Pauses, waits and the progress do not count: a resumed job that loads its model has run for long already."""
+    ended, *running = make_job(), make_job(), make_job(), make_job()
+    for _ in range(4):
         claimed(sessions)
     change = text(
-        "UPDATE jobs SET status = :status, progress = :progress,"
-        " started_at = now() - :spent * interval '1 s', finished_at = now() WHERE id = :id"
+        "UPDATE jobs SET status = :status, progress = :progress, run_seconds = :ran,"
+        " started_at = now() - interval '10 hours', finished_at = now() WHERE id = :id"
     )
-    rows = [(ended, "succeeded", 1.0, 80), (running[0], "running", 0.25, 100), (running[1], "running", 0.0, 5)]
     with sessions.begin() as session:
-        for job, status, progress, spent in rows:
-            session.execute(change, {"id": job, "status": status, "progress": progress, "spent": spent})
-        for name in ("one", "two", "three"):
+        for name in ("one", "two", "three", "four"):
             workers.record_heartbeat(session, name, GPU)
+        assert Forecast.now(session, 15).free_in == (), "no job has succeeded yet"
+        rows = [(running[0], 0.012, 30), (running[1], 5e-324, 0), (running[2], float("nan"), 100)]
+        for job, status, progress, ran in [
+            (ended, "succeeded", 1.0, 80),
+            *((job, "running", *row) for job, *row in rows),
+        ]:
+            session.execute(change, {"id": job, "status": status, "progress": progress, "ran": ran})
+    with sessions.begin() as session:
         now = Forecast.now(session, 15)
-    assert now.free_in == pytest.approx((0.0, 80.0, 300.0))
-    assert now.duration == pytest.approx(80.0)
-    with sessions.begin() as session:
-        session.execute(text("UPDATE jobs SET estimated_finish = now() + interval '7 s' WHERE progress = 0.25"))
-        assert Forecast.now(session, 15).free_in == pytest.approx((0.0, 7.0, 80.0))
-
-
-@pytest.mark.parametrize("progress", ["5e-324", "'NaN'"])
-def test_no_progress_of_a_job_makes_the_start_of_other_jobs_a_number_that_no_page_can_show(
-    sessions: Sessions, make_job: MakeJob, progress: str
-) -> None:
-    make_job()
-    claimed(sessions)
-    with sessions.begin() as session:
-        workers.record_heartbeat(session, "one", GPU)
-        session.execute(text(f"UPDATE jobs SET started_at = now() - interval '1 s', progress = {progress}"))
-        start = Forecast.now(session, 15).start(1)
-    assert start is not None
-    assert 0 <= start <= 1e9
+        assert now.free_in == pytest.approx((0.0, 0.0, 50.0, 80.0))
+        assert now.duration == pytest.approx(80.0)
+        reported = text("UPDATE jobs SET estimated_finish = now() + interval '7 s' WHERE id = :id")
+        session.execute(reported, {"id": running[1]})
+        assert Forecast.now(session, 15).free_in == pytest.approx((0.0, 0.0, 7.0, 50.0))
+        session.execute(text("UPDATE jobs SET run_seconds = 0 WHERE id = :id"), {"id": ended})
+        assert Forecast.now(session, 15).duration == pytest.approx(36000), "its run time was not recorded"
 
 
 def test_only_a_running_job_has_a_finish_and_it_is_never_in_the_past(sessions: Sessions, make_job: MakeJob) -> None:
