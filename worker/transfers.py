@@ -10,14 +10,13 @@ import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from http import HTTPStatus
-from io import SEEK_END
 from pathlib import Path
 from queue import Queue
 from typing import BinaryIO, TypeVar
 
 import structlog
 
-from core.infra.storage import NO_UPLOAD, STORAGE_ERRORS, Part, Storage, code_of, is_outage, status_of
+from core.infra.storage import STORAGE_ERRORS, Part, Storage, code_of, is_outage, status_of
 from core.states import Reason
 from seft.checkpoint.compact.ordered import ordered
 from seft.checkpoint.facts import sha256 as hash_file
@@ -113,14 +112,7 @@ class Transfers:
 
         def send() -> None:
             with source() as file:
-                size = file.seek(0, SEEK_END)
-                file.seek(0)
-                try:
-                    self._storage.upload(file, key, self._sent)
-                except STORAGE_ERRORS as error:
-                    # The storage may have joined the parts although its reply was lost.
-                    if code_of(error) != NO_UPLOAD or not self._has(key, size):
-                        raise
+                self._storage.upload(file, key, self._sent)
 
         self._retry(send)
 
@@ -143,9 +135,6 @@ class Transfers:
             except STORAGE_ERRORS as error:
                 log.warning("storage.not_aborted", key=key, error=str(error))
             raise
-
-    def _has(self, key: str, size: int) -> bool:
-        return self._storage.modified(key) is not None and self._storage.size(key) == size
 
     def size(self, key: str) -> int:
         """Return the size of an object in bytes. Raises GoneError if it is missing."""

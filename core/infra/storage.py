@@ -7,7 +7,7 @@ Files of an attempt have keys that start with `jobs/<job id>/<attempt>/`.
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -47,8 +47,7 @@ STORAGE_ERRORS = (Boto3Error, BotoCoreError, ClientError)
 """Errors of `Storage`: the server gave no answer, or rejected the request."""
 REJECTIONS = frozenset({400, 404, 413, 416})
 """HTTP statuses of requests that the storage rejects in every try, except with one of `REPEATED_CODES`."""
-NO_UPLOAD = "NoSuchUpload"
-REPEATED_CODES = frozenset({NO_UPLOAD, "IncompleteBody", "RequestTimeout"})
+REPEATED_CODES = frozenset({"NoSuchUpload", "IncompleteBody", "RequestTimeout"})
 """Error codes of transfers that can be repeated: the upload has ended, or the body was cut or arrived too slowly."""
 ABORT_INCOMPLETE_UPLOADS: "LifecycleRuleUnionTypeDef" = {
     "ID": "seft-torn-uploads",
@@ -97,10 +96,7 @@ class Storage:
         self._signer = _client(settings, public) if public else self._s3
 
     def ensure_bucket(self) -> None:
-        """Create the bucket if it is missing.
-
-        Add the rule `ABORT_INCOMPLETE_UPLOADS` if the bucket has no rule of this kind.
-        """
+        """Create the bucket if it is missing. Add `ABORT_INCOMPLETE_UPLOADS` if it has no rule of this kind."""
         try:
             self.ping()
         except ClientError as error:
@@ -124,14 +120,20 @@ class Storage:
         `sent` is called with the number of bytes of each piece that was sent, in any thread.
         """
         if isinstance(source, Path):
-            self._s3.upload_file(str(source), self._bucket, key, Callback=sent)
+            with self._joining(key, source.stat().st_size):
+                self._s3.upload_file(str(source), self._bucket, key, Callback=sent)
         else:
-            self._s3.upload_fileobj(source, self._bucket, key, Callback=sent)
+            begin = source.tell()
+            size = source.seek(0, io.SEEK_END) - begin
+            source.seek(begin)
+            with self._joining(key, size):
+                self._s3.upload_fileobj(source, self._bucket, key, Callback=sent)
 
     def upload_stream(self, source: BinaryIO, key: str, size: int) -> None:
-        """Store a stream that cannot seek, of at most `size` bytes. A large one is sent in parts."""
+        """Store a stream that cannot seek, of `size` bytes. A large one is sent in parts."""
         config = TransferConfig(multipart_chunksize=part_bytes(size), max_concurrency=STREAM_PARTS)
-        self._s3.upload_fileobj(source, self._bucket, key, Config=config)
+        with self._joining(key, size):
+            self._s3.upload_fileobj(source, self._bucket, key, Config=config)
 
     def download(self, key: str, path: Path) -> None:
         """Download an object to a file."""
@@ -184,32 +186,36 @@ class Storage:
         return self._read_parts(lambda: list_page(PartNumberMarker=after, MaxParts=limit).get("Parts", ()))
 
     def _read_parts(self, read: Callable[[], Iterable["PartTypeDef"]]) -> dict[int, Part]:
-        try:
+        with suppress(self._s3.exceptions.NoSuchUpload):
             return {part["PartNumber"]: Part(part["Size"], part["ETag"]) for part in read()}
-        except self._s3.exceptions.NoSuchUpload:
-            return {}
+        return {}
 
     def finish_upload(self, key: str, upload: str, parts: Mapping[int, Part]) -> None:
-        """Finish a multipart upload: join the parts into an object. Idempotent.
-
-        An earlier request may have joined them although its reply was lost.
-        """
+        """Finish a multipart upload: join the parts into an object. Idempotent."""
         completed: list[CompletedPartTypeDef] = [{"PartNumber": n, "ETag": parts[n].etag} for n in sorted(parts)]
-        try:
+        with self._joining(key, sum(part.bytes for part in parts.values())):
             self._s3.complete_multipart_upload(
                 Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": completed}
             )
-        except ClientError as error:
-            if not is_missing(error) or self.modified(key) is None:
+
+    @contextmanager
+    def _joining(self, key: str, size: int) -> Iterator[None]:
+        """While the `with` block runs, ignore that an upload is missing if its object of `size` bytes is there.
+
+        The storage may have joined the parts although its reply was lost. It then does not find the upload again.
+        """
+        try:
+            yield
+        except STORAGE_ERRORS as error:
+            if status_of(error) != 404 or self.modified(key) is None or self.size(key) != size:
                 raise
 
     def has_upload(self, key: str, upload: str) -> bool:
         """Return whether the multipart upload was begun, and neither finished nor aborted."""
-        try:
+        with suppress(self._s3.exceptions.NoSuchUpload):
             self._s3.list_parts(Bucket=self._bucket, Key=key, UploadId=upload, MaxParts=1)
-        except self._s3.exceptions.NoSuchUpload:
-            return False
-        return True
+            return True
+        return False
 
     def abort_upload(self, key: str, upload: str) -> None:
         """Abort a multipart upload: delete its parts. Idempotent."""
@@ -239,10 +245,7 @@ class Storage:
         return self._s3.head_object(Bucket=self._bucket, Key=key)["ContentLength"]
 
     def modified(self, key: str) -> datetime | None:
-        """Return when an object was last written, by the clock of the storage.
-
-        Returns None if the object does not exist.
-        """
+        """Return when an object was last written, by the clock of the storage. Returns None if it does not exist."""
         try:
             return self._s3.head_object(Bucket=self._bucket, Key=key)["LastModified"]
         except ClientError as error:

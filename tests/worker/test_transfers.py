@@ -8,11 +8,11 @@ from typing import Any, BinaryIO
 
 import pytest
 from boto3.exceptions import S3UploadFailedError
-from botocore.exceptions import ClientError, ConnectionClosedError
-from botocore.httpsession import URLLib3Session
+from botocore.exceptions import ClientError
 
 from core.infra.storage import Storage
 from core.states import Status
+from tests.core.infra.test_storage import before_sending
 from tests.worker.conftest import Backend, supervisor
 from worker.transfers import GoneError, Transfers
 
@@ -30,11 +30,6 @@ def transfers(backend: Backend) -> Iterator[Transfers]:
     transfers = Transfers(backend.storage, lambda handle: handle())
     yield transfers
     transfers.close(lambda: None, 10.0)
-
-
-def before_sending(storage: Storage, operation: str, act: Callable[[Any], None]) -> None:
-    """Call `act` with each HTTP request of an operation before it is sent."""
-    storage._s3.meta.events.register(f"before-send.s3.{operation}", lambda request, **_: act(request))
 
 
 def test_a_storage_that_rejects_writes_fails_the_attempt_at_its_first_state(backend: Backend, job_id: str) -> None:
@@ -84,23 +79,6 @@ def test_credentials_that_the_storage_rejects_for_some_seconds_fail_no_attempt(b
     supervisor(replace(backend, storage=OtherPassword(backend.settings)), "succeed").run()
     assert (backend.job(job_id).status, backend.job(job_id).failures) == (Status.SUCCEEDED, 0)
     assert (downloads, uploads) == ([], [])
-
-
-def test_an_upload_whose_last_reply_is_lost_has_succeeded(backend: Backend, transfers: Transfers) -> None:
-    storage, key = backend.storage, "jobs/1/1/resume/0/run"
-    begun, joined = list[str](), list[int]()
-
-    def lose_the_reply(request: Any) -> None:
-        if not joined:
-            joined.append(URLLib3Session().send(request).status_code)
-            storage.put(key, LARGE)  # this server remembers in an object from which upload it was joined; others forget
-            raise ConnectionClosedError(endpoint_url=request.url)
-
-    before_sending(storage, "CreateMultipartUpload", lambda request: begun.append(request.url))
-    before_sending(storage, "CompleteMultipartUpload", lose_the_reply)
-    transfers.upload(lambda: BytesIO(LARGE), key)
-    assert storage.read(key) == LARGE
-    assert (joined, len(begun)) == ([200], 1), "the object is not sent again, because joining may always be slow"
 
 
 def test_an_upload_that_has_vanished_begins_again(backend: Backend, transfers: Transfers) -> None:

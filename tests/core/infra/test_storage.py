@@ -2,13 +2,15 @@
 
 import io
 import urllib.request
+from collections.abc import Callable
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ConnectionClosedError
+from botocore.httpsession import URLLib3Session
 from pydantic import SecretStr
 
 from core.infra import storage as storage_module
@@ -53,6 +55,53 @@ def test_a_stream_is_sent_in_no_more_parts_than_s3_accepts(
         assert storage.read(key) == content
         tag = storage._s3.head_object(Bucket=settings.s3_bucket, Key=key)["ETag"]
         assert tag.strip('"').endswith(f"-{parts}")
+
+
+def before_sending(storage: Storage, operation: str, act: Callable[[Any], None]) -> None:
+    """Call `act` with each HTTP request of an operation before it is sent."""
+    storage._s3.meta.events.register(f"before-send.s3.{operation}", lambda request, **_: act(request))
+
+
+def lose_the_reply(storage: Storage, key: str, content: bytes) -> list[int]:
+    """Lose the first reply about joined parts. Return a list that gets its status."""
+    joined = list[int]()
+
+    def lose(request: Any) -> None:
+        if not joined:
+            joined.append(URLLib3Session().send(request).status_code)
+            storage.put(key, content)  # this server stores in an object from which upload it comes; others do not
+            raise ConnectionClosedError(endpoint_url=request.url)
+
+    before_sending(storage, "CompleteMultipartUpload", lose)
+    return joined
+
+
+@pytest.mark.parametrize("kind", ["file", "seekable", "stream"])
+def test_an_upload_whose_last_reply_is_lost_has_succeeded(storage: Storage, tmp_path: Path, kind: str) -> None:
+    content, key, begun = bytes(range(256)) * 40_000, "jobs/1/1/resume/0/run", list[str]()
+    (tmp_path / "file").write_bytes(content)
+    uploads: dict[str, Callable[[], None]] = {
+        "file": lambda: storage.upload(tmp_path / "file", key),
+        "seekable": lambda: storage.upload(io.BytesIO(content), key),
+        "stream": lambda: storage.upload_stream(Stream(content), key, len(content)),
+    }
+    joined = lose_the_reply(storage, key, content)
+    before_sending(storage, "CreateMultipartUpload", lambda request: begun.append(request.url))
+    uploads[kind]()
+    assert storage.read(key) == content
+    assert (joined, len(begun)) == ([200], 1), "the object is not sent again, because joining may always be slow"
+
+
+@pytest.mark.parametrize("other", [b"", b"something else"])
+def test_an_upload_that_has_vanished_has_failed(storage: Storage, other: bytes) -> None:
+    before_sending(storage, "CompleteMultipartUpload", lambda _: storage.abort_uploads("x"))
+    if other:
+        storage.put("x", other)
+    with pytest.raises(ClientError, match="NoSuchUpload"):
+        storage.upload(io.BytesIO(bytes(9 << 20)), "x")
+    upload = storage.begin_upload("x")
+    with pytest.raises(ClientError, match="NoSuchUpload"):
+        storage.finish_upload("x", upload, {1: storage.upload_part("x", upload, 1, b"part")})
 
 
 def test_deleting_a_prefix_leaves_the_rest(storage: Storage) -> None:
