@@ -114,7 +114,10 @@ class Transfers:
             with source() as file:
                 self._storage.upload(file, key, self._sent)
 
-        self._retry(send)
+        try:
+            self._retry(send)
+        except GoneError:  # the storage has deleted the parts
+            self._retry(send)
 
     def upload_parts(self, parts: Iterable[bytes], key: str) -> None:
         """Upload an object in parts, while `parts` yields them. Each part is retried separately.

@@ -47,8 +47,8 @@ STORAGE_ERRORS = (Boto3Error, BotoCoreError, ClientError)
 """Errors of `Storage`: the server gave no answer, or rejected the request."""
 REJECTIONS = frozenset({400, 404, 413, 416})
 """HTTP statuses of requests that the storage rejects in every try, except with one of `REPEATED_CODES`."""
-REPEATED_CODES = frozenset({"NoSuchUpload", "IncompleteBody", "RequestTimeout"})
-"""Error codes of transfers that can be repeated: the upload has ended, or the body was cut or arrived too slowly."""
+REPEATED_CODES = frozenset({"IncompleteBody", "RequestTimeout"})
+"""Error codes of requests that can be repeated: the body was cut or arrived too slowly."""
 ABORT_INCOMPLETE_UPLOADS: "LifecycleRuleUnionTypeDef" = {
     "ID": "seft-torn-uploads",
     "Status": "Enabled",

@@ -16,6 +16,10 @@ from core.infra.storage import Storage
 from core.tables import Import
 from tests.api.conftest import let_leases_end
 from tests.api.test_imports import RIGHT, Sessions, ready, settled
+from tests.core.infra.test_storage import before_sending
+
+LARGE = b"".join(b'{"text": "%d%s"}\n' % (number, b"x" * 990_000) for number in range(9))
+"""A dataset that is sent in parts."""
 
 
 def test_an_import_survives_a_storage_that_is_away(app: FastAPI, client: TestClient, sessions: Sessions) -> None:
@@ -65,3 +69,13 @@ def test_an_unreachable_source_is_named_after_the_last_try(
         result = settled(app, client, upload)
         let_leases_end(sessions)
     assert (result["status"], result["error"]["code"]) == ("failed", "hub_unreachable")
+
+
+def test_an_import_whose_parts_always_vanish_is_given_up(app: FastAPI, client: TestClient, sessions: Sessions) -> None:
+    upload, storage = ready(client, LARGE), app.state.services.storage
+    before_sending(storage, "CompleteMultipartUpload", lambda _: storage.abort_uploads("datasets/"))
+    for _ in range(imports.TRIES):
+        with pytest.raises(ClientError, match="NoSuchUpload"):
+            Importer(app.state.services).poll()
+        let_leases_end(sessions)
+    assert settled(app, client, upload)["status"] == "failed"

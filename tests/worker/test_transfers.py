@@ -97,6 +97,22 @@ def test_an_upload_that_has_vanished_begins_again(backend: Backend, transfers: T
     assert storage.read(key) == LARGE
 
 
+@pytest.mark.parametrize("operation", ["UploadPart", "CompleteMultipartUpload"])
+def test_a_request_of_a_vanished_upload_is_not_repeated(backend: Backend, transfers: Transfers, operation: str) -> None:
+    storage, key, sent = backend.storage, "jobs/1/1/result/model.seft", list[str]()
+
+    def abort(request: Any) -> None:
+        sent.append(request.url)
+        storage.abort_uploads("jobs/1/")
+
+    before_sending(storage, operation, abort)
+    transfers.pause = pytest.fail  # type: ignore[assignment]
+    with pytest.raises(GoneError):
+        transfers.upload_parts([b"the only part"], key)
+    assert len(sent) == 1
+    assert storage.keys("") == []
+
+
 @pytest.mark.parametrize("code", ["RequestTimeout", "IncompleteBody"])
 def test_a_body_that_arrives_too_slowly_or_incompletely_is_sent_again(backend: Backend, job_id: str, code: str) -> None:
     failures = [answer(400, code)]
