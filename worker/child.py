@@ -67,7 +67,8 @@ def fetch_model(task: Task, held: ExitStack, report: Callable[[], None]) -> Path
         if lock is not None:
             os.set_inheritable(lock, True)
         with _growth_reported(hub_cache.folder_of(source), report):
-            path = retry_hub(lambda: fetch(source))
+            commit = hub_cache.folder_of(source) / "snapshots" / str(source.revision)
+            path = retry_hub(lambda: fetch(source), folder=commit)
     except OSError as error:
         if error.errno not in DISK_FULL or isinstance(error, CacheFullError):
             raise

@@ -175,7 +175,7 @@ class Files:
             return None
         folder = self.folder / MODELS / str(source.revision)
         disk_space.require_space(self.folder, source.bytes())
-        retry_hub(lambda: fetch_into(folder, source, heartbeat=self.transfers.check), pause)
+        retry_hub(lambda: fetch_into(folder, source, heartbeat=self.transfers.check), pause, folder)
         return folder
 
     def request_early_stop(self, step: int) -> None:

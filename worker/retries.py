@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import constants
@@ -16,8 +17,9 @@ RETRY_SECONDS = 600.0
 LONG_TRY_SECONDS, MOST_LONG_TRIES = 600.0, 5
 """Seconds, and number of tries. A longer try has transferred bytes, so its failure counts as the first.
 
-This applies only to the given number of tries, because a transfer may always fail near its end. A try without an answer
-from the server ends earlier.
+This applies only to the given number of tries, because a transfer may always fail near its end. It applies to every try
+after which more files are finished, because the next try continues after these files. A try without an answer from the
+server ends earlier.
 """
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 """Minimum and maximum seconds between two tries. Each pause is twice as long as the one before."""
@@ -50,19 +52,25 @@ class PauseError(Exception):
 
 
 def retry(
-    action: Callable[[], T], is_outage: Callable[[Exception], bool], wait: Callable[[float], object] = time.sleep
+    action: Callable[[], T],
+    is_outage: Callable[[Exception], bool],
+    wait: Callable[[float], object] = time.sleep,
+    finished: Callable[[], int] = lambda: 0,
 ) -> T:
     """Return the result of `action`. Raises its error if it is not an outage, or if the outage takes too long.
 
-    `wait` waits for a number of seconds. It may raise an error to end the tries.
+    `wait` waits for a number of seconds. It may raise an error to end the tries. `finished` counts the files that are
+    finished. An outage begins anew if this number has changed.
     """
-    deadline, pause, long_tries = None, FIRST_PAUSE, 0
+    deadline, pause, long_tries, count = None, FIRST_PAUSE, 0, finished()
     while True:
         began = time.monotonic()
         try:
             return action()
         except Exception as error:
-            now = time.monotonic()
+            now, before, count = time.monotonic(), count, finished()
+            if count != before:
+                deadline, long_tries = None, 0
             is_long = now - began > LONG_TRY_SECONDS
             long_tries += is_long
             if deadline is None or (is_long and long_tries <= MOST_LONG_TRIES):
@@ -74,12 +82,12 @@ def retry(
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def retry_hub(action: Callable[[], T], wait: Callable[[float], object] = time.sleep) -> T:
+def retry_hub(action: Callable[[], T], wait: Callable[[float], object] = time.sleep, folder: Path | None = None) -> T:
     """Return the result of `action`, which asks the hub. Raises its SourceError if the hub is unreachable for too long.
 
-    `wait` is the same as for `retry`.
+    `wait` is the same as for `retry`. If `action` downloads files, it adds them to `folder` when they are finished.
     """
-    return retry(action, _hub_is_unreachable, wait)
+    return retry(action, _hub_is_unreachable, wait, lambda: len([*folder.glob("*")]) if folder else 0)
 
 
 def _hub_is_unreachable(error: Exception) -> bool:

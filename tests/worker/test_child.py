@@ -14,11 +14,14 @@ from threading import Event
 from typing import Any
 
 import pytest
+from huggingface_hub import hf_hub_download
 
 from core.infra import sandbox
 from core.settings import Settings
 from core.specs import JobSpec
 from seft.checkpoint.facts import Record
+from seft.errors import SourceError
+from seft.models.hub_files import UNREACHABLE
 from seft.models.source import ModelSource, fetch
 from tests.faults.faults import mount_small_disk, unmount
 from tests.hub import COMMIT, Repo, hub, use_hub
@@ -254,6 +257,29 @@ def test_a_download_is_reported_while_it_grows_and_no_longer(
     assert fetched == tmp_path / "hub" / "models--acme--open" / "snapshots" / COMMIT
     assert during == [0], "nothing is reported while the files do not grow"
     assert max(reports) <= ended
+
+
+def test_a_download_into_the_cache_that_is_interrupted_after_each_file_ends(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_hub(monkeypatch, f"http://127.0.0.1:{port}", tmp_path / "hub")
+    names = ["config.json", "model.safetensors", "tokenizer.json"]
+    left = names.copy()
+
+    def interrupted(source: ModelSource) -> Path:
+        if not left:
+            return fetch(source)
+        hf_hub_download(source.reference, left.pop(), revision=source.revision)
+        raise SourceError(UNREACHABLE, "the connection was cut")
+
+    monkeypatch.setattr(child_program, "fetch", interrupted)
+    for name in ("RETRY_SECONDS", "LONG_TRY_SECONDS", "FIRST_PAUSE", "MOST_LONG_TRIES"):
+        monkeypatch.setattr(f"worker.retries.{name}", 0.0)
+    write_job(tmp_path / "job", ["one"], model="acme/open")
+    with ExitStack() as held:
+        fetched = child_program.fetch_model(Task.read(tmp_path / "job"), held, lambda: None)
+    assert fetched is not None
+    assert {*names} <= {path.name for path in fetched.iterdir()}
 
 
 @pytest.mark.usefixtures("port")

@@ -5,8 +5,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
 from pydantic import SecretStr
 
 from core.access import hub_tokens
@@ -131,6 +133,24 @@ def test_a_short_outage_of_the_hub_fails_no_attempt(
         away.clear()
         wait_for(lambda: backend.job(job).status == Status.SUCCEEDED)
     assert (backend.job(job).attempt, backend.job(job).failures) == (1, 0)
+
+
+def test_a_download_that_is_interrupted_after_each_file_ends(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, cut, download = add_job(backend, "acme/private"), set[str](), HfApi.hf_hub_download
+
+    def interrupted(api: HfApi, repo_id: str, name: str, **options: Any) -> str:
+        path = download(api, repo_id, name, **options)
+        if name not in cut:
+            cut.add(name)
+            raise ConnectionError("the connection was cut")
+        return str(path)
+
+    monkeypatch.setattr(HfApi, "hf_hub_download", interrupted)
+    for name in ("RETRY_SECONDS", "LONG_TRY_SECONDS", "FIRST_PAUSE", "MOST_LONG_TRIES"):
+        monkeypatch.setattr(f"worker.retries.{name}", 0.0)
+    assert supervisor(backend).run()
+    assert len(cut) > 2
+    assert (backend.job(job).status, backend.job(job).attempt) == (Status.SUCCEEDED, 1)
 
 
 def test_an_attempt_that_ends_does_not_wait_for_the_hub(

@@ -11,7 +11,7 @@ class Server:
     """Each try takes the next number of seconds. It fails if that is negative, and succeeds otherwise."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *tries: float) -> None:
-        self.now, self.tries = 0.0, list(tries)
+        self.now, self.tries, self.finished = 0.0, list(tries), 0
         monkeypatch.setattr("worker.retries.time", SimpleNamespace(monotonic=lambda: self.now))
 
     def wait(self, seconds: float) -> None:
@@ -25,7 +25,7 @@ class Server:
         return "answer"
 
     def ask(self) -> str:
-        return retry(self.answer, lambda error: isinstance(error, OSError), self.wait)
+        return retry(self.answer, lambda error: isinstance(error, OSError), self.wait, lambda: self.finished)
 
 
 LONG = LONG_TRY_SECONDS + 1
@@ -54,4 +54,15 @@ def test_a_long_transfer_that_always_fails_is_given_up(monkeypatch: pytest.Monke
 
 def test_a_short_outage_after_long_tries_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server(monkeypatch, *[-LONG] * MOST_LONG_TRIES, *[-1.0] * 9, 1.0)
+    assert server.ask() == "answer"
+
+
+@pytest.mark.parametrize("seconds", [60.0, LONG])
+def test_a_transfer_that_finishes_further_files_is_repeated(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    class Finishing(Server):
+        def answer(self) -> str:
+            self.finished += len(self.tries) % 5 == 0
+            return super().answer()
+
+    server = Finishing(monkeypatch, *[-seconds] * 99, 1.0)
     assert server.ask() == "answer"
