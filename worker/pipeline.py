@@ -90,6 +90,8 @@ class Pipeline:
         self._shards: Shards | None = None
         self.retained: Packed | None = None
         self.estimator = ProgressEstimator(task.spec)
+        if task.resume is not None:
+            self.estimator.resume(task.resume)
         self.scores: dict[str, float] = {}
         self.conditions: list[Conditions] = []
         """Conditions of the attempts so far, without repetitions. The first pruned the model."""
@@ -217,6 +219,7 @@ class Pipeline:
         self.send(Scored(scores=self.scores))
         if self.repair and self.step and (message := outdated(self.folder / STATE, self.repair)):
             self.step = 0
+            self.estimator.resume(0)
             self.send(Refused(message=message))
         if self.step == 0:
             micro_batch = self.repair.micro_batch if self.repair else None
@@ -310,6 +313,7 @@ class Pipeline:
         self.send(Saved(step=self.step))
 
     def _evaluate(self, name: str, stage: Stage, loaded: Loaded, text: JobTexts) -> None:
+        self._progress(stage, 0.0)
         texts = {name: text.held_out}
         if self.retained:
             texts[f"{name}_retained"] = split_retained(self.retained)[1]

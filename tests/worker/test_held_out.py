@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from core.states import Phase
 from seft.checkpoint.facts import Record
 from seft.errors import DataError
 from tests.worker.test_pipeline import SPEC, Run, _restore_torch_settings  # noqa: F401
-from worker.protocol import RESULT, Finished
+from worker.protocol import RESULT, Finished, Progressed
 
 ON_DATASET: dict[str, Any] = {"evaluate": {**SPEC["evaluate"], "dataset": "file_" + "2" * 26}}
 
@@ -47,7 +48,25 @@ def test_a_resumed_job_is_evaluated_on_the_same_dataset(
         return Run(tmp_path / name, tiny_folder.parent, tiny_texts[:20], held_out=tiny_texts[60:80], **ON_DATASET)
 
     whole, first = run("whole").run(), run("first").run_until(4)
-    assert run("second").resume_from(first, 4).run().manifest() == whole.manifest()
+    second = run("second").resume_from(first, 4).run()
+    assert second.manifest() == whole.manifest()
+    progress = [message.progress for message in (*first.of_type(Progressed), *second.of_type(Progressed))]
+    assert progress == sorted(progress), "what was done before the interruption stays done"
+
+
+def test_an_evaluation_begins_before_its_first_window(
+    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:20], repair={"method": "none"})
+    phases = list[Phase]()
+
+    def perplexity(*_: object) -> float:
+        phases.append(run.of_type(Progressed)[-1].phase)
+        return 1.0
+
+    monkeypatch.setattr("worker.pipeline.perplexity", perplexity)
+    run.run()
+    assert phases == [Phase.EVALUATING] * 2
 
 
 def test_a_dataset_whose_records_are_all_evaluated_on_is_rejected(

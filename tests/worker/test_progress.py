@@ -68,6 +68,19 @@ def test_progress_never_decreases_and_ends_at_one(spec: JobSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("step", [0, 40])
+def test_a_resumed_job_has_at_least_the_progress_of_its_state(spec: JobSpec, step: int) -> None:
+    estimator, stages = ProgressEstimator(spec), stages_of(spec)
+    estimator.resume(step)
+    trains = Stage.TRAINING in stages
+    state = progress(stages, Stage.TRAINING, step / 100) if trains else progress(stages, Stage.EXPORTING, 0.0)
+    assert [estimator.report(Stage.LOADING, fraction)[0] for fraction in (0.0, 1.0)] == [state, state]
+    assert estimator.report(Stage.EXPORTING, 0.5)[0] == progress(stages, Stage.EXPORTING, 0.5)
+    estimator.resume(0)
+    assert estimator.report(Stage.LOADING, 0.0)[0] <= state, "a state that cannot be read counts no longer"
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_a_job_that_runs_as_expected_has_a_constant_finish(spec: JobSpec, tmp_path: Path) -> None:
     run = Run(spec, tmp_path)
     whole = ONE_STAGE * len(run.stages)
