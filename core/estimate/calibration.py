@@ -58,8 +58,7 @@ def count_operations(spec: JobSpec, model: Dimensions) -> dict[Phase, float]:
     if spec.prunes:
         operations[Phase.PRUNING] = pruning
     if repair.retains:
-        together = spec.written_at_once
-        operations[Phase.WRITING] = retained * (WRITTEN + WRITTEN_ALONE / together if together else 1)
+        operations[Phase.WRITING] = retained * writing_passes(spec)
     if spec.reconstructs:
         passes = spec.prune.reconstruct_epochs * (FORWARD + BACKWARD)
         operations[Phase.RECONSTRUCTING] = passes * calibration_tokens(spec) * model.active_targets
@@ -72,6 +71,12 @@ def count_operations(spec: JobSpec, model: Dimensions) -> dict[Phase, float]:
         if repair.method is RepairMethod.LORA_REPRUNE:
             operations[Phase.TRAINING] += pruning
     return operations
+
+
+def writing_passes(spec: JobSpec) -> float:
+    """Return the time per token of retained text, in forward passes of it. A token of a dataset is only read."""
+    together = spec.written_at_once
+    return WRITTEN + WRITTEN_ALONE / together if together else 1.0
 
 
 def _forward(model: Dimensions, tokens: float, length: int) -> float:

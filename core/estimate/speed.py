@@ -118,7 +118,8 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
         method = f"{prune.method} {prune.refine} {allocation} {text}{dtype}"
         work[Task(Phase.PRUNING, method)] = float(targets)
     if repair.retains:
-        work[Task(Phase.WRITING, f"{repair.retain}{dtype}")] = float(parameters * spec.retained_tokens)
+        passes = calibration.writing_passes(spec)
+        work[Task(Phase.WRITING, f"{repair.retain}{dtype}")] = parameters * spec.retained_tokens * passes
     if spec.reconstructs:
         work[Task(Phase.RECONSTRUCTING, dtype)] = float(targets * text * prune.reconstruct_epochs)
     if repair.method is not RepairMethod.NONE:

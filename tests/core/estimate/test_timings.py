@@ -205,6 +205,17 @@ def test_by_calibration_a_job_gains_less_from_bfloat16_than_its_products(spec: J
         assert gain == pytest.approx(2.2, rel=0.01), "as measured, see docs/log.md"
 
 
+@pytest.mark.parametrize("length", [1024, 4096, 8192])
+def test_text_in_longer_windows_takes_longer_to_write(spec: JobSpec, length: int) -> None:
+    """Fewer of them are written at the same time. A time of earlier jobs follows it as a calibration does."""
+    batch = {"batch_tokens": 8192, "micro_batch": 1}
+    usual, longer = (changed(spec, "repair", sequence_tokens=tokens, **batch) for tokens in (512, length))
+    (task,) = (task for task in count_work(usual, 1, 1) if task.phase is Phase.WRITING)
+    works = [count_work(each, 1, 1)[task] / each.retained_tokens for each in (usual, longer)]
+    passes = [calibration.WRITTEN + calibration.WRITTEN_ALONE / (8192 // tokens) for tokens in (512, length)]
+    assert works[1] / works[0] == pytest.approx(passes[1] / passes[0]), "docs/log.md has the measurement"
+
+
 def test_by_calibration_dsnot_and_a_second_pruning_take_time(spec: JobSpec) -> None:
     wanda = changed(spec, "prune", method="wanda")
     plain, refined = (
