@@ -54,7 +54,7 @@ def fit(model: Dimensions, spec: JobSpec, worker: Capability | Worker) -> Fit:
 def suggest_change(model: Dimensions, spec: JobSpec, worker: Capability | Worker) -> dict[str, Any] | None:
     """Return the fields to change so that the job fits, in the format of `POST /jobs/{job_id}/clone`.
 
-    Returns None if the job cannot be made to fit by such changes.
+    Returns None if the job cannot be made to fit by such changes, or if the changed request would not be valid.
     """
     changed: JobSpec | None = spec
     try:
@@ -68,9 +68,13 @@ def suggest_change(model: Dimensions, spec: JobSpec, worker: Capability | Worker
                 changed = changed.model_copy(update={"dtype": Dtype.BFLOAT16})
             else:
                 changed = _shrink(changed, result.phase)
-    except ConfigError:  # a smaller value contradicts another setting of the request
+        if changed is None:
+            return None
+        fields = changed.model_dump(mode="json")
+        type(spec).model_validate(fields)
+    except (ConfigError, ValidationError):  # a smaller value contradicts another setting of the request
         return None
-    return None if changed is None else _merge_patch(spec.model_dump(mode="json"), changed.model_dump(mode="json"))
+    return _merge_patch(spec.model_dump(mode="json"), fields)
 
 
 def _needed(need: Footprint, worker: Capability | Worker) -> int:
@@ -104,7 +108,7 @@ def _shrink(spec: JobSpec, phase: Phase) -> JobSpec | None:
         case Phase.EVALUATING if spec.evaluate.tokens >= 2 * MIN_TOKENS:
             return _with(spec, "evaluate", tokens=spec.evaluate.tokens // 2)
         case _:
-            return None
+            return _without_gguf(spec) if phase is Phase.EXPORTING else None
 
 
 def _shrink_training(spec: JobSpec) -> JobSpec | None:
@@ -121,6 +125,12 @@ def _shrink_training(spec: JobSpec) -> JobSpec | None:
     if repair.sequence_tokens >= 2 * MIN_TOKENS and repair.sequence_tokens % 2 == 0:
         return _with(spec, "repair", sequence_tokens=repair.sequence_tokens // 2)
     return None
+
+
+def _without_gguf(spec: JobSpec) -> JobSpec | None:
+    """Return the job without its GGUF formats. Returns None if it has none, or no other format."""
+    others = tuple(each for each in spec.output.formats if not each.is_gguf)
+    return _with(spec, "output", formats=others) if 0 < len(others) < len(spec.output.formats) else None
 
 
 def _half(windows: int, devices: int) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from api.schemas.estimates import EstimateSpec
 from core import ids
@@ -141,6 +142,35 @@ def test_a_step_of_one_micro_batch_is_suggested_before_shorter_sequences(model: 
     worker = Capability("cuda", "a device", round(most / fitting.USABLE_FRACTION) + 1, LARGEST)
     assert not fitting.fit(model, several, worker).fits
     assert fitting.suggest_change(model, several, worker) == {"repair": {"batch_tokens": 512}}
+
+
+def test_a_change_that_no_request_may_contain_is_not_suggested(model: Dimensions) -> None:
+    least = {"micro_batch": 1, "retain": "none", "activation_checkpointing": True, "steps": 100}
+    request = {**MINIMAL, "dtype": "bfloat16", "prune": {"schedule": "gradual"}, "evaluate": {"tokens": 128}}
+    small, plain, swaps = (
+        JobSpec.model_validate({**request, "repair": {**least, "batch_tokens": tokens, "swap_tokens": swap}})
+        for tokens, swap in ((512, 0), (1024, 0), (1024, 5120))
+    )
+    most = fitting.fit(model, small, gpu(0)).needed_bytes
+    worker = Capability("cuda", "a device", round(most / fitting.USABLE_FRACTION) + 1, LARGEST)
+    change = fitting.suggest_change(model, plain, worker)
+    assert change == {"repair": {"batch_tokens": 512}}
+    with pytest.raises(ValidationError, match="must be small enough for a swap after step 70"):
+        apply_overrides(swaps.model_dump(mode="json"), change)
+    assert fitting.suggest_change(model, swaps, worker) is None
+
+
+def test_a_gguf_format_is_left_out_if_it_needs_too_much_memory(model: Dimensions) -> None:
+    large = replace(model, parameters=10**9)
+    both, dense, alone = (
+        JobSpec.model_validate({**MINIMAL, "dtype": "bfloat16", "output": {"formats": formats}})
+        for formats in (["dense", "gguf_q8_0"], ["dense"], ["gguf_q8_0"])
+    )
+    needed = memory_by_phase(large, dense)[Phase.EXPORTING].combined
+    worker = Capability(CPU, "x86_64", round(needed / fitting.USABLE_FRACTION) + 1, LARGEST)
+    assert not fitting.fit(large, both, worker).fits
+    assert fitting.suggest_change(large, both, worker) == {"output": {"formats": ["dense"]}}
+    assert fitting.suggest_change(large, alone, worker) is None, "the job would have no format"
 
 
 def test_a_smaller_data_type_is_suggested_before_everything_else(model: Dimensions) -> None:
