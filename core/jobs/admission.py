@@ -17,6 +17,7 @@ from core.jobs import fairness, jobs, pushes
 from core.models.resolver import ModelResolver
 from core.settings import Settings
 from core.specs import JobSpec, path_in_request
+from core.states import Phase
 from core.tables import Job, Json
 from seft.config import Allocation, Retain, require_repair_of
 from seft.errors import ConfigError
@@ -68,7 +69,7 @@ def admit(
         fairness.require_storage_quota(session, caller.tenant, settings.tenant_bytes)
         estimated = None if spec.auto_start and not gradual else estimate(session, dimensions, pinned, settings)
         if gradual and estimated:
-            _require_memory(estimated, spec.devices)
+            _require_memory(estimated, spec)
         job = jobs.create(
             session,
             caller.tenant,
@@ -137,21 +138,23 @@ def _require_run_time(spec: JobSpec, limit: int) -> None:
         raise ProblemError(Code.INVALID_REQUEST, f"max_seconds {rule}. {way_out}", (flaw,))
 
 
-def _require_memory(estimated: Json, devices: int) -> None:
+def _require_memory(estimated: Json, spec: JobSpec) -> None:
     """Raise ProblemError if live workers have enough devices, and the job fits into the memory of none of them.
 
     With the schedule `gradual` the model trains while it is still dense, so a job that does not fit would fail late.
     """
-    able = [worker for worker in estimated["workers"] if worker["devices"] >= devices]
+    able = [worker for worker in estimated["workers"] if worker["devices"] >= spec.devices]
     if not able or any(worker["fits"] for worker in able):
         return
     closest = max(able, key=lambda worker: worker["memory_bytes"] / worker["needed_bytes"])
     need, have = (f"{closest[name] / 1e9:.1f} GB" for name in ("needed_bytes", "memory_bytes"))
-    rule = (
-        "must not be gradual, because the model does not fit while it is dense:"
-        f" {closest['phase']} needs {need}, and {closest['name']} has {have}"
-    )
+    needs = f"{closest['phase']} needs {need}, and {closest['name']} has {have}"
+    if closest["phase"] == Phase.TRAINING:
+        param, value = "prune.schedule", "gradual"
+        rule = f"must not be gradual, because the model does not fit while it is dense: {needs}"
+    else:  # the schedule does not affect this phase
+        param, value, rule = "model", spec.model, f"must fit into the memory of a worker: {needs}"
     change = closest["change"]
     way_out = f"Change the request: {json.dumps(change)}." if change else "Use a smaller model or a larger device."
-    flaw = Flaw("prune.schedule", rule, "'gradual'", way_out)
-    raise ProblemError(Code.INVALID_REQUEST, f"prune.schedule {rule}. {way_out}", (flaw,))
+    flaw = Flaw(param, rule, repr(value), way_out)
+    raise ProblemError(Code.INVALID_REQUEST, f"{param} {rule}. {way_out}", (flaw,))

@@ -120,6 +120,24 @@ def test_a_gradual_job_that_fits_no_live_worker_is_refused_with_a_way_out(
     assert client.post("/jobs", json=gradual).status_code == 202
 
 
+def test_a_refusal_does_not_blame_the_schedule_for_a_phase_that_does_not_depend_on_it(
+    client: TestClient, sessions: sessionmaker[Session], body: Json
+) -> None:
+    with sessions.begin() as session:
+        workers.record_heartbeat(session, "w1", Capability(CPU, "x86_64", 1 << 20, 1 << 40))
+    repair = {"batch_tokens": 512, "micro_batch": 1, "retain": "none", "activation_checkpointing": True}
+    gradual = {**body, "prune": {"schedule": "gradual"}, "repair": repair, "output": {"formats": ["dense", "compact"]}}
+    without = {name: value for name, value in gradual.items() if name != "dataset"}
+    (fit,) = estimated(client, **without)["workers"]
+    assert fit["phase"] == "exporting"
+    report = problem(client.post("/jobs", json=gradual), 422, "invalid_request")
+    (flaw,) = report["errors"]
+    assert flaw["param"] == "model"
+    assert flaw["value"] == "'tiny'"
+    assert "exporting needs" in flaw["rule"]
+    assert "gradual" not in report["detail"]
+
+
 def test_a_gradual_job_on_several_devices_is_compared_with_workers_that_have_them(
     client: TestClient, sessions: sessionmaker[Session], body: Json, worker: str
 ) -> None:
