@@ -89,7 +89,8 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
     if spec.sharded:
         for phase in phases.keys() - {Phase.LOADING, Phase.EXPORTING}:
             phases[phase] = replace(phases[phase], processes=spec.devices)
-    return {phase: replace(need, host_resident=need.host_resident + PROCESS_BYTES) for phase, need in phases.items()}
+    kept = dict.fromkeys(phases, PROCESS_BYTES + retained_bytes(spec)) | {Phase.LOADING: PROCESS_BYTES}
+    return {phase: replace(need, host_resident=need.host_resident + kept[phase]) for phase, need in phases.items()}
 
 
 def _converted(model: Dimensions, spec: JobSpec) -> int:
@@ -130,14 +131,16 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     """Return the memory that training needs: weights, state of the repair method, and activations of a micro-batch."""
     parts = training_parts(model, spec)
     host = round(parts.best_state / spec.devices) if spec.repair.evaluate_interval else 0
-    host += retained_bytes(spec)
     beside = max(0, parts.copied - max(parts.saved + parts.work, parts.chosen))  # the copy is not made during a step
     alone = round(FRAGMENTATION * parts.saved) + beside
     return Footprint(parts.device, host, round(parts.copied / spec.devices), alone, spec.devices)
 
 
 def retained_bytes(spec: JobSpec) -> int:
-    """Return the bytes of the dense model's predictions for the retained text, on the host."""
+    """Return the bytes of the dense model's predictions for the retained text.
+
+    They are on the host from the writing to the end of the job.
+    """
     return PREDICTED * spec.retained_tokens if spec.repair.retains else 0
 
 
