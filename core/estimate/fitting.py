@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from core.capability import CPU, Capability
 from core.estimate.footprint import Footprint, memory_by_phase
+from core.estimate.training_memory import training_parts
 from core.specs import Dtype, JobSpec
 from core.states import Phase
 from core.tables import Worker
@@ -67,7 +68,8 @@ def suggest_change(model: Dimensions, spec: JobSpec, worker: Capability | Worker
             elif changed.dtype is Dtype.FLOAT32:
                 changed = changed.model_copy(update={"dtype": Dtype.BFLOAT16})
             else:
-                changed = _shrink(changed, result.phase)
+                training = result.phase is Phase.TRAINING
+                changed = _shrink(changed, training_parts(model, changed).limit if training else result.phase)
         if changed is None:
             return None
         fields = changed.model_dump(mode="json")

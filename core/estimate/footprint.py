@@ -131,7 +131,8 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     """Return the memory that training needs: weights, state of the repair method, and activations of a micro-batch."""
     parts = training_parts(model, spec)
     host = round(parts.best_state / spec.devices) if spec.repair.evaluate_interval else 0
-    beside = max(0, parts.copied - max(parts.saved + parts.work, parts.chosen))  # the copy is not made during a step
+    # The copy is not made during a step.
+    beside = max(0, parts.copied - (parts.device - parts.weights - parts.state))
     alone = round(FRAGMENTATION * parts.saved) + beside
     return Footprint(parts.device, host, round(parts.copied / spec.devices), alone, spec.devices)
 

@@ -1,10 +1,12 @@
 """Bytes that training needs: the state of the repair method, and the work of a step."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from core.estimate.activations import (
     FLOAT,
     block_bytes,
+    forward_bytes,
     logits_bytes,
     matrices,
     recomputed_bytes,
@@ -14,6 +16,7 @@ from core.estimate.activations import (
 from core.estimate.pruning_memory import selection_bytes, state_bytes
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
+from core.states import Phase
 from seft.config import Allocation, Variant
 from seft.models.dimensions import Dimensions
 
@@ -47,8 +50,8 @@ class TrainingParts:
     """Activations of a micro-batch that are saved for the backward pass."""
     work: int
     """The rest of a step: the logits, the activations of one block, and the copies that change its weights."""
-    chosen: int
-    """The choice of the weights that become zero, between two steps."""
+    between: Mapping[Phase, int]
+    """What runs between two steps or after the last one, by the phase of a job that does the same."""
     copied: int
     """The copy of all nonzeros that is saved between two steps, on the host."""
     best_state: int
@@ -57,7 +60,13 @@ class TrainingParts:
     @property
     def device(self) -> int:
         """Bytes on the device."""
-        return self.weights + self.state + max(self.saved + self.work, self.chosen)
+        return self.weights + self.state + max(self.saved + self.work, *self.between.values())
+
+    @property
+    def limit(self) -> Phase:
+        """The phase of which less work would need less memory: of training itself, or of what is in `between`."""
+        parts = {**self.between, Phase.TRAINING: max(self.saved + self.work, self.between[Phase.TRAINING])}
+        return max(parts, key=lambda each: parts[each])
 
 
 def training_parts(model: Dimensions, spec: JobSpec) -> TrainingParts:
@@ -80,10 +89,12 @@ def training_parts(model: Dimensions, spec: JobSpec) -> TrainingParts:
         state, best_state = state + WITH_INITIAL * model.vectors, best_state + VECTOR * model.vectors
         blocks = 1 if repair.activation_checkpointing else len(model.blocks)
         saved += hidden * (2 * blocks + 1)  # the outputs of the norms before scaling
-    chosen = _choice_of_zeros(model, spec) if whole and spec.prune.gradual else 0
+    between = {Phase.TRAINING: _choice_of_zeros(model, spec) if whole and spec.prune.gradual else 0}
+    if repair.evaluate_interval:
+        between[Phase.EVALUATING] = forward_bytes(model, spec.evaluate.tokens, spec)
     copied = spec.value_bytes * _present(model, spec) + model.targets // 8 if whole else 0
     weights = models * weights_bytes(model, spec)
-    return TrainingParts(weights, state, saved, peak + teacher, chosen, copied, best_state)
+    return TrainingParts(weights, state, saved, peak + teacher, between, copied, best_state)
 
 
 def _all_nonzeros(model: Dimensions, spec: JobSpec) -> tuple[int, int]:

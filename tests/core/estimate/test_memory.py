@@ -4,10 +4,15 @@ from typing import Any
 
 import pytest
 
+from core.capability import Capability
+from core.estimate import fitting
+from core.estimate.activations import forward_bytes
 from core.estimate.footprint import memory_by_phase, retained_bytes
+from core.estimate.training_memory import training_parts
 from core.specs import JobSpec
 from core.states import Phase
 from seft.models.dimensions import Dimensions, Matrix
+from tests.claims import LARGEST
 from tests.core.estimate.test_fitting import MINIMAL
 
 MODEL = Dimensions("Large", 2048, 10**9, 10**8, 1000, 128000, 1000, 1000, blocks=((Matrix(1000, 1000),) * 8,) * 100)
@@ -16,6 +21,12 @@ SMALL_STEPS = {"activation_checkpointing": True, "retain": "none"}
 
 def spec_of(**more: Any) -> JobSpec:
     return JobSpec.model_validate({**MINIMAL, **more})
+
+
+def shorter_if_too_large(spec: JobSpec) -> Any:
+    """Return the suggested change for a GPU that is a little too small for the training of the job."""
+    need = memory_by_phase(MODEL, spec)[Phase.TRAINING].device + fitting.CONTEXT_BYTES
+    return fitting.suggest_change(MODEL, spec, Capability("cuda", "a device", round(1.08 * need), LARGEST))
 
 
 @pytest.mark.parametrize("phase", [Phase.EVALUATING, Phase.WRITING, Phase.PRUNING, Phase.TRAINING, Phase.EXPORTING])
@@ -27,3 +38,17 @@ def test_the_predictions_for_the_retained_text_are_on_the_host_from_the_writing_
     assert after[phase].host - before[phase].host == more
     assert after[phase].combined - before[phase].combined == more
     assert after[Phase.LOADING] == before[Phase.LOADING]
+
+
+def test_an_evaluation_during_the_training_needs_its_activations_beside_the_state() -> None:
+    repair = {**SMALL_STEPS, "method": "masked_full"}
+    long = {"tokens": 65536}
+    never, often = (
+        spec_of(dtype="bfloat16", repair={**repair, "evaluate_interval": n}, evaluate=long) for n in (0, 10)
+    )
+    parts = training_parts(MODEL, often)
+    forward = forward_bytes(MODEL, 65536, often)
+    assert forward > parts.saved + parts.work
+    assert memory_by_phase(MODEL, often)[Phase.TRAINING].device == parts.weights + parts.state + forward
+    assert memory_by_phase(MODEL, never)[Phase.TRAINING].device < parts.weights + parts.state + forward
+    assert shorter_if_too_large(often)["evaluate"]["tokens"] < 65536
