@@ -79,7 +79,9 @@ def training_parts(model: Dimensions, spec: JobSpec) -> TrainingParts:
     if repair.retains:
         head = 5
     hidden = spec.value_bytes * tokens * model.hidden
-    teacher = hidden * (len(model.blocks) if repair.hidden_weight else 1) * (models - 1)
+    teacher = hidden * (models - 1)
+    if repair.hidden_weight:  # the outputs of the blocks of both models, and their differences in float32
+        teacher = (2 * spec.value_bytes + FLOAT) * tokens * model.hidden * len(model.blocks)
     whole = spec.trains_all
     step = block_bytes(model, tokens, spec) + (_step_of_nonzeros(model, spec) if whole else 0)
     peak = max(head * logits_bytes(model, tokens), step)

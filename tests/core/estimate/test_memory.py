@@ -52,3 +52,11 @@ def test_an_evaluation_during_the_training_needs_its_activations_beside_the_stat
     assert memory_by_phase(MODEL, often)[Phase.TRAINING].device == parts.weights + parts.state + forward
     assert memory_by_phase(MODEL, never)[Phase.TRAINING].device < parts.weights + parts.state + forward
     assert shorter_if_too_large(often)["evaluate"]["tokens"] < 65536
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 2), ("float32", 4)])
+def test_compared_block_outputs_are_copied_and_their_differences_are_saved(dtype: str, size: int) -> None:
+    """The outputs of both models are copied in the data type of the job, and their differences are float32."""
+    spec = spec_of(dtype=dtype, repair={**SMALL_STEPS, "density": 0.005, "hidden_weight": 0.5})
+    tokens = spec.repair.micro_batch * spec.repair.sequence_tokens
+    assert training_parts(MODEL, spec).work >= (2 * size + 4) * tokens * MODEL.hidden * len(MODEL.blocks)
