@@ -131,6 +131,8 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     """Return the memory that training needs: weights, state of the repair method, and activations of a micro-batch."""
     parts = training_parts(model, spec)
     host = round(parts.best_state / spec.devices) if spec.repair.evaluate_interval else 0
+    if spec.repair.method is RepairMethod.LORA_REPRUNE:
+        host += model.targets // 8  # the former zeros
     # The copy is not made during a step.
     beside = max(0, parts.copied - (parts.device - parts.weights - parts.state))
     alone = round(FRAGMENTATION * parts.saved) + beside

@@ -13,7 +13,7 @@ from core.estimate.activations import (
     saved_bytes,
     weights_bytes,
 )
-from core.estimate.pruning_memory import selection_bytes, state_bytes
+from core.estimate.pruning_memory import pruning_bytes, selection_bytes, state_bytes
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
 from core.states import Phase
@@ -94,6 +94,8 @@ def training_parts(model: Dimensions, spec: JobSpec) -> TrainingParts:
     between = {Phase.TRAINING: _choice_of_zeros(model, spec) if whole and spec.prune.gradual else 0}
     if repair.evaluate_interval:
         between[Phase.EVALUATING] = forward_bytes(model, spec.evaluate.tokens, spec)
+    if repair.method is RepairMethod.LORA_REPRUNE:
+        between[Phase.PRUNING] = pruning_bytes(model, spec)
     copied = spec.value_bytes * _present(model, spec) + model.targets // 8 if whole else 0
     weights = models * weights_bytes(model, spec)
     return TrainingParts(weights, state, saved, peak + teacher, between, copied, best_state)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seft.checkpoint.pruned_state import pack_bits, unpack_bits
 from seft.errors import ConfigError
 from seft.fit import ranks, require_separate_experts
 from seft.models.targets import block_linears, decoder_blocks
@@ -82,14 +83,16 @@ class LoraReprune(MethodDefaults):
         Also counts the former zeros that are nonzero now, for `grown_zeros`.
         """
         targets = self._work.targets
-        former = {name: target.weight == 0 for name, target in targets.items()}
+        # On the host and packed, because the second pruning needs more memory than a step.
+        former = {name: pack_bits(target.weight == 0) for name, target in targets.items()}
         self._peft.merge_and_unload()
         prune_model(self._work.model, self._windows, self._pruned, report, zeros=self._zeros)
         for name, target in targets.items():
+            zeros = unpack_bits(former[name], target.weight.shape[1]).to(target.weight.device)
             # With a pattern, pruning may leave more nonzeros than before, because the dense model had zeros.
             score = zeros_first(target.weight.abs(), target.weight)
-            target.weight.masked_fill_(smallest_overall(score, int(former[name].sum())), 0.0)
-            self.grown_zeros += int((former[name] & (target.weight != 0)).sum())
+            target.weight.masked_fill_(smallest_overall(score, int(zeros.sum())), 0.0)
+            self.grown_zeros += int((zeros & (target.weight != 0)).sum())
 
 
 def _adapted(work: Work) -> tuple[dict[str, torch.nn.Parameter], Any]:

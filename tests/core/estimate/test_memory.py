@@ -8,6 +8,7 @@ from core.capability import Capability
 from core.estimate import fitting
 from core.estimate.activations import forward_bytes
 from core.estimate.footprint import memory_by_phase, retained_bytes
+from core.estimate.pruning_memory import pruning_bytes
 from core.estimate.training_memory import training_parts
 from core.specs import JobSpec
 from core.states import Phase
@@ -60,3 +61,16 @@ def test_compared_block_outputs_are_copied_and_their_differences_are_saved(dtype
     spec = spec_of(dtype=dtype, repair={**SMALL_STEPS, "density": 0.005, "hidden_weight": 0.5})
     tokens = spec.repair.micro_batch * spec.repair.sequence_tokens
     assert training_parts(MODEL, spec).work >= (2 * size + 4) * tokens * MODEL.hidden * len(MODEL.blocks)
+
+
+@pytest.mark.parametrize("method", ["wanda", "admm"])
+def test_a_second_pruning_needs_its_memory_at_the_end_of_the_training(method: str) -> None:
+    repair = {**SMALL_STEPS, "method": "lora_reprune"}
+    prune = {"method": method, "calibration": {"samples": 1024}}
+    spec = spec_of(dtype="bfloat16", prune=prune, repair=repair)
+    phases, parts = memory_by_phase(MODEL, spec), training_parts(MODEL, spec)
+    assert phases[Phase.TRAINING].device == parts.weights + parts.state + pruning_bytes(MODEL, spec)
+    assert phases[Phase.TRAINING].device > phases[Phase.PRUNING].device
+    assert shorter_if_too_large(spec) == {"prune": {"calibration": {"samples": 512}}}
+    once = memory_by_phase(MODEL, spec_of(dtype="bfloat16", repair={**repair, "method": "masked_lora"}))[Phase.TRAINING]
+    assert phases[Phase.TRAINING].host - once.host == MODEL.targets // 8, "one bit per weight, for its former zero"

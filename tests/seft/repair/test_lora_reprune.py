@@ -1,15 +1,19 @@
 """LoRA with a second pruning: equal to doing it by hand, leaves nothing of PEFT, rejects what it cannot do."""
 
+import gc
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from seft.config import PruneConfig, PruneMethod, RepairMethod
 from seft.errors import ConfigError, DataError
 from seft.loss import TokenLoss
 from seft.models.targets import target_linears
-from seft.repair import Repair
+from seft.prune.loop import prune_model
+from seft.repair import Repair, lora_reprune
 from seft.repair.lora_reprune import LoraReprune
 from seft.repair.method import Work
 from seft.report import silent
@@ -40,6 +44,23 @@ def test_it_equals_merging_and_pruning_by_hand() -> None:
         grown += int(expected[weight == 0].count_nonzero())
     assert method.grown_zeros == grown > 0
     assert nonzeros(model) == budget
+
+
+def test_the_second_pruning_has_no_masks_of_the_first_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would need half as much memory as the weights in bfloat16. One bit per weight is enough."""
+    model = pruned_tiny()
+    targets, found = target_linears(model), list[Tensor]()
+    sizes = {target.weight.shape for target in targets.values()}
+
+    def pruned(*arguments: Any, **more: Any) -> None:
+        alive = [each for each in gc.get_objects() if type(each) is Tensor]
+        found.extend(each for each in alive if each.dtype is torch.bool and each.shape in sizes)
+        prune_model(*arguments, **more)
+
+    monkeypatch.setattr(lora_reprune, "prune_model", pruned)
+    with torch.no_grad():
+        LoraReprune(Work(model, targets, CONFIG, TOKENS, PruneConfig(0.6, PruneMethod.MAGNITUDE))).finish(silent)
+    assert not found
 
 
 def test_gradients_equal_those_of_a_dense_model_of_the_same_formula() -> None:
