@@ -10,6 +10,11 @@ FLOAT = 4
 """Bytes of a float32 number."""
 WHOLE_LOGITS = 1 << 24
 """Maximum number of logits that are in memory at the same time, as in `seft.loss`."""
+WHOLE = 4
+"""Copies of all logits at the end of a loss with gradients, if a model caps or scales them.
+
+These are the output of the cap, the logits, and their gradients twice.
+"""
 GATED = 1.5
 """Largest ratio of outputs of up projections to inputs of down projections in a block without a gate."""
 
@@ -35,13 +40,23 @@ def logits_bytes(model: Dimensions, tokens: int) -> int:
     return FLOAT * model.vocabulary * min(tokens, max(1, WHOLE_LOGITS // model.vocabulary))
 
 
+def head_bytes(model: Dimensions, tokens: int, spec: JobSpec, copies: int, whole: int) -> int:
+    """Return the peak bytes of the logits of `tokens` tokens and of what is computed from them.
+
+    The logits of some tokens at a time are in memory `copies` times. If the model caps or scales its logits, it
+    computes those of all tokens, which are in memory `whole` times at the end, and once less before.
+    """
+    every = spec.value_bytes * model.vocabulary * tokens if model.changes_logits else 0
+    return max(whole * every, (whole - 1) * every + copies * logits_bytes(model, tokens))
+
+
 def forward_bytes(model: Dimensions, tokens: int, spec: JobSpec) -> int:
     """Return the peak bytes of a forward pass over `tokens` tokens without gradients.
 
     This is the peak in one block, or the logits and their logarithms, if they are larger.
     """
     hidden = spec.value_bytes * tokens * model.hidden
-    return max(2 * logits_bytes(model, tokens) + hidden, block_bytes(model, tokens, spec))
+    return max(head_bytes(model, tokens, spec, 2, 2) + hidden, block_bytes(model, tokens, spec))
 
 
 def block_bytes(model: Dimensions, tokens: int, spec: JobSpec) -> int:

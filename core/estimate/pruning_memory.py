@@ -1,6 +1,6 @@
 """Bytes that pruning needs in addition to the weights."""
 
-from core.estimate.activations import FLOAT, block_bytes, logits_bytes, matrices, recomputed_bytes
+from core.estimate.activations import FLOAT, WHOLE, block_bytes, head_bytes, matrices, recomputed_bytes
 from core.specs import JobSpec
 from seft.config import PruneMethod, Refinement
 from seft.models.dimensions import Dimensions, Matrix
@@ -25,7 +25,7 @@ def pruning_bytes(model: Dimensions, spec: JobSpec) -> int:
     pruned = states + max(states, statistics) + block_bytes(model, tokens, spec)
     if not spec.prune_config().curvature_windows:
         return pruned
-    backward = max(3 * logits_bytes(model, tokens), block_bytes(model, tokens, spec))
+    backward = max(head_bytes(model, tokens, spec, 3, WHOLE), block_bytes(model, tokens, spec))
     return max(pruned, recomputed_bytes(model, tokens, spec) + backward)
 
 

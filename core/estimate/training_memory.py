@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from core.estimate.activations import (
     FLOAT,
+    WHOLE,
     block_bytes,
     forward_bytes,
-    logits_bytes,
+    head_bytes,
     matrices,
     recomputed_bytes,
     saved_bytes,
@@ -84,7 +85,7 @@ def training_parts(model: Dimensions, spec: JobSpec) -> TrainingParts:
         teacher = (2 * spec.value_bytes + FLOAT) * tokens * model.hidden * len(model.blocks)
     whole = spec.trains_all
     step = block_bytes(model, tokens, spec) + (_step_of_nonzeros(model, spec) if whole else 0)
-    peak = max(head * logits_bytes(model, tokens), step)
+    peak = max(head_bytes(model, tokens, spec, head, WHOLE + models - 1), step)
     state, best_state = _all_nonzeros(model, spec) if whole else _method(model, spec)
     saved = (recomputed_bytes if repair.activation_checkpointing else saved_bytes)(model, tokens, spec)
     if repair.norms_and_biases:

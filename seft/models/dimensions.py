@@ -53,6 +53,16 @@ SAME_INPUTS = {
     ".ffn_up.": ".ffn_gate.",
 }
 """Part of the name of a linear layer -> this part for another layer with the same inputs. Both share one Hessian."""
+CHANGED_LOGITS = (
+    "final_logit_softcapping",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+)
+"""Names of a cap or factor of the logits in a configuration. If it has none, or only the factor 1, the logits are the
+outputs of the head."""
 BUFFERS = (".masked_bias", ".inv_freq", "rope_freqs.weight")
 """Endings of the names of tensors in older files that are not parameters."""
 
@@ -106,6 +116,8 @@ class Dimensions:
     """Whether a loaded model has the matrices of several experts in one parameter."""
     shares_keys: bool = False
     """Whether some blocks use the keys and values of other blocks."""
+    changes_logits: bool = False
+    """Whether the model caps or scales its logits, so that it computes those of all tokens at once."""
 
     @property
     def targets(self) -> int:
@@ -154,6 +166,7 @@ def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
         vectors=sum(size for name, size in sizes.items() if _is_vector(name, shapes[name])),
         stacked=any(_is_expert(name) and len(shapes[name]) > 1 for name in block_names),
         shares_keys=config.number("num_kv_shared_layers", "attention.shared_kv_layers") is not None,
+        changes_logits=config.changes_logits,
     )
 
 
@@ -212,6 +225,12 @@ class _Config:
         before = scaling.get("original_max_position_embeddings")
         before = min(before, MAX_NUMBER) if type(before) is int else stated
         return max(stated, min(int(before * min(max(1, factor), MAX_NUMBER)), MAX_NUMBER))
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether the model caps or scales its logits."""
+        values = (self.values.get(name) for name in CHANGED_LOGITS)
+        return any(isinstance(value, int | float) and value not in {0, 1} for value in values)
 
     def number(self, *names: str) -> int | None:
         """Return the first value under one of these names that is a positive integer. Returns None if there is none.

@@ -1,5 +1,6 @@
 """The memory of each phase of a job counts everything that is in memory at its peak."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,3 +75,17 @@ def test_a_second_pruning_needs_its_memory_at_the_end_of_the_training(method: st
     assert shorter_if_too_large(spec) == {"prune": {"calibration": {"samples": 512}}}
     once = memory_by_phase(MODEL, spec_of(dtype="bfloat16", repair={**repair, "method": "masked_lora"}))[Phase.TRAINING]
     assert phases[Phase.TRAINING].host - once.host == MODEL.targets // 8, "one bit per weight, for its former zero"
+
+
+def test_a_model_that_changes_its_logits_computes_all_of_them() -> None:
+    capped, tokens = replace(MODEL, changes_logits=True), 16384
+    long = {**SMALL_STEPS, "sequence_tokens": tokens, "micro_batch": 1, "batch_tokens": tokens}
+    for dtype, size in (("bfloat16", 2), ("float32", 4)):
+        whole = size * MODEL.vocabulary * tokens
+        spec = spec_of(dtype=dtype, evaluate={"tokens": tokens}, prune={"calibration": {"tokens": tokens}}, repair=long)
+        needs = memory_by_phase(capped, spec)
+        assert forward_bytes(capped, tokens, spec) >= 2 * whole
+        for phase, copies in {Phase.EVALUATING: 2, Phase.PRUNING: 4, Phase.TRAINING: 4}.items():
+            assert needs[phase].device >= size * MODEL.parameters + copies * whole, phase
+        distilled = spec_of(dtype=dtype, repair={**long, "distill_weight": 0.5})
+        assert training_parts(capped, distilled).work >= 5 * whole

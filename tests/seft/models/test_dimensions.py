@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, GraniteMoeConfig, HunYuanMoEV1Config, JetMoeConfig
 
 from core.estimate.footprint import memory_by_phase
 from core.specs import JobSpec
 from seft.config import PruneMethod
+from seft.data.packing import Packed
 from seft.errors import SourceError
 from seft.models.dimensions import MAX_SHAPES, context_length, read_dimensions
 from seft.models.shapes import shapes
 from seft.models.source import Kind, ModelSource, find
 from tests.core.estimate.test_fitting import MINIMAL
 from tests.hollow import BLOCKS, SHAPES, VOCABULARY, write_hollow
-from tests.seft.architectures import ARCHITECTURES
+from tests.seft.architectures import ARCHITECTURES, Architecture
 from tests.seft.models.test_targets import SMALL
 
 
@@ -47,6 +49,40 @@ def test_weights_and_target_linears_equal_those_of_the_library_for_every_archite
     assert dimensions.stacked == any(target.number is not None for target in targets.values())
     assert dimensions.context == 128
     assert dimensions.sizes == {name: getattr(model.config, name) for name in dimensions.sizes}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("llama", {}),
+        ("gemma2", {"head_dim": 8}),
+        ("gemma3_text", {"head_dim": 8}),
+        ("gemma3_text", {"head_dim": 8, "final_logit_softcapping": 30.0}),
+        ("cohere", {}),
+        ("cohere", {"logit_scale": 1.0}),
+        ("granite", {}),
+        ("granite", {"logits_scaling": 8.0}),
+        ("recurrent_gemma", {"lru_width": 32}),
+    ],
+    ids=str,
+)
+def test_a_model_that_caps_or_scales_its_logits_is_seen_in_its_config(
+    kind: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    from seft.models.predictor import Predictor
+
+    model = Architecture(kind, 0, {"num_key_value_heads": 2, **settings}).model()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    source, tokens = find(str(tmp_path)), Packed.of(torch.tensor([[1, 2, 3]]))
+    width = Predictor(model).rows(tokens).last.shape[1]
+    assert read_dimensions(source, shapes(source)).changes_logits == (width == model.config.vocab_size)
+
+
+@pytest.mark.parametrize("value", [None, 0, 1.0, True, "2", [2], {}], ids=str)
+def test_a_value_that_is_no_factor_does_not_scale_logits(value: object, tmp_path: Path) -> None:
+    source = find(str(write_hollow(tmp_path / "model", logit_scale=value)))
+    assert not read_dimensions(source, SHAPES).changes_logits
 
 
 def test_all_shards_of_a_folder_are_read(tmp_path: Path) -> None:
