@@ -52,7 +52,8 @@ def count_operations(spec: JobSpec, model: Dimensions) -> dict[Phase, float]:
     """Return the number of floating-point operations of each phase that computes."""
     evaluate, repair = spec.evaluate, spec.repair
     retained = _forward(model, spec.retained_tokens, repair.sequence_tokens)
-    evaluation = evaluate.windows * _forward(model, evaluate.tokens, evaluate.tokens) + retained / 8
+    evaluation = evaluate.windows * _forward(model, evaluate.tokens, evaluate.tokens)
+    evaluation += _forward(model, judged_retained(spec), repair.sequence_tokens)
     operations = {Phase.EVALUATING: len(spec.scored) * evaluation}
     pruning = sum(pruning_operations(spec, model).values())
     if spec.prunes:
@@ -71,6 +72,12 @@ def count_operations(spec: JobSpec, model: Dimensions) -> dict[Phase, float]:
         if repair.method is RepairMethod.LORA_REPRUNE:
             operations[Phase.TRAINING] += pruning
     return operations
+
+
+def judged_retained(spec: JobSpec) -> int:
+    """Return the number of tokens of retained text that an evaluation reads: an eighth of the windows, at least one."""
+    length = spec.repair.sequence_tokens
+    return max(1, spec.retained_tokens // length // 8) * length if spec.retained_tokens else 0
 
 
 def writing_passes(spec: JobSpec) -> float:

@@ -109,7 +109,7 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
         Task(Phase.EXPORTING): parameters * written,
         Task(Phase.UPLOADING, uploads): parameters,
     }
-    judged = evaluate.windows * evaluate.tokens + spec.retained_tokens // 8
+    judged = evaluate.windows * evaluate.tokens + calibration.judged_retained(spec)
     dtype = "" if spec.resolved_dtype is Dtype.FLOAT32 else f" {spec.dtype}"
     work[Task(Phase.EVALUATING, dtype)] = float(parameters * len(spec.scored) * judged)
     text = calibration.calibration_tokens(spec)
