@@ -325,7 +325,7 @@ def answer_of(error: Exception) -> ClientError | None:
 
     boto3 wraps this error if the upload of a file fails.
     """
-    cause = error if isinstance(error, ClientError) else error.__context__
+    cause = error.__context__ if isinstance(error, Boto3Error) else error
     return cause if isinstance(cause, ClientError) else None
 
 

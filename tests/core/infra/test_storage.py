@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from botocore.exceptions import BotoCoreError, ClientError, ConnectionClosedError
+from botocore.exceptions import BotoCoreError, ClientError, ConnectionClosedError, EndpointConnectionError
 from botocore.httpsession import URLLib3Session
 from pydantic import SecretStr
 
 from core.infra import storage as storage_module
 from core.infra.clock import TOLERANCE
-from core.infra.storage import ABORT_INCOMPLETE_UPLOADS, Storage
+from core.infra.storage import ABORT_INCOMPLETE_UPLOADS, Storage, is_outage
 from core.settings import Settings
 from tests.serving import serving
 
@@ -102,6 +102,21 @@ def test_an_upload_that_has_vanished_has_failed(storage: Storage, other: bytes) 
     upload = storage.begin_upload("x")
     with pytest.raises(ClientError, match="NoSuchUpload"):
         storage.finish_upload("x", upload, {1: storage.upload_part("x", upload, 1, b"part")})
+
+
+def test_a_storage_that_goes_away_after_it_lost_an_upload_is_an_outage(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: str) -> None:
+        raise EndpointConnectionError(endpoint_url="http://storage")
+
+    monkeypatch.setattr(storage, "modified", fail)
+    upload = storage.begin_upload("x")
+    part = storage.upload_part("x", upload, 1, b"part")
+    storage.abort_uploads("x")
+    with pytest.raises(EndpointConnectionError) as caught:
+        storage.finish_upload("x", upload, {1: part})
+    assert is_outage(caught.value)
 
 
 def test_deleting_a_prefix_leaves_the_rest(storage: Storage) -> None:
