@@ -18,11 +18,13 @@ from pathlib import Path
 from core.infra import folders, sandbox
 from core.models import hub_cache
 from core.models.hub_cache import CacheFullError
+from core.stages import Stage
 from core.states import Phase
 from seft.errors import DISK_FULL
 from seft.models.source import Kind, fetch, find
 from worker import environment
 from worker.parent_death import exit_with_parent
+from worker.progress import ProgressEstimator
 from worker.protocol import Progressed, Task
 from worker.reporting import errors_sent, sender
 from worker.retries import retry_hub
@@ -35,7 +37,7 @@ def main(folder: Path, pipe: int, parent: int, store: int) -> None:
     """Fetch the model of the job whose files are in the folder, and execute the training in the sandbox."""
     exit_with_parent(parent)
     send, task = sender(pipe), Task.read(folder)
-    loading = Progressed(phase=Phase.LOADING, progress=0.0, step=task.resume or 0)
+    loading = make_loading(task)
     # Loading torch takes seconds; users see the phase meanwhile.
     send(loading)
     with errors_sent(send), ExitStack() as held:
@@ -49,6 +51,15 @@ def main(folder: Path, pipe: int, parent: int, store: int) -> None:
         numbers = map(str, (pipe, parent, store))
         command = [sys.executable, "-P", "-m", "worker.training", str(folder), *numbers]
         os.execve(sys.executable, command, environment.of_training(os.environ, folder.resolve()))  # noqa: S606
+
+
+def make_loading(task: Task) -> Progressed:
+    """Return the message that the job loads its model. Its progress is at least that of the state that it resumes."""
+    estimator = ProgressEstimator(task.spec)
+    if task.resume is not None:
+        estimator.resume(task.resume)
+    progress, _ = estimator.report(Stage.LOADING, 0.0)
+    return Progressed(phase=Phase.LOADING, progress=progress, step=task.resume or 0)
 
 
 def fetch_model(task: Task, held: ExitStack, report: Callable[[], None]) -> Path | None:

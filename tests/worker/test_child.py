@@ -19,6 +19,7 @@ from huggingface_hub import hf_hub_download
 from core.infra import sandbox
 from core.settings import Settings
 from core.specs import JobSpec
+from core.stages import Stage, stages_of
 from seft.checkpoint.facts import Record
 from seft.errors import SourceError
 from seft.models.hub_files import UNREACHABLE
@@ -31,6 +32,7 @@ from tests.worker.conftest import variables
 from worker import child as child_program
 from worker.attempt import TRAINING
 from worker.process import Process
+from worker.progress import progress
 from worker.protocol import DATA, RESULT, Failed, Finished, Message, NoDiskSpace, Task, decode
 
 PROBE = (
@@ -318,3 +320,12 @@ print("dumpable:", service.main())
         check=True,
     )
     assert "dumpable: 0" in process.stdout
+
+
+def test_a_resumed_job_keeps_its_progress_while_the_program_starts(tmp_path: Path) -> None:
+    write_job(tmp_path / "job", [], model="tiny", repair={"steps": 100})
+    task = Task.read(tmp_path / "job")
+    new, resumed = (child_program.make_loading(task.model_copy(update={"resume": step})) for step in (None, 40))
+    stages = stages_of(task.spec)
+    assert (new.progress, new.step) == (0.0, 0)
+    assert (resumed.progress, resumed.step) == (progress(stages, Stage.TRAINING, 0.4), 40)
