@@ -69,7 +69,8 @@ def suggest_change(model: Dimensions, spec: JobSpec, worker: Capability | Worker
                 changed = changed.model_copy(update={"dtype": Dtype.BFLOAT16})
             else:
                 training = result.phase is Phase.TRAINING
-                changed = _shrink(changed, training_parts(model, changed).limit if training else result.phase)
+                limit = training_parts(model, changed).limit if training else result.phase
+                changed = _shrink(changed, limit) or _without_retained(changed, limit)
         if changed is None:
             return None
         fields = changed.model_dump(mode="json")
@@ -105,12 +106,12 @@ def _shrink(spec: JobSpec, phase: Phase) -> JobSpec | None:
             return _with(spec, "prune", calibration=fewer)
         case Phase.RECONSTRUCTING:
             return _with(spec, "prune", reconstruct_epochs=0)
-        case Phase.WRITING:
-            return _with(spec, "repair", retain=Retain.NONE, retain_dataset=None)
         case Phase.EVALUATING if spec.evaluate.tokens >= 2 * MIN_TOKENS:
             return _with(spec, "evaluate", tokens=spec.evaluate.tokens // 2)
+        case Phase.EXPORTING:
+            return _without_gguf(spec)
         case _:
-            return _without_gguf(spec) if phase is Phase.EXPORTING else None
+            return None
 
 
 def _shrink_training(spec: JobSpec) -> JobSpec | None:
@@ -127,6 +128,12 @@ def _shrink_training(spec: JobSpec) -> JobSpec | None:
     if repair.sequence_tokens >= 2 * MIN_TOKENS and repair.sequence_tokens % 2 == 0:
         return _with(spec, "repair", sequence_tokens=repair.sequence_tokens // 2)
     return None
+
+
+def _without_retained(spec: JobSpec, phase: Phase) -> JobSpec | None:
+    """Return the job without retained text, which is in memory in all phases but loading. None if it retains none."""
+    retains = spec.repair.retains and phase is not Phase.LOADING
+    return _with(spec, "repair", retain=Retain.NONE, retain_dataset=None) if retains else None
 
 
 def _without_gguf(spec: JobSpec) -> JobSpec | None:

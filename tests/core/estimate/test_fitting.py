@@ -173,6 +173,18 @@ def test_a_gguf_format_is_left_out_if_it_needs_too_much_memory(model: Dimensions
     assert fitting.suggest_change(large, alone, worker) is None, "the job would have no format"
 
 
+def test_the_retained_text_is_left_out_if_a_phase_has_no_memory_for_its_predictions(model: Dimensions) -> None:
+    large, request = replace(model, parameters=10**9), {**MINIMAL, "dtype": "bfloat16", "evaluate": {"tokens": 128}}
+    least = {"micro_batch": 1, "activation_checkpointing": True, "retain_tokens": 1 << 22, "steps": 10**6}
+    retains, none = (
+        JobSpec.model_validate({**request, "repair": {**least, "retain": name}}) for name in ("written", "none")
+    )
+    needed = fitting.fit(large, none, Capability(CPU, "x86_64", LARGEST, LARGEST)).needed_bytes
+    worker = Capability(CPU, "x86_64", round(needed / fitting.USABLE_FRACTION) + 1, LARGEST)
+    assert fitting.fit(large, retains, worker).phase is Phase.EXPORTING
+    assert fitting.suggest_change(large, retains, worker) == {"repair": {"retain": "none"}}
+
+
 def test_a_smaller_data_type_is_suggested_before_everything_else(model: Dimensions) -> None:
     spec = JobSpec.model_validate(MINIMAL)
     needed = fitting.fit(model, spec.model_copy(update={"dtype": Dtype.BFLOAT16}), gpu(0)).needed_bytes
