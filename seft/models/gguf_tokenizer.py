@@ -103,7 +103,7 @@ def _spaces(description: Mapping[str, Any]) -> tuple[bool, bool]:
             case {"type": "Metaspace", "replacement": replacement, "split": False} if replacement == SPACE:
                 replaces, adds = True, step.get("prepend_scheme", "always") != "never"
                 keeps = adds
-            case {"type": "Metaspace"}:
+            case {"type": "Metaspace", "replacement": replacement} if replacement == SPACE:
                 raise unknown_tokenizer("a tokenizer of SentencePiece that does not split text", "Metaspace with split")
             case _:
                 raise unknown_tokenizer("a tokenizer of SentencePiece without further steps", str(step.get("type")))

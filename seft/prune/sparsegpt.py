@@ -34,9 +34,10 @@ class SparseGPT(Corrected):
         dead = self._inputs.hessian().diagonal() == 0
         if not self._rule.pattern.grouped and dead.any():
             # Each stripe only gets its part of the zeros. So weights of inputs that are always zero become zero before.
-            muted, missing = (weight != 0) & dead, max(0, self._rule.zeros - int((weight == 0).sum()))
-            first = smallest_overall(weight.abs().masked_fill(~muted, torch.inf), min(int(muted.sum()), missing))
-            weight = weight.masked_fill(first, 0.0)
+            muted, others = weight[:, dead], int((weight[:, ~dead] == 0).sum())
+            count = min(muted.numel(), max(0, self._rule.zeros - others))
+            weight = weight.clone()
+            weight[:, dead] = muted.masked_fill(smallest_overall(muted.abs(), count), 0.0)
         return prune_columns(weight, self._inputs.derived(inverse_factor, self._damping), self._rule)
 
 
