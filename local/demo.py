@@ -95,10 +95,16 @@ def cancel_unfinished(service: Client) -> None:
 def write_topics(path: Path) -> Path:
     """Write the topics of Python's documentation to a file, one record per topic.
 
-    Every machine with Python has them.
+    Every machine with Python has them. Some topics contain others, so a paragraph is written only once. Otherwise the
+    model would be evaluated on paragraphs that it was trained on.
     """
-    lines = [json.dumps({"text": topics[name]}) for name in sorted(topics)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    written, records = set[str](), list[str]()
+    for name in sorted(topics):
+        paragraphs = [each for each in topics[name].split("\n\n") if each.strip() not in written]
+        written.update(map(str.strip, paragraphs))
+        if len(paragraphs) > 1:  # more than a heading
+            records.append(json.dumps({"text": "\n\n".join(paragraphs)}))
+    path.write_text("\n".join(records) + "\n", encoding="utf-8")
     return path
 
 

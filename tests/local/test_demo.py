@@ -74,6 +74,13 @@ def test_a_wrong_result_fails_the_demo(repaired: float, retained: float, zeros: 
         demo.require_success(job_with_scores(**scores), stats)
 
 
+def test_no_paragraph_of_the_documentation_is_in_two_records(tmp_path: Path) -> None:
+    lines = demo.write_topics(tmp_path / "topics.jsonl").read_text().splitlines()
+    records = [{each.strip() for each in json.loads(line)["text"].split("\n\n")} for line in lines]
+    assert len(records) > 50
+    assert len(set().union(*records)) == sum(map(len, records))
+
+
 def test_every_unfinished_job_of_a_demo_is_cancelled_and_no_other() -> None:
     class Service:
         """A service with two jobs of each status. Their ids begin with the name of who created them."""
