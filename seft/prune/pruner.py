@@ -50,6 +50,8 @@ class Corrected(ABC):
     def __init__(self, weight: Float[Tensor, "rows cols"], rule: Rule, config: PruneConfig) -> None:
         self._weight, self._rule, self._damping = weight, rule, config.damping
         self._inputs = Gram()
+        self._dead: list[int] = []
+        """Inputs that are zero for every token. They are known when `solve` is called."""
 
     def observe(self, batch: Batch) -> None:
         """Add a batch of the linear's inputs to the Hessian."""
@@ -60,9 +62,16 @@ class Corrected(ABC):
 
         Raises PruneError if the inputs were missing or not finite, or if the Hessian cannot be used.
         """
-        dead = self._inputs.hessian().diagonal() == 0
-        solved = self.solve(self._weight.float() * torch.ones_like(dead, dtype=torch.float32).masked_fill(dead, MUTED))
-        return torch.where(dead & (solved != 0), self._weight, solved.to(self._weight.dtype))
+        self._dead = self._inputs.dead()
+        weight = self._weight.to(torch.float32, copy=True)
+        if self._dead:
+            weight[:, self._dead] *= MUTED
+        solved = self.solve(weight)
+        pruned = solved.to(self._weight.dtype)
+        if self._dead:
+            zeros = solved[:, self._dead] == 0
+            pruned[:, self._dead] = self._weight[:, self._dead].masked_fill(zeros, 0.0)
+        return pruned
 
     @abstractmethod
     def solve(self, weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:

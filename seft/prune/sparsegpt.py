@@ -31,13 +31,12 @@ class SparseGPT(Corrected):
 
     @override
     def solve(self, weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
-        dead = self._inputs.hessian().diagonal() == 0
-        if not self._rule.pattern.grouped and dead.any():
+        if self._dead and not self._rule.pattern.grouped:
             # Each stripe only gets its part of the zeros. So weights of inputs that are always zero become zero before.
-            muted, others = weight[:, dead], int((weight[:, ~dead] == 0).sum())
+            muted = weight[:, self._dead]
+            others = int((weight == 0).sum()) - int((muted == 0).sum())
             count = min(muted.numel(), max(0, self._rule.zeros - others))
-            weight = weight.clone()
-            weight[:, dead] = muted.masked_fill(smallest_overall(muted.abs(), count), 0.0)
+            weight[:, self._dead] = muted.masked_fill(smallest_overall(muted.abs(), count), 0.0)
         return prune_columns(weight, self._inputs.derived(inverse_factor, self._damping), self._rule)
 
 

@@ -99,6 +99,14 @@ class Gram:
         _require_usable(matrix.diagonal())
         return matrix
 
+    def dead(self) -> list[int]:
+        """Return the numbers of the inputs that are zero for every token. Raises the same errors as `hessian`.
+
+        The host waits for the device once.
+        """
+        squares = self._mean.matrix.diagonal().cpu() if self._mean else torch.zeros(1)
+        return [number for number, square in enumerate(_require_usable(squares).tolist()) if square == 0]
+
     def derived(self, compute: Callable[..., Result], *arguments: float | torch.dtype) -> Result:
         """Return `compute(hessian, *arguments)`, which is computed once for all linears with this Hessian.
 
