@@ -18,13 +18,12 @@ from pathlib import Path
 from core.infra import folders, sandbox
 from core.models import hub_cache
 from core.models.hub_cache import CacheFullError
-from core.stages import Stage
 from core.states import Phase
 from seft.errors import DISK_FULL
 from seft.models.source import Kind, fetch, find
 from worker import environment
 from worker.parent_death import exit_with_parent
-from worker.progress import ProgressEstimator
+from worker.progress import reached
 from worker.protocol import Progressed, Task
 from worker.reporting import errors_sent, sender
 from worker.retries import retry_hub
@@ -54,12 +53,8 @@ def main(folder: Path, pipe: int, parent: int, store: int) -> None:
 
 
 def make_loading(task: Task) -> Progressed:
-    """Return the message that the job loads its model. Its progress is at least that of the state that it resumes."""
-    estimator = ProgressEstimator(task.spec)
-    if task.resume is not None:
-        estimator.resume(task.resume)
-    progress, _ = estimator.report(Stage.LOADING, 0.0)
-    return Progressed(phase=Phase.LOADING, progress=progress, step=task.resume or 0)
+    """Return the message that the job loads its model. Its progress is that of the state from which it resumes."""
+    return Progressed(phase=Phase.LOADING, progress=reached(task.spec, task.resume), step=task.resume or 0)
 
 
 def fetch_model(task: Task, held: ExitStack, report: Callable[[], None]) -> Path | None:

@@ -39,6 +39,16 @@ def progress(stages: Sequence[Stage], stage: Stage, fraction: float) -> float:
     return (before + fraction * WEIGHTS[stage]) / sum(WEIGHTS[each] for each in stages)
 
 
+def reached(spec: JobSpec, step: int | None) -> float:
+    """Return the fraction (0 to 1) of the job that is done in the state of a training step. None means no state."""
+    stages = stages_of(spec)
+    if step is None:
+        return 0.0
+    if Stage.TRAINING in stages:
+        return progress(stages, Stage.TRAINING, step / spec.repair.steps)
+    return progress(stages, Stage.EXPORTING, 0.0)
+
+
 class ProgressEstimator:
     """Estimates the progress of a job and the seconds until it ends, in the process that runs it.
 
@@ -49,8 +59,8 @@ class ProgressEstimator:
 
     def __init__(self, spec: JobSpec, clock: Callable[[], float] = time.monotonic) -> None:
         self._spec, self._stages, self._clock = spec, stages_of(spec), clock
-        self._least = 0.0
-        """Fraction of the job that earlier attempts have done."""
+        self.least = 0.0
+        """Fraction of the job that earlier attempts have done. At least this fraction is reported."""
         self.last_step = math.inf
         """Step after which the training ends early, or infinity."""
         self._expected: dict[Stage, float] = {}
@@ -76,15 +86,6 @@ class ProgressEstimator:
             self._expected = self._by_stage(speed.estimate(self._spec, model)[0])
             self._operations = self._by_stage(calibration.count_operations(self._spec, model))
 
-    def resume(self, step: int) -> None:
-        """Continue from a state that an earlier attempt saved at this step of the training.
-
-        Then at least the progress of this state is reported, also while the model is loaded again.
-        """
-        training = Stage.TRAINING in self._stages
-        stage, fraction = (Stage.TRAINING, step / self._spec.repair.steps) if training else (Stage.EXPORTING, 0.0)
-        self._least = progress(self._stages, stage, fraction)
-
     def report(self, stage: Stage, fraction: float) -> tuple[float, float | None]:
         """Record that `fraction` of a stage is done.
 
@@ -104,7 +105,7 @@ class ProgressEstimator:
         seconds = [self._current(stage, now), *map(self._later, later)]
         known = [each for each in seconds if each is not None]
         is_known = len(known) == len(seconds) and sum(known) <= LONGEST_SECONDS
-        return max(self._least, progress(self._stages, stage, fraction)), sum(known) if is_known else None
+        return max(self.least, progress(self._stages, stage, fraction)), sum(known) if is_known else None
 
     def _current(self, stage: Stage, now: float) -> float | None:
         """Return the seconds until the current stage ends, or None if unknown."""

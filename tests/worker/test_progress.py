@@ -14,7 +14,7 @@ from seft.models.dimensions import read_dimensions
 from seft.models.shapes import shapes
 from seft.models.source import ModelSource, find
 from tests.hollow import write_hollow
-from worker.progress import ProgressEstimator, progress
+from worker.progress import ProgressEstimator, progress, reached
 
 ONE_STAGE = 10.0
 """Seconds that a stage is expected to take in these tests."""
@@ -71,12 +71,12 @@ def test_progress_never_decreases_and_ends_at_one(spec: JobSpec) -> None:
 @pytest.mark.parametrize("step", [0, 40])
 def test_a_resumed_job_has_at_least_the_progress_of_its_state(spec: JobSpec, step: int) -> None:
     estimator, stages = ProgressEstimator(spec), stages_of(spec)
-    estimator.resume(step)
+    estimator.least = reached(spec, step)
     trains = Stage.TRAINING in stages
     state = progress(stages, Stage.TRAINING, step / 100) if trains else progress(stages, Stage.EXPORTING, 0.0)
     assert [estimator.report(Stage.LOADING, fraction)[0] for fraction in (0.0, 1.0)] == [state, state]
     assert estimator.report(Stage.EXPORTING, 0.5)[0] == progress(stages, Stage.EXPORTING, 0.5)
-    estimator.resume(0)
+    estimator.least = reached(spec, 0)
     assert estimator.report(Stage.LOADING, 0.0)[0] <= state, "a state that cannot be read counts no longer"
 
 
