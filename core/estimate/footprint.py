@@ -133,8 +133,7 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     host = round(parts.best_state / spec.devices) if spec.repair.evaluate_interval else 0
     if spec.repair.method is RepairMethod.LORA_REPRUNE:
         host += model.targets // 8  # the former zeros
-    # The copy is not made during a step.
-    beside = max(0, parts.copied - (parts.device - parts.weights - parts.state))
+    beside = max(0, parts.copied - parts.temporary)  # the copy is not made during a step
     alone = round(FRAGMENTATION * parts.saved) + beside
     return Footprint(parts.device, host, round(parts.copied / spec.devices), alone, spec.devices)
 

@@ -61,7 +61,12 @@ class TrainingParts:
     @property
     def device(self) -> int:
         """Bytes on the device."""
-        return self.weights + self.state + max(self.saved + self.work, *self.between.values())
+        return self.weights + self.state + self.temporary
+
+    @property
+    def temporary(self) -> int:
+        """Bytes on the device that are needed only during a step, or only between two steps."""
+        return max(self.saved + self.work, *self.between.values())
 
     @property
     def limit(self) -> Phase:
