@@ -171,9 +171,9 @@ def authenticated(request: Request, services: CurrentServices, secret: SentKey) 
     Raises UNAUTHENTICATED if the key is unknown, RATE_LIMITED if it has made too many requests, and FORBIDDEN if the
     method needs a higher scope than the key has.
     """
-    if known := getattr(request.state, "caller", None):
-        caller: Caller = known  # JsonRoute has authenticated the request
-        return caller
+    known: Caller | None = getattr(request.state, "caller", None)
+    if known is not None:  # JsonRoute has authenticated the request
+        return known
     caller = make_caller(request, services, _verified(request, services, secret))
     require_scope(caller, scope_for(request))
     return caller
