@@ -17,8 +17,8 @@ RETRY_SECONDS = 600.0
 LONG_TRY_SECONDS, MOST_LONG_TRIES = 600.0, 5
 """Seconds, and number of tries. A longer try has transferred bytes, so its failure counts as the first.
 
-This applies only to the given number of tries, because a transfer may always fail near its end. It applies to every try
-after which more files are finished, because the next try continues after these files. A try without an answer from the
+This applies only to the given number of tries, because a transfer may always fail near its end. If a try finishes more
+files, both limits start again, because the next try continues after these files. A try without an answer from the
 server ends earlier.
 """
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
@@ -60,7 +60,7 @@ def retry(
     """Return the result of `action`. Raises its error if it is not an outage, or if the outage takes too long.
 
     `wait` waits for a number of seconds. It may raise an error to end the tries. `finished` counts the files that are
-    finished. An outage begins anew if this number has changed.
+    finished. If this number changes, the time and the number of long tries start again at zero.
     """
     deadline, pause, long_tries, count = None, FIRST_PAUSE, 0, finished()
     while True:
