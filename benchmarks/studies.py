@@ -310,6 +310,7 @@ def thousand() -> Study:
         "ceiling, rate 0.000125": Cell(None, RECIPES["ceiling"].config(1.25e-4, steps=1000), text="gsm8k"),
         "default": Cell(CURVATURE, _default(steps=1000, rate=2.5e-4), text="gsm8k"),
         "default, rate 0.0005": Cell(CURVATURE, _default(steps=1000), text="gsm8k"),
+        "default, rate 0.000125": Cell(CURVATURE, _default(steps=1000, rate=1.25e-4), text="gsm8k"),
         "default, rate 0.001": Cell(CURVATURE, high, text="gsm8k"),
         "uniform, rate 0.001": Cell(ADMM, high, text="gsm8k"),
         "uniform, nothing retained, rate 0.001": Cell(ADMM, replace(high, retain=Retain.NONE), text="gsm8k"),
