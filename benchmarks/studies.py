@@ -321,8 +321,8 @@ def thousand() -> Study:
 def long() -> Study:
     """Return 8,192 steps of 2 x 64 tokens on GSM8K's text. By default, a job takes 8,192 steps of 2 x 512 tokens.
 
-    The experiments are the default with three learning rates, and the ceiling. `auto` is 2.5e-4 for this number of
-    tokens.
+    The experiments are the default with three learning rates, and the ceiling. `auto` is 1.25e-4 for this number of
+    steps. `default` has 2.5e-4, the lowest rate of `auto` when the study was made.
     """
     config = replace(RECIPES["all"].config(2.5e-4, 8192, 64), retain_tokens=1 << 18)
     default = replace(config, retain=Retain.WRITTEN)

@@ -55,7 +55,7 @@ class RepairSpec(Spec):
     learning_rate: Annotated[Number, Field(ge=1e-8, le=1.0)] | Literal["auto"] = Field(
         default="auto",
         description="Peak learning rate. `auto` chooses it from the method, the density, the width of the model and,"
-        " with the density `all`, the number of training tokens.",
+        " with the density `all`, the number of steps.",
     )
     update_interval: Integer = Field(
         default=60,

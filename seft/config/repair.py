@@ -103,13 +103,14 @@ RATES = {
 }
 """Peak learning rates if 0.5 % of the weights are trained. docs/log.md has the measurements."""
 
-ALL_RATE, ALL_RATE_TOKENS, ALL_RATE_EXPONENT = 5e-4, 102_400, 0.32
-"""Peak learning rate of `density: all` in a training of this number of tokens. It falls with this power of the number.
+ALL_RATE, ALL_RATE_STEPS, ALL_RATE_EXPONENT = 5e-4, 100, 0.32
+"""Peak learning rate of `density: all` in a training of this number of steps. It falls with this power of the number.
 
-The exponent comes from Bjorck et al. 2024, Scaling Optimal LR Across Token Horizons (arXiv 2409.19913).
+The exponent comes from Bjorck et al. 2024, Scaling Optimal LR Across Token Horizons (arXiv 2409.19913), where all
+trainings have batches of the same size.
 """
-LOWEST_RATE, HIGHEST_RATE = 2.5e-4, 1e-3
-"""Limits of the rate that follows from the number of tokens. Lower rates were not measured (docs/log.md)."""
+LOWEST_RATE, HIGHEST_RATE = 1.25e-4, 1e-3
+"""Limits of the rate that follows from the number of steps. Lower rates were not measured (docs/log.md)."""
 PUBLISHED_RATE = 3e-3
 """Peak rate of `seft` as published. It trains the positions with the largest gradients, with steps of full size."""
 
@@ -145,7 +146,7 @@ class RepairConfig:
         float | Literal["auto"],
         Doc(
             "Peak learning rate. auto chooses it from the method, the density, the width of the model and, with density"
-            " all, the number of training tokens."
+            " all, the number of steps."
         ),
     ] = "auto"
     schedule: Annotated[RateSchedule, Doc("Learning rate schedule after the warm-up.")] = RateSchedule.LINEAR
@@ -298,7 +299,7 @@ class RepairConfig:
 
         "auto" divides the rate of the method by the square root of the ratio of the density to 0.5 %, if the density is
         larger (not for `UNSCALED`), and by the ratio of the width to 576, if the model is wider (not for `LOW_RANK`).
-        With the density "all" it depends on the number of training tokens instead of the density. A step changes an
+        With the density "all" it depends on the number of steps instead of the density. A step changes an
         output by the rate times the number of its inputs, so the best rate is inversely proportional to the width
         (Yang et al. 2022, Tensor Programs V, arXiv 2203.03466; docs/log.md has our measurements).
         """
@@ -306,7 +307,7 @@ class RepairConfig:
             return self.learning_rate
         narrower = 1.0 if self.method in LOW_RANK else min(1.0, RATED_WIDTH / width)
         if self.trains_all:
-            rate = ALL_RATE * math.pow(ALL_RATE_TOKENS / (self.steps * self.batch_tokens), ALL_RATE_EXPONENT)
+            rate = ALL_RATE * math.pow(ALL_RATE_STEPS / self.steps, ALL_RATE_EXPONENT)
             return min(max(LOWEST_RATE, rate), HIGHEST_RATE) * narrower
         rate = PUBLISHED_RATE if self.variant is Variant.PUBLISHED else RATES[self.method]
         denser = 1.0 if self.method in UNSCALED else min(1.0, math.sqrt(RATED_DENSITY / self.trained_fraction))

@@ -203,7 +203,7 @@ MADE: dict[str, list[Callable[[], str]]] = {
     "api.md": [routes_table, codes_table],
     "client.md": [methods_table, commands_table, exits_table],
     "results.md": [
-        *(partial(study_table, name) for name in ("bases", "defaults", "allocations", "thousand", "peers")),
+        *(partial(study_table, name) for name in ("bases", "defaults", "allocations", "thousand", "long", "peers")),
         seconds_table,
         *(
             partial(study_table, name)
