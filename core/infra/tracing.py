@@ -32,8 +32,8 @@ def configure(process: str) -> None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         message = (
-            f"{variable} is set, but OpenTelemetry's SDK is not installed. Run pip install '.[telemetry]' in the"
-            " checkout, or unset the variable."
+            f"{variable} is set, but OpenTelemetry's SDK is not installed. Run pip install --editable"
+            " '.[telemetry]' in the checkout, or unset the variable."
         )
         raise ImportError(message) from error
     name = os.environ.get("OTEL_SERVICE_NAME", f"seft-{process}")

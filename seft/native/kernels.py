@@ -80,8 +80,9 @@ def library() -> Any:
     """Return the loaded library, or None if it was not built. The first call without it logs a warning."""
     if not LIBRARY.exists():
         log.warning(
-            "the kernels of seft.native were not compiled when seft was installed: pruning, repair and compressed"
-            " models run correctly but slowly. Install a C++ compiler, then seft again."
+            "%s has no compiled kernels: pruning, repair and compressed models run correctly but slowly. Install a C++"
+            " compiler, then seft again. If seft runs from a checkout, use pip install --editable.",
+            LIBRARY.parent,
         )
         return None
     loaded = ctypes.CDLL(str(LIBRARY))
