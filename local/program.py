@@ -86,12 +86,14 @@ class Program:
     def restart_ended(self) -> bool:
         """Restart the program if it has ended by itself. Returns True if it was restarted.
 
-        The pauses between restarts grow if the program keeps ending.
+        The pauses between restarts grow if the program keeps ending. Raises the error of `launch` if it cannot be
+        started. The pause also applies then.
         """
         uptime = time.monotonic() - self.launched
         if self.running or uptime < self.pause:
             return False
         self.pause = SHORTEST_PAUSE if uptime > LONGEST_PAUSE else min(2 * self.pause, LONGEST_PAUSE)
+        self.launched = time.monotonic()
         self.launch()
         return True
 

@@ -121,10 +121,18 @@ class Stack:
         write_private(self.folder / ENVIRONMENT_FILE, "".join(lines))
 
     def restart_ended(self) -> None:
-        """Restart programs that have ended by themselves. Call this regularly."""
+        """Restart programs that have ended by themselves. Call this regularly.
+
+        A program that cannot be started, for example because the disk is full, is tried again at a later call.
+        """
         for program in self.programs:
-            if program.restart_ended():
-                print(f"{program.name} had ended and was restarted", flush=True)  # noqa: T201 (the supervisor's log)
+            try:
+                restarted = program.restart_ended()
+            except (OSError, LocalError) as error:
+                _log(f"{program.name} has ended and cannot be restarted now: {error}")
+            else:
+                if restarted:
+                    _log(f"{program.name} had ended and was restarted")
 
     def stop(self) -> None:
         """Stop all programs, in the reverse order of their start."""
@@ -161,3 +169,9 @@ class Stack:
             engine.dispose()
             write_private(path, secret)
         return path.read_text()
+
+
+def _log(line: str) -> None:
+    """Write a line to the log of the supervisor, if its disk is not full."""
+    with suppress(OSError):
+        print(line, flush=True)  # noqa: T201
