@@ -7,6 +7,7 @@ idle, it receives notifications.
 import os
 import platform
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -129,11 +130,21 @@ def is_not_consuming(session: Session, name: str) -> bool:
 def list_on_host(session: Session, host: str) -> list[str]:
     """Return the names of the workers of this host whose processes exist.
 
-    If several rows have the same process id, only the newest counts: in a restarted container the host name is the
-    same, and the worker gets the process id of the previous one.
+    After a restart of the host or the container, another process or thread may have the process id of a worker that
+    has ended. It is younger than the worker's last heartbeat, so the worker does not count.
     """
-    rows = session.scalars(select(Worker).where(Worker.host == host).order_by(Worker.seen_at))
-    return [name for pid, name in {row.pid: row.name for row in rows}.items() if Path(f"/proc/{pid}").exists()]
+    silence = func.extract("epoch", func.now() - Worker.seen_at)
+    rows = session.execute(select(Worker.name, Worker.pid, silence).where(Worker.host == host)).all()
+    return [name for name, pid, seconds in rows if seconds < _age(pid)]
+
+
+def _age(pid: int) -> float:
+    """Return the seconds since the process or thread with this id started, or 0 if there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def unhealthy(session: Session, names: Sequence[str], settings: Settings) -> list[str]:
