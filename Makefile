@@ -13,6 +13,8 @@ PAGES := $(filter-out docs/log.md,$(wildcard *.md docs/*.md docs/adr/*.md))
 MDFORMAT := $(BIN)/mdformat --wrap 100 --number --compact-tables
 # Replaces the shell by a command, and ends the command when make ends, even by kill -9.
 LAUNCHER := exec $(BIN)/python -I -S local/launcher.py $$PPID 15
+# Prometheus and Grafana run as users of their own and read files in deploy. The modes of the checkout may exclude them.
+READABLE := chmod -R a+rX deploy
 # A path for the shell. It can contain spaces and begin with ~/. Not every shell expands ~/ in an argument of make.
 path = "$(patsubst ~/%,$(HOME)/%,$1)"
 
@@ -62,6 +64,7 @@ secrets: ## write .env with new secrets and the profile gpu, or those of PROFILE
 	@umask 077; set -C; { echo COMPOSE_PROFILES=$(or $(PROFILES),gpu); \
 		for name in DATABASE_PASSWORD DATABASE_SERVICE_PASSWORD BROKER_PASSWORD S3_PASSWORD GRAFANA_PASSWORD SECRET_KEY; do \
 		echo "SEFT_$$name=$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')"; done; } > .env
+	@$(READABLE)
 
 backup: ## save database and bucket of the Docker stack to backup/, or to FOLDER=
 	@deploy/backup.sh save $(call path,$(or $(FOLDER),backup))
@@ -75,6 +78,7 @@ bundle: ## save images, files and models for an offline machine to seft-bundle.t
 
 load: ## load such a file, after checking its checksums
 	@deploy/bundle.sh load $(call path,$(or $(FILE),seft-bundle.tar))
+	@$(READABLE)
 
 check: lint leaks types imports test ## run what CI runs, and look for keys and tokens in tracked files
 

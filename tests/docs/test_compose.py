@@ -22,7 +22,6 @@ import pytest
 import redis
 import yaml
 from botocore.exceptions import BotoCoreError, ClientError
-from sqlalchemy.orm import Session
 
 from core import prometheus
 from core.infra.database import make_engine, make_sessions
@@ -56,6 +55,7 @@ case "$*" in
 "image inspect "*) ;;
 "tag "*) echo "$2" "$3" >> "$FOLDER/tagged" ;;
 "save --output "*) shift 2; archive=$1; shift; echo "$@" > "$archive" ;;
+load) cat > "$FOLDER/loaded" ;;
 *) exit 1 ;;
 esac
 """
@@ -274,6 +274,7 @@ def test_every_secret_is_required_and_make_secrets_writes_it(tmp_path: Path) -> 
     assert all(name in needed for name in re.findall(r"\$\{(\w*(?:PASSWORD|SECRET)\w*)\}", text))
     assert not re.search(r"(?:PASSWORD|SECRET_KEY|TOKEN)\w*:-[^}$]", text), "a secret has a default"
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (tmp_path / "deploy").mkdir()
     subprocess.run(["make", "--silent", "secrets"], cwd=tmp_path, check=True)
     written = dict(line.split("=") for line in (tmp_path / ".env").read_text().splitlines())
     assert written.pop("COMPOSE_PROFILES") == "gpu"
@@ -305,7 +306,8 @@ def test_every_setting_that_the_file_passes_on_exists() -> None:
 def test_dashboard_and_alerts_use_exactly_the_metrics_that_exist(settings: Settings) -> None:
     engine = make_engine(settings)
     with make_sessions(engine).begin() as session:
-        metrics = set(re.findall(r"^# TYPE (\w+) ", render_metrics(session), re.MULTILINE))
+        text = prometheus.render(session, 60).decode()
+        metrics = set(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE))
     engine.dispose()
     board = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
     rules = yaml.safe_load((ROOT / "deploy/alerts.yml").read_text())["groups"][0]["rules"]
@@ -319,10 +321,6 @@ def test_dashboard_and_alerts_use_exactly_the_metrics_that_exist(settings: Setti
 def test_grafana_downloads_no_plugins_keys_or_pictures() -> None:
     names = ("PLUGINS_PREINSTALL_DISABLED", "PLUGINS_PUBLIC_KEY_RETRIEVAL_DISABLED", "SECURITY_DISABLE_GRAVATAR")
     assert {SERVICES["grafana"]["environment"].get(f"GF_{name}") for name in names} == {"true"}
-
-
-def render_metrics(session: Session) -> str:
-    return prometheus.render(session, 60).decode()
 
 
 def test_the_command_of_valkey_requires_the_password(tmp_path: Path) -> None:
