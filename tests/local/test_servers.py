@@ -72,7 +72,8 @@ def assert_kept(servers: Servers) -> None:
 
 
 def test_data_and_addresses_survive_a_restart_and_a_kill(tmp_path: Path) -> None:
-    with Servers(tmp_path) as first:
+    folder = tmp_path / 'my "projects" \\ö'  # the programs can read any path
+    with Servers(folder) as first:
         write(first)
         before = first.environment()
         for server in first.all:
@@ -81,7 +82,7 @@ def test_data_and_addresses_survive_a_restart_and_a_kill(tmp_path: Path) -> None
             server.start()
         assert_kept(first)
         assert first.environment() == before
-    with Servers(tmp_path) as second:
+    with Servers(folder) as second:
         assert_kept(second)
         assert second.environment() == before
 
