@@ -37,7 +37,7 @@ def downgrade(settings: DatabaseSettings, to: str) -> None:
     """Undo all migrations after a revision, so that the software whose newest revision it is can run.
 
     Data that only the columns of these migrations hold is lost. Raises ValueError if there is no such revision, or if
-    a later one cannot be undone.
+    a later one cannot be undone, or not yet.
     """
     later = []
     for script in ScriptDirectory(str(HERE)).walk_revisions():

@@ -17,7 +17,10 @@ def downgrade() -> None:
     # A saved state continues only in its data type, and the older software does not know it.
     saved = "SELECT id FROM jobs WHERE dtype = 'bfloat16' AND resume IS NOT NULL AND finished_at IS NULL"
     if unfinished := op.get_bind().execute(sa.text(f"{saved} LIMIT 1")).scalar():
-        raise RuntimeError(f"{unfinished} has a state in bfloat16. Wait until such jobs end, or cancel them.")
+        raise ValueError(
+            f"{unfinished} has a saved state in bfloat16. Start the service again. Then let such jobs end, or cancel"
+            " them"
+        )
     op.drop_column("workers", "flops_bfloat16")
     op.drop_column("workers", "bfloat16")
     op.drop_column("jobs", "dtype")

@@ -1,7 +1,11 @@
 """The migrations build exactly the tables of the code, and do not block other transactions."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -18,6 +22,8 @@ from local.servers import Servers
 from migrations import HERE, downgrade, upgrade
 from tests.conftest import as_owner
 from tests.waiting import wait_for
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -153,8 +159,11 @@ def test_a_state_in_bfloat16_is_not_given_to_software_that_does_not_know_it(sett
     VALUES ('job_1', 'ours', 'file_1', '{}', 0, 'queued', 'bfloat16', '{"step": 1}');
     """
     upgrade_rows(settings, empty, "0270", rows)
-    with pytest.raises(RuntimeError, match="job_1 has a state in bfloat16"):
-        downgrade(settings, "0260")
+    command = [sys.executable, "-m", "migrations", "back", "0260"]
+    environment = {**os.environ, "SEFT_DATABASE_URL": str(settings.database_url)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    message = "job_1 has a saved state in bfloat16. Start the service again. Then let such jobs end, or cancel them.\n"
+    assert (ended.returncode, ended.stderr) == (1, message)
     with empty.begin() as connection:
         connection.exec_driver_sql("UPDATE jobs SET status = 'cancelled', finished_at = now()")
     downgrade(settings, "0260")
