@@ -21,7 +21,7 @@ from core.totals import Kind, Sum
 
 MEDIA_TYPE = "text/plain"
 EXAMPLE = 'seft_jobs{status="queued"} 3.0\n'
-RECENT = timedelta(hours=1)
+RECENT, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 def render(session: Session, lease_seconds: float) -> bytes:
@@ -50,7 +50,7 @@ class ServiceCollector(Collector):
         yield GaugeMetricFamily(
             "seft_workers",
             "Workers that sent a heartbeat within a day",
-            value=self._scalar(select(func.count()).select_from(Worker)),
+            value=self._scalar(select(func.count()).where(Worker.seen_at > func.now() - DAY)),
         )
         yield self._sums("seft_phase_seconds", "Durations of completed phases", "phase", Sum.PHASE_SECONDS, Phase)
         yield self._sums(
