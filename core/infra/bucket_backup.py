@@ -6,6 +6,7 @@ to, except objects that were created and deleted between the two runs. This is u
 After a restore, such a job starts again from the beginning.
 """
 
+import re
 from pathlib import Path
 
 from botocore.exceptions import ClientError
@@ -13,13 +14,18 @@ from botocore.exceptions import ClientError
 from core.infra.storage import Storage, is_missing
 
 PART = ".part"
+REMAINS = re.compile(rf"\{PART}(\.[0-9a-fA-F]{{8}})?$")
+"""End of the name of an incomplete file. boto3 adds eight digits to the name while it writes the file."""
 
 
 def save(storage: Storage, folder: Path) -> int:
     """Download the objects that are not in the folder yet, and return their number.
 
-    An object that is deleted in the meantime is skipped.
+    An object that is deleted in the meantime is skipped. Incomplete files of a killed `save` are deleted.
     """
+    for path in list(folder.rglob("*")):
+        if REMAINS.search(path.name):
+            path.unlink()
     fetched = 0
     for key in storage.keys(""):
         path = folder / key
@@ -41,7 +47,7 @@ def save(storage: Storage, folder: Path) -> int:
 def load(storage: Storage, folder: Path) -> int:
     """Upload all files of the folder to the bucket, and return their number. Creates the bucket if it is missing."""
     storage.ensure_bucket()
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != PART]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not REMAINS.search(path.name)]
     for path in files:
         storage.upload(path, path.relative_to(folder).as_posix())
     return len(files)
