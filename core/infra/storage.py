@@ -294,7 +294,8 @@ class Storage:
         except ClientError as error:
             if not is_missing(error):
                 raise
-        if not any("AbortIncompleteMultipartUpload" in rule for rule in rules):
+        whole = [rule for rule in rules if (rule.get("Filter") or {"Prefix": rule.get("Prefix", "")}) == {"Prefix": ""}]
+        if not any(rule["Status"] == "Enabled" and "AbortIncompleteMultipartUpload" in rule for rule in whole):
             self._s3.put_bucket_lifecycle_configuration(
                 Bucket=self._bucket, LifecycleConfiguration={"Rules": [*rules, ABORT_INCOMPLETE_UPLOADS]}
             )

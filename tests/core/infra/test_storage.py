@@ -224,6 +224,30 @@ def test_a_rule_for_incomplete_uploads_is_added_and_the_operators_rules_stay(
     assert [rule["ID"] for rule in rules] == ["theirs", ABORT_INCOMPLETE_UPLOADS["ID"]]
 
 
+@pytest.mark.parametrize(
+    ("theirs", "is_enough"),
+    [
+        ({"Status": "Enabled", "Filter": {}}, True),
+        ({"Status": "Enabled", "Filter": {"Prefix": ""}}, True),
+        ({"Status": "Enabled", "Prefix": ""}, True),
+        ({"Status": "Disabled", "Filter": {"Prefix": ""}}, False),
+        ({"Status": "Enabled", "Filter": {"Prefix": "logs/"}}, False),
+        ({"Status": "Enabled", "Prefix": "logs/"}, False),
+        ({"Status": "Enabled", "Filter": {"Tag": {"Key": "a", "Value": "b"}}}, False),
+        ({"Status": "Enabled", "Filter": {"And": {"Prefix": "", "ObjectSizeGreaterThan": 1}}}, False),
+    ],
+)
+def test_only_an_enabled_rule_for_all_incomplete_uploads_replaces_ours(
+    storage: Storage, settings: Settings, theirs: Any, is_enough: bool
+) -> None:
+    s3, bucket = storage._s3, settings.s3_bucket
+    rule = {"ID": "theirs", "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 5}} | theirs
+    s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [rule]})
+    storage.ensure_bucket()
+    rules = s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+    assert rules == ([rule] if is_enough else [rule, ABORT_INCOMPLETE_UPLOADS])
+
+
 def test_a_bucket_that_another_process_creates_at_the_same_moment_is_no_error(
     storage: Storage, settings: Settings
 ) -> None:
