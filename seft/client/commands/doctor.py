@@ -15,7 +15,8 @@ def doctor(as_json: AsJson = False) -> None:
         if str(error.name).partition(".")[0] == "core":
             message = "`seft doctor` checks the service. Run it in the folder of the repository: python -m seft doctor."
         else:
-            message = f"`seft doctor` needs the package {error.name}. Run pip install '.[service]' in this folder."
+            install = "pip install --editable '.[service]'"
+            message = f"`seft doctor` needs the package {error.name}. Run {install} in this folder."
         typer.echo(message, err=True)
         raise typer.Exit(Exit.USAGE) from error
     code = Exit.DONE
