@@ -6,7 +6,7 @@ An operation is a generator of steps (`seft.client.steps`). The drivers do its I
 import io
 import queue
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,8 @@ from seft.client.steps import Open, Pause, Progress, Read, Reply, Request, Send,
 
 T = TypeVar("T")
 TIMEOUT = httpx2.Timeout(30.0, read=120.0)
+"""Seconds. A large body is written in pieces, and the time to write counts for each piece."""
+PIECE_BYTES = 1 << 16
 UPLOAD_TIMEOUT = httpx2.Timeout(30.0, read=1800.0)
 """Seconds for a request with a file. The service answers after it has checked each record of the file."""
 
@@ -55,7 +57,7 @@ class Driver:
     def _perform(self, step: Step) -> Any:
         match step:
             case Send(request):
-                with _content(request) as content:
+                with _content(request, io.BytesIO) as content:
                     return _reply(request, self._web(request).request(request.method, request.path, **content))
             case Open(request):
                 return self._open(request)
@@ -141,7 +143,7 @@ class AsyncDriver:
     async def _perform(self, step: Step) -> Any:
         match step:
             case Send(request):
-                with _content(request) as content:
+                with _content(request, _pieces) as content:
                     response = await self._web(request).request(request.method, request.path, **content)
                     return _reply(request, response)
             case Open(request):
@@ -211,10 +213,18 @@ class _Counted(io.FileIO):
 
 
 @contextmanager
-def _content(request: Request) -> Iterator[dict[str, Any]]:
-    """Yield the keyword arguments that give httpx the body of a request. A file in it stays open meanwhile."""
+def _content(request: Request, in_pieces: Callable[[bytes], object]) -> Iterator[dict[str, Any]]:
+    """Yield the keyword arguments that give httpx the body of a request. A file in it stays open meanwhile.
+
+    `in_pieces` makes a body that httpx reads in pieces, because the timeout of a write is for the whole of a piece.
+    """
+    if request.content is not None:
+        length = {"Content-Length": str(len(request.content))}
+        sent = replace(request, headers={**request.headers, **length})
+        yield {**_words(sent), "content": in_pieces(request.content)}
+        return
     if request.file is None:
-        yield {**_words(request), "json": request.json, "content": request.content}
+        yield {**_words(request), "json": request.json}
         return
     with _Counted(request.file, request.progress) as file:
         yield {**_words(request), "files": {"file": (request.file.name, file)}, "timeout": UPLOAD_TIMEOUT}
@@ -258,6 +268,11 @@ def _unreachable(error: httpx2.RequestError) -> Unreachable:
 def _host(url: httpx2.URL) -> str:
     """Return only scheme and host, because the path and the query of a link give access."""
     return str(url.copy_with(raw_path=b"/", username="", password="")).rstrip("/")
+
+
+async def _pieces(content: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), PIECE_BYTES):
+        yield content[start : start + PIECE_BYTES]
 
 
 async def _nothing() -> AsyncIterator[bytes]:

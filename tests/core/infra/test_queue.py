@@ -6,19 +6,15 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import redis
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import RedisDsn
 
 from core.infra import queue
 from core.settings import Settings
+from tests.tls import self_signed
 
 
 def test_a_notification_is_one_message_that_names_no_job(settings: Settings) -> None:
@@ -74,19 +70,6 @@ def test_the_password_goes_only_to_a_broker_whose_certificate_is_valid(
         url = RedisDsn(f"rediss://:hidden@localhost:{port}/0{option}")
         queue.notify(queue.make_app(settings.model_copy(update={"broker_url": url})))
     assert (b"hidden" in b"".join(received)) is trusted
-
-
-def self_signed(folder: Path) -> Path:
-    """Write a certificate for `localhost` that no authority has signed, and its key, to a file."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    now = datetime.now(UTC)
-    builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
-    certificate = builder.add_extension(names, critical=True).sign(key, SHA256())
-    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    (path := folder / "broker.pem").write_bytes(secret + certificate.public_bytes(Encoding.PEM))
-    return path
 
 
 @contextmanager
