@@ -194,6 +194,22 @@ def test_polling_keeps_the_focus_and_the_scroll_position(new_user: NewUser, site
     assert events.evaluate("events => events.scrollTop") == 120
 
 
+def test_polling_keeps_the_scroll_position_of_a_page_whose_content_was_skipped_to(user: User, site: Site) -> None:
+    site.add_job()
+    job = site.claim_job()
+    job.prune(Scores())
+    user.page.set_viewport_size({"width": 1280, "height": 300})
+    page = user.go("/")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("#main$"))
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    position = page.evaluate("scrollY")
+    job.train(0, 50)
+    expect(page.locator("#overview")).to_contain_text("step 50 of 100")
+    assert page.evaluate("scrollY") == position > 50
+
+
 def test_theme_is_switched_and_kept(new_user: NewUser) -> None:
     user = new_user(color_scheme="light")
     page = user.sign_in()

@@ -96,6 +96,8 @@
     if (elt.matches(".estimate")) elt.textContent = "";
   };
 
+  // An element that requests its own page uses the address with its fragment. htmx would scroll to the fragment.
+  document.addEventListener("htmx:configRequest", (event) => { event.detail.path = event.detail.path.split("#")[0]; });
   document.addEventListener("htmx:sendError", reportFailure);
   document.addEventListener("htmx:timeout", reportFailure);
   document.addEventListener("htmx:responseError", (event) => {
