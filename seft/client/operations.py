@@ -289,14 +289,15 @@ class Operations(Administration):
                     f"{opened.url} did not answer with a stream of events."
                     " Check that SEFT_URL is the address of the service."
                 )
-            reader, before = EventReader(), after
+            reader, answered = EventReader(), False
             try:
                 while chunk := (yield Read()):
+                    failures, answered = 0, True  # a comment is an answer too
                     for event in _events(reader, chunk):
                         after = event["id"]
                         yield Row(event)
             except Unreachable:
-                failures = 0 if after > before else failures + 1
+                failures += not answered
                 if failures > len(self.pauses):
                     raise
             # The end of a stream does not mean the end of the job: for that the service answers 204.

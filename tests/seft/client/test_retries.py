@@ -1,14 +1,17 @@
-"""How long the client waits before a retry."""
+"""How long the client waits before a retry, and how often it opens a stream that breaks."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from unittest.mock import Mock
 
 import pytest
 
+from seft.client.errors import Unreachable
+from seft.client.operations import Operations
 from seft.client.retries import LONGEST, tried
-from seft.client.steps import Pause, Reply, Request, Send
+from seft.client.steps import Open, Pause, Read, Reply, Request, Send
 
 DONE = Reply(200, {}, b"", "/jobs")
 
@@ -63,3 +66,38 @@ def test_a_retry_after_that_is_too_long_fails_at_once(now: datetime) -> None:
     date = format_datetime(now + timedelta(hours=1), usegmt=True)
     for value in (f"{LONGEST + 1:.0f}", date):
         assert pauses([busy(value)], [1.0]) == []
+
+
+def streams_left(streams: Sequence[Sequence[bytes | None]], seconds: Sequence[float]) -> int:
+    """Return how many of these streams of events the client does not open before it gives up or the job has ended.
+
+    A stream brings its chunks. None breaks it, and an empty chunk is its end. After the last stream the job has ended.
+    """
+    (caller := Operations()).pauses = seconds
+    remaining, chunks = list(streams), list[bytes | None]()
+    steps = Operations.live_events.steps(caller, "job_1")
+    step = next(steps)
+    with suppress(Unreachable, StopIteration):
+        while True:
+            match step:
+                case Open() if remaining:
+                    chunks = list(remaining.pop(0))
+                    step = steps.send(Reply(200, {"Content-Type": "text/event-stream"}, b"", "/events"))
+                case Open():
+                    steps.send(Reply(204, {}, b"", "/events"))
+                case Read() if (chunk := chunks.pop(0)) is not None:
+                    step = steps.send(chunk)
+                case Read():
+                    step = steps.throw(Unreachable("It broke."))
+                case _:
+                    step = steps.send(None)
+    return len(remaining)
+
+
+def test_only_streams_that_break_one_after_another_and_bring_nothing_are_counted() -> None:
+    seconds = (1.0, 1.0)
+    silent, comment, ended = [None], [b": still here\n\n", None], [b'data: {"id": 1}\n\n', b""]
+    assert streams_left([silent] * 9, seconds) == 9 - (len(seconds) + 1)
+    assert streams_left([comment] * 9, seconds) == 0
+    assert streams_left([silent, silent, ended] * 9, seconds) == 0
+    assert streams_left([silent, silent, comment, silent, silent, silent, silent], seconds) == 1
