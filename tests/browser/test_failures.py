@@ -83,6 +83,19 @@ def test_page_says_that_its_requests_are_refused_and_sends_fewer(user: User) -> 
     user.console_errors.clear()  # the answers 429
 
 
+def test_page_waits_before_it_polls_new_content_after_the_machine_has_slept(user: User) -> None:
+    user.page.add_init_script(
+        """{ const now = Date.now; Date.now = () => now() + 3600e3; }  // `performance.now` stands still during sleep
+        document.addEventListener("htmx:beforeRequest", () => {
+            document.documentElement.dataset.polledAt ??= performance.now();
+        });"""
+    )
+    page = user.go("/")
+    pause = 1000 * int(page.locator("#overview").get_attribute("data-poll") or 0)
+    expect(page.locator("html[data-polled-at]")).to_be_attached()
+    assert float(page.locator("html").get_attribute("data-polled-at") or 0) >= pause > 0
+
+
 def test_estimate_that_is_refused_is_not_shown_any_more(user: User) -> None:
     page = user.go(f"/jobs/new?dataset={user.site.dataset}")
     page.get_by_label("Model", exact=True).fill("tiny")

@@ -57,7 +57,7 @@
     const slow = document.hidden ? SLOW_SECONDS : Math.min(SLOW_SECONDS, 2 ** failures);
     for (const element of document.querySelectorAll("[data-poll]")) {
       const pause = 1000 * Math.max(Number(element.dataset.poll), document.hidden || failures ? slow : 0);
-      const last = Number(element.dataset.polled || performance.timeOrigin + performance.now());
+      const last = Number(element.dataset.polled || Date.now());
       element.dataset.polled = last;
       if (Date.now() - last < pause || isInUse(element)) continue;
       element.dataset.polled = Date.now();
