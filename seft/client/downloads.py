@@ -228,7 +228,9 @@ class _Session:
                 file.seek(part.at)
                 while part.at < part.end and (chunk := (yield Read())):
                     inside = chunk[: part.end - part.at]
-                    file.write(inside)
+                    unwritten = memoryview(inside)
+                    while unwritten:  # a disk that becomes full takes only the first bytes of a write
+                        unwritten = unwritten[file.write(unwritten) :]
                     part.at += len(inside)
                     self.meter.add(len(inside))
         except Unreachable:

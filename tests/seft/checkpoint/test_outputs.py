@@ -2,13 +2,12 @@
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from seft.data.packing import Packed, Predictions
 from seft.errors import ConfigError
 from seft.repair import state
 from seft.retain import save_retained
+from tests.disks import full_disk
 from tests.seft.checkpoint.test_compact_format import EXPECTED, content_of, fill
 from tests.seft.checkpoint.test_export import FACTS, half_sparse
 from tests.tiny import untrained_tiny
@@ -36,17 +36,6 @@ from tests.tiny import untrained_tiny
 def folder(tmp_path: Path) -> Path:
     fill(folder := tmp_path / "model", EXPECTED)
     return folder
-
-
-@contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """Let the system refuse to write more than `size` bytes to a file."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("parts", [("file",), ("full",), ("link",), ("file", "new"), ("locked", "new"), ("x" * 300,)])

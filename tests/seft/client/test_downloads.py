@@ -11,6 +11,7 @@ import pytest
 
 from seft.client import Client, downloads
 from seft.client.errors import ClientError, IntegrityError
+from tests.disks import full_disk
 from tests.seft.client.conftest import PAUSES
 from tests.seft.client.servers import Script, Store, file_view, serving
 
@@ -172,6 +173,19 @@ def test_a_disk_without_space_for_the_missing_parts_is_reported_before_the_downl
         with nullcontext() if free == len(CONTENT) else pytest.raises(OSError, match="the download needs"):
             client.download("job_1", tmp_path)
         assert bool(store.ranges) is (free == len(CONTENT))
+
+
+def test_a_part_whose_bytes_the_disk_does_not_take_is_fetched_again(
+    script: Script, client: Client, store: Store, tmp_path: Path
+) -> None:
+    publish(script, store.file())
+    with full_disk(len(CONTENT) - 1), pytest.raises(OSError, match="too large"):
+        client.download("job_1", tmp_path, at_once=1)
+    store.ranges.clear()
+    publish(script, store.file())
+    (path,) = client.download("job_1", tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert store.ranges == [(2 * PART, len(CONTENT))]
 
 
 def test_expired_links_are_requested_again(script: Script, client: Client, store: Store, tmp_path: Path) -> None:
