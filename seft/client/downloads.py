@@ -44,6 +44,7 @@ def fetch(
     the checkpoint or the dataset that has the files. `at_once` is the number of parallel parts. Raises ClientError
     before anything is written if a file of the user would be replaced.
     """
+    require_parallel(at_once)
     files = (yield from again()) if files is None else files
     targets = [_Target.of(file, folder, owner) for file in files]
     session = _Session(again, pauses, Meter(progress, sum(target.size for target in targets)))
@@ -253,6 +254,12 @@ class Meter:
             self.done += count
             if self.progress:
                 self.progress(self.done, self.total)
+
+
+def require_parallel(at_once: int) -> None:
+    """Raise ClientError if no part may be sent or fetched at a time."""
+    if at_once < 1:
+        raise ClientError(f"at_once must be at least 1; it is {at_once}. 1 sends or fetches one part after another.")
 
 
 def _finish(target: _Target) -> Steps[None]:

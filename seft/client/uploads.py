@@ -11,7 +11,7 @@ from stat import S_ISREG
 from typing import cast
 
 from seft.client.calls import path_of
-from seft.client.downloads import Meter, sha256_of
+from seft.client.downloads import Meter, require_parallel, sha256_of
 from seft.client.errors import ApiProblem, ClientError, Flaw, storage_rejection
 from seft.client.responses import Dataset, Import, ImportPart, Json
 from seft.client.retries import tried
@@ -35,6 +35,7 @@ def send(
 
     `call` sends a request to the service. `skip` contains the percentage of invalid records that may be left out.
     """
+    require_parallel(at_once)
     size = path.stat().st_size
     body = {"name": path.name, "bytes": size, "resume_key": (yield Work(lambda: sha256_of(path))), **skip}
     started = cast("Import", (yield from call(Request("POST", "/imports", json=body))))

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -186,6 +187,25 @@ def test_a_part_whose_bytes_the_disk_does_not_take_is_fetched_again(
     (path,) = client.download("job_1", tmp_path)
     assert path.read_bytes() == CONTENT
     assert store.ranges == [(2 * PART, len(CONTENT))]
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_fewer_than_one_part_at_once_is_rejected(
+    script: Script, client: Client, store: Store, *, tmp_path: Path, number: int
+) -> None:
+    (data := tmp_path / "data.jsonl").write_bytes(b"x" * 9)
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: client.download("job_1", tmp_path / "out", at_once=number),
+        lambda: client.download_dataset("file_1", tmp_path / "out", at_once=number),
+        lambda: client.upload_dataset(data, at_once=number),
+    )
+    publish(script, store.file())
+    script.will_answer({"code": "too_large"}, status=413)
+    for call in calls:
+        with pytest.raises(ClientError, match=f"at_once must be at least 1; it is {number}"):
+            call()
+    assert [path for _, path, _, _ in script.requests] == ["/jobs/job_1/checkpoints", ANY]
+    assert list(tmp_path.iterdir()) == [data]
 
 
 def test_expired_links_are_requested_again(script: Script, client: Client, store: Store, tmp_path: Path) -> None:
