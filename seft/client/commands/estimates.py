@@ -1,6 +1,7 @@
 """`seft estimate`: memory, time and size of a job before you create it."""
 
 import json
+import shlex
 from collections.abc import Iterator
 
 import typer
@@ -61,18 +62,23 @@ def _why(worker: Fit) -> str:
         words.append(f"{about(worker['seconds'])}, {BASES[str(worker['seconds_from'])]}")
     if not worker["fits"]:
         change = worker["change"]
-        words.append("no change makes it fit" if change is None else f"fits with {_settings(change)}")
+        words.append("no change makes it fit" if change is None else f"fits with {as_options(change)}")
     return "; ".join(words)
 
 
-def _settings(change: dict[str, object], prefix: str = "") -> str:
-    """Return a change of a job's settings as `--set` options. A value is text or JSON, as `assigned` reads it."""
-    return " ".join(
-        _settings(value, f"{prefix}{name}.")
-        if isinstance(value, dict)
-        else f"--set {prefix}{name}={value if isinstance(value, str) else json.dumps(value)}"
-        for name, value in change.items()
-    )
+def as_options(change: dict[str, object], prefix: str = "") -> str:
+    """Return a change of a job's settings as `--set` options for a shell.
+
+    A value is text or JSON, as `assigned` reads it.
+    """
+    options = list[str]()
+    for name, value in change.items():
+        if isinstance(value, dict):
+            options.append(as_options(value, f"{prefix}{name}."))
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            options.append(f"--set {shlex.quote(f'{prefix}{name}={text}')}")
+    return " ".join(options)
 
 
 def _bytes(count: int) -> str:

@@ -15,6 +15,7 @@ from core.specs import JobSpec
 from seft import __version__
 from seft.client import shell
 from seft.client.cli import app
+from seft.client.commands.estimates import as_options
 from seft.client.config import Address
 from seft.client.errors import ApiProblem, Flaw
 from seft.client.shell import LISTS, Exit, assigned
@@ -36,6 +37,16 @@ def test_a_setting_reaches_any_depth_and_is_json_or_a_word() -> None:
         "prune": {"method": "wanda", "calibration": {"samples": 8}},
         "metadata": {"a": "b"},
     }
+
+
+def test_a_change_that_fits_reaches_the_service_through_a_shell() -> None:
+    change: dict[str, object] = {"model": "my model", "repair": {"steps": 7}, "output": {"formats": ["dense"]}}
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {as_options(change)}"], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert words[::2] == ["--set"] * 3
+    assert assigned(words[1::2]) == change
+    assert as_options({"devices": 1}) == "--set devices=1"
 
 
 def test_one_word_is_enough_for_each_field_that_is_a_list() -> None:
@@ -294,6 +305,7 @@ def test_help_loads_few_modules_and_no_slow_ones(words: list[str]) -> None:
     script = f"""
 import sys
 from seft.client.cli import app
+from seft.client.commands.estimates import as_options
 try: app({words})
 except SystemExit: pass
 print(len(sys.modules) < 200, sorted({slow} & set(sys.modules)))
