@@ -249,10 +249,10 @@ def _failing(walk: Walk[Any]) -> Iterator[None]:
     """Pass an error of the request in the `with` block to the operation."""
     try:
         yield
+    except (httpx2.LocalProtocolError, httpx2.InvalidURL, UnicodeEncodeError) as error:
+        walk.fail(ClientError(f"The request cannot be sent: {error}. Check the ids, names and keys in it."))
     except httpx2.RequestError as error:
         walk.fail(_unreachable(error))
-    except (httpx2.InvalidURL, UnicodeEncodeError) as error:
-        walk.fail(ClientError(f"The request cannot be sent: {error}. Check the ids, names and keys in it."))
     except ClientError as error:
         walk.fail(error)
 

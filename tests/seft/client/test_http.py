@@ -101,11 +101,12 @@ def test_a_rejection_by_another_server_may_have_other_errors(script: Script, cli
 def test_a_request_that_http_cannot_carry_is_reported(script: Script, client: Client) -> None:
     calls: tuple[Callable[[], object], ...] = (
         lambda: client.job("\x01"),
-        lambda: client.create_job(SPEC, idempotency_key="ü"),
+        *(lambda key=key: client.create_job(SPEC, idempotency_key=key) for key in ("ü", "run 1 ", "a\nb")),
     )
     for call in calls:
-        with pytest.raises(ClientError, match="The request cannot be sent"):
+        with pytest.raises(ClientError, match="The request cannot be sent") as caught:
             call()
+        assert not isinstance(caught.value, Unreachable)
     assert script.requests == []
 
 
