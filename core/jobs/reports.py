@@ -113,21 +113,23 @@ def span_length(session: Session, job_id: str, points: int) -> int:
     return 1 << max(0, math.ceil(high / points) - 1).bit_length()
 
 
-def first_attempt(session: Session, job_id: str) -> int:
-    """Return the number of the attempt that trained the first step, or 0 if no step was trained.
+def attempt_at(session: Session, job_id: str, step: int) -> int:
+    """Return the number of the newest attempt that trained a step up to `step`, or 0 if none did.
 
-    The number changes only if training restarts.
+    Only for a `step` that the job has reached. After that step there can be metrics of a lost attempt.
     """
-    query = select(JobMetric.attempt).where(JobMetric.job_id == job_id).order_by(JobMetric.step).limit(1)
-    return session.scalar(query) or 0
+    query = select(JobMetric.attempt).where(JobMetric.job_id == job_id, JobMetric.step <= step)
+    return session.scalar(query.order_by(JobMetric.step.desc()).limit(1)) or 0
 
 
-def downsample_metrics_by_span(session: Session, job_id: str, *, after_step: int, length: int) -> Sequence[MetricPoint]:
-    """Return one point per span of `length` steps. The spans are counted from step 1.
+def downsample_metrics_by_span(
+    session: Session, job_id: str, *, after_step: int, last_step: int, length: int
+) -> Sequence[MetricPoint]:
+    """Return one point per span of `length` steps, up to `last_step`. The spans are counted from step 1.
 
-    The values of a complete span do not change any more, unless training restarts.
+    The values of a complete span do not change any more, unless a later attempt repeats its steps.
     """
-    selected = (JobMetric.job_id == job_id, JobMetric.step > after_step)
+    selected = (JobMetric.job_id == job_id, JobMetric.step > after_step, JobMetric.step <= last_step)
     span = ((JobMetric.step - 1) // length).label("span")
     return _points(session, select(span, JobMetric.step, JobMetric.attempt, JobMetric.values).where(*selected))
 

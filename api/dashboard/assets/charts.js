@@ -165,10 +165,10 @@
     const column = ({ step, values }, name) => values[name] ?? step.map(() => null);
     const names = Object.keys({ ...known.values, ...added.values });
     const values = names.map((name) => [name, [...column(known, name).slice(0, keptLength), ...column(added, name)]]);
-    return { length: added.length, began: added.began, step: [...known.step.slice(0, keptLength), ...added.step], values: Object.fromEntries(values) };
+    return { length: added.length, attempt: added.attempt, step: [...known.step.slice(0, keptLength), ...added.step], values: Object.fromEntries(values) };
   };
 
-  let curves = { length: 1, began: 0, step: [], values: {} };
+  let curves = { length: 1, attempt: 0, step: [], values: {} };
   let drawing = false;
   let outdated = false;
   const refresh = async () => {
@@ -179,7 +179,7 @@
     try {
       const last = curves.step.at(-1) ?? -1;
       const after = last - (last % curves.length);
-      const query = `after=${after}&length=${curves.length}&began=${curves.began}`;
+      const query = `after=${after}&length=${curves.length}&attempt=${curves.attempt}`;
       curves = merge(curves, await fetchSeries(`${root.dataset.charts}?${query}`));
       drawJob(root, curves);
       retry.reset();

@@ -117,23 +117,28 @@ def series(
     *,
     after: Step = -1,
     length: int = 0,
-    began: int = 0,
+    attempt: int = 0,
 ) -> Response:
     """Return the metrics of a job as averages over spans of steps: {"step": [...], "values": {"loss": [...], ...}}.
 
-    A page that already has the values up to step `after` also sends the `length` of its spans in steps, and `began`,
-    the number of the attempt that started its training. The response then has only the values after that step. If the
-    length has changed or training has restarted, the response has all values, and its "after" is -1.
+    Steps of a lost attempt that are not trained again yet are left out. A page that already has the values up to step
+    `after` also sends the `length` of its spans in steps, and `attempt`, the number of the attempt that trained its
+    last step. The response then has only the values after that step. If the length has changed or another attempt
+    trains these steps, the response has all values, and its "after" is -1.
     """
     with services.sessions.begin() as session:
         job = jobs.get(session, visitor.caller.tenant, job_id)
-        span, first = reports.span_length(session, job.id, POINTS), reports.first_attempt(session, job.id)
-        after = after if (length, began) == (span, first) else -1
-        rows = reports.downsample_metrics_by_span(session, job.id, after_step=after, length=span)
+        span = reports.span_length(session, job.id, POINTS)
+        known = (span, reports.attempt_at(session, job.id, after)) if after <= job.step else None
+        if known != (length, attempt):
+            after, attempt = -1, 0
+        rows = reports.downsample_metrics_by_span(session, job.id, after_step=after, last_step=job.step, length=span)
+    if rows:
+        attempt = rows[-1].attempt
     names = sorted({name for row in rows for name in row.values})
     values = {name: [row.values.get(name) for row in rows] for name in names}
     steps = [row.step for row in rows]
-    body = json.dumps({"after": after, "length": span, "began": first, "step": steps, "values": values})
+    body = json.dumps({"after": after, "length": span, "attempt": attempt, "step": steps, "values": values})
     return tagged(body, request.headers.get("if-none-match", ""), "application/json")
 
 

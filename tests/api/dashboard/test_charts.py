@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import func, insert, literal, select
+from sqlalchemy import delete, func, insert, literal, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.dashboard.layers import SPARSITY_FILE, equally_sparse, sparsity_table
@@ -16,7 +16,7 @@ from core.jobs import attempts, reports
 from core.jobs.attempts import Attempt
 from core.jobs.reports import CHANGES
 from core.request_fields import EXAMPLE_DATASET
-from core.tables import Checkpoint, JobMetric
+from core.tables import Checkpoint, Job, JobMetric
 from tests.api.conftest import Json
 from tests.api.dashboard.conftest import ROOT, Browser, visible
 
@@ -80,16 +80,18 @@ def test_an_undone_event_counts_nothing_and_an_older_event_has_no_sparsity(
 
 @pytest.fixture
 def measure(sessions: sessionmaker[Session], attempt: Attempt) -> Callable[..., None]:
-    """Return a function that writes metrics for the steps `first` to `last`."""
+    """Return a function that writes metrics for the steps `first` to `last`. The job is at step `last` then."""
 
     def write(first: int, last: int, *, number: int = 1) -> None:
         step = func.generate_series(first, last).column_valued("step")
-        values = func.jsonb_build_object("loss", step, "speed", -step, "rate", 0.5, "memory", 2**33)
+        values = func.jsonb_build_object("loss", number * step, "speed", -step, "rate", 0.5, "memory", 2**33)
         columns = ["job_id", "step", "attempt", "values"]
         with sessions.begin() as session:
+            session.execute(delete(JobMetric).where(JobMetric.step.between(first, last)))
             session.execute(
                 insert(JobMetric).from_select(columns, select(literal(attempt.job_id), step, literal(number), values))
             )
+            session.get_one(Job, attempt.job_id).step = last
 
     return write
 
@@ -116,30 +118,62 @@ def test_page_with_a_curve_gets_new_points_and_the_whole_curve_after_its_spans_g
         curve: Json = json.loads(browser.show(f"/jobs/{attempt.job_id}/series{query}"))
         return curve
 
-    assert series() == {"after": -1, "length": 1, "began": 0, "step": [], "values": {}}
+    assert series() == {"after": -1, "length": 1, "attempt": 0, "step": [], "values": {}}
     measure(1, 4 * POINTS - 5)
     first = series()
     assert (first["length"], first["step"][:2], first["step"][-1]) == (4, [4, 8], 4 * POINTS - 5)
     measure(4 * POINTS - 4, 4 * POINTS)
     full = 4 * POINTS - 8
-    added, whole = series(f"?after={full}&length=4&began=1"), series()
+    added, whole = series(f"?after={full}&length=4&attempt=1"), series()
     assert (added["after"], added["step"]) == (full, [4 * POINTS - 4, 4 * POINTS])
     kept_length = first["step"].index(full) + 1
     assert first["step"][:kept_length] + added["step"] == whole["step"]
     for name, values in whole["values"].items():
         assert first["values"][name][:kept_length] + added["values"][name] == values
     measure(4 * POINTS + 1, 4 * POINTS + 1)
-    grown = series(f"?after={4 * POINTS}&length=4&began=1")
+    grown = series(f"?after={4 * POINTS}&length=4&attempt=1")
     assert grown == series()
     assert (grown["after"], grown["length"], grown["step"][0]) == (-1, 8, 8)
     with sessions.begin() as session:
         attempts.restart_training(session, attempt, "state.refused", "other software")
-    assert series(f"?after={4 * POINTS}&length=8&began=1")["began"] == 0
+    assert series(f"?after={4 * POINTS}&length=8&attempt=1")["attempt"] == 0
     measure(1, 4 * POINTS + 2, number=2)
-    restarted = series(f"?after={4 * POINTS}&length=8&began=1")
-    assert (restarted["after"], restarted["began"], restarted["step"][0]) == (-1, 2, 8), (
+    restarted = series(f"?after={4 * POINTS}&length=8&attempt=1")
+    assert (restarted["after"], restarted["attempt"], restarted["step"][0]) == (-1, 2, 8), (
         "a page that shows the lost training must replace it"
     )
+
+
+@pytest.mark.parametrize("looks", [{800, 805, 997, 1005}, {1005}])
+def test_page_with_a_curve_shows_no_values_of_a_lost_attempt_after_a_resume(
+    browser: Browser,
+    sessions: sessionmaker[Session],
+    attempt: Attempt,
+    *,
+    measure: Callable[..., None],
+    looks: set[int],
+) -> None:
+    def series(query: str = "") -> Json:
+        curve: Json = json.loads(browser.show(f"/jobs/{attempt.job_id}/series{query}"))
+        return curve
+
+    measure(1, 1000)
+    page = series()
+    with sessions.begin() as session:
+        session.get_one(Job, attempt.job_id).step = 800
+    for step, first in ((800, None), (805, 801), (997, 806), (1005, 998)):
+        if first:
+            measure(first, step, number=2)
+        if step in looks:
+            after = page["step"][-1] - page["step"][-1] % page["length"]
+            added, whole = series(f"?after={after}&length={page['length']}&attempt={page['attempt']}"), series()
+            kept = sum(known <= added["after"] for known in page["step"])
+            page = added | {
+                "step": page["step"][:kept] + added["step"],
+                "values": {name: old[:kept] + added["values"].get(name, []) for name, old in page["values"].items()},
+            }
+            assert {**page, "after": -1} == whole
+            assert whole["step"][-1] == step
 
 
 def test_routes_for_programs_refuse_unknown_parameters_and_pages_ignore_them(browser: Browser, job_id: str) -> None:
