@@ -34,13 +34,18 @@ class Watchable(Protocol):
 
 def follow(service: Watchable, job_id: str, console: Console) -> Job:
     """Watch a job until it ends, and show its phase, step, loss, speed and remaining time. Returns the ended job."""
-    step, values = -1, dict[str, float]()
+    step, values = None, dict[str, float]()
     with (_bar if console.is_terminal else _lines)(console) as show:
         for job in service.watch(job_id):
-            if job["step"] < step:  # a new attempt repeats the later steps
+            if step is None:  # only the newest values are shown
+                step = job["step"] - 1
+            elif job["step"] < step:  # a new attempt repeats the later steps
                 step, values = job["step"], {}
             for metric in service.metrics(job_id, after_step=step):
-                step, values = metric["step"], values | metric["values"]
+                if metric["step"] > job["step"]:
+                    break
+                if metric["attempt"] == job["attempt"]:  # until a step is trained again, its metrics are old
+                    step, values = metric["step"], values | metric["values"]
             show(job, _words(job, values))
     return job
 

@@ -1,11 +1,13 @@
 """The progress display of a running job."""
 
 import io
+import re
 from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
 
+from seft.client import progress
 from seft.client.progress import follow
 from seft.client.responses import Job, Metric
 
@@ -95,6 +97,49 @@ def test_without_a_terminal_each_phase_is_one_line() -> None:
     last: Job = {**JOB, "status": "succeeded", "phase": None, "progress": 1.0}
     shown = output_of(console, JOB, JOB, JOB, last)
     assert [line.split()[:2] for line in shown.splitlines()] == [["50%", "training"], ["100%", "succeeded"]]
+
+
+class Resumed:
+    """A job whose first attempt was lost at step 1000. The second one resumed at step 800.
+
+    Each step has its own loss. When the job reaches a step, the metrics of this step are not written yet.
+    """
+
+    def __init__(self, *steps: int) -> None:
+        self.steps, self.fetched = steps, list[int]()
+        self.rows: dict[int, Metric] = {}
+        self.write(1, 1000, 1)
+
+    def write(self, first: int, last: int, attempt: int) -> None:
+        self.rows |= {
+            step: {"step": step, "attempt": attempt, "values": {"loss": step + attempt / 10}}
+            for step in range(first, last + 1)
+        }
+
+    def watch(self, job_id: str) -> Iterator[Job]:
+        for step in self.steps:
+            self.write(801, step - 1, 2)
+            yield {**JOB, "attempt": 2, "step": step, "spec": {"repair": {"steps": 2000}}}
+
+    def metrics(self, job_id: str, *, after_step: int = -1) -> Iterator[Metric]:
+        for step in sorted(self.rows):
+            if step > after_step:
+                self.fetched.append(step)
+                yield self.rows[step]
+
+
+def test_values_of_a_lost_attempt_are_not_shown_after_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", -1.0)
+    console = Console(file=io.StringIO(), width=140)
+    follow(service := Resumed(800, 801, 802, 803, 990, 1005), "job_1", console)
+    assert isinstance(console.file, io.StringIO)
+    losses = re.findall(r"step (\d+)/2000(?:  loss (\S+))?", console.file.getvalue())
+    assert losses == [
+        *(("800", ""), ("801", ""), ("802", "801.200"), ("803", "802.200")),
+        *(("990", "989.200"), ("1005", "1004.200")),
+    ]
+    assert min(service.fetched) == 800
+    assert len(service.fetched) < 230, "only the steps after the last one that is known"
 
 
 def test_metrics_of_a_lost_training_are_not_shown_after_a_restart() -> None:
