@@ -11,7 +11,8 @@ from playwright.sync_api import Page, expect
 from core import webhooks, workers
 from core.access import keys
 from core.access.keys import Scope
-from core.jobs import pushes
+from core.jobs import attempts, pushes
+from core.jobs.reports import CHANGES
 from core.spec_parts import PushSpec
 from core.tables import Job
 from core.webhooks import DeliveryResult
@@ -208,6 +209,29 @@ def test_polling_keeps_the_scroll_position_of_a_page_whose_content_was_skipped_t
     job.train(0, 50)
     expect(page.locator("#overview")).to_contain_text("step 50 of 100")
     assert page.evaluate("scrollY") == position > 50
+
+
+def test_large_counts_of_a_topology_have_all_their_digits(new_user: NewUser, site: Site) -> None:
+    job_id, job = site.add_job(repair={"steps": 100, "density": 0.005}), site.claim_job()
+    job.prune(Scores())
+    count, shown = 3_412_345, "3\u202f412\u202f345"
+    counts = dict.fromkeys(CHANGES, count)
+    with site.sessions.begin() as session:
+        layers = {"model.layers.0.mlp.up_proj": counts}
+        event = {"step": 60, **counts, "sparsity": 0.6, "undone": False, "layers": layers}
+        attempts.record_evolution(session, job.attempt, event)
+    user = new_user(viewport=PHONE)
+    user.sign_in()
+    page = user.go(f"/jobs/{job_id}")
+    page.get_by_text("Show as tables").click()
+    for name, cells in (("Changes per event", 4), ("Positions grown per layer, all events", 1)):
+        expect(page.get_by_role("table", name=name).locator("td")).to_have_text([shown] * cells)
+    page.locator(".map canvas").hover()
+    expect(page.locator("[data-hover-info]")).to_contain_text(f"step 60: {shown} grown")
+    expect(page.locator(".map figcaption")).to_contain_text(f"≤ {shown}")
+    expect(page.locator('[data-chart="topology"] .u-value').last).to_have_text(shown)
+    expect(page.locator('[data-chart="topology"] .plot')).to_have_attribute("aria-label", re.compile(f"last {shown}"))
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
 def test_theme_is_switched_and_kept(new_user: NewUser) -> None:

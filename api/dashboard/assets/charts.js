@@ -22,12 +22,18 @@
 
   const last = (values) => values.findLast((value) => value !== null);
 
+  const formatWhole = (value) => value.toLocaleString("en").replaceAll(",", "\u202f");
+
+  // Short enough for an axis.
   const formatNumber = (value) => {
     if (value === null || value === undefined) return "–";
     const size = Math.abs(value);
     if (size !== 0 && (size < 0.001 || size >= 1e6)) return value.toExponential(1);
-    return size >= 1000 ? Math.round(value).toLocaleString("en").replaceAll(",", "\u202f") : String(Number(value.toPrecision(4)));
+    return size >= 1000 ? formatWhole(Math.round(value)) : String(Number(value.toPrecision(4)));
   };
+
+  // A whole number with all its digits, because texts with the same number have them too.
+  const formatCount = (value) => (Number.isInteger(value) ? formatWhole(value) : formatNumber(value));
 
   const formatBytes = (bytes) => {
     if (bytes === null || bytes === undefined) return "–";
@@ -46,6 +52,7 @@
     ...more,
   });
 
+  const formatOf = ({ bars }, format) => (bars ? formatCount : format);
   const shownValues = ({ values, shown }) => shown ?? values;
   const plotted = ({ step, series }) => [step, ...series.map(({ values }) => values)];
 
@@ -58,7 +65,7 @@
       scales: { x: { time: false } },
       legend: { live: true },
       cursor: { y: false, points: { size: 6 } },
-      series: [{ label: "Step", value: (_, value) => formatNumber(value ?? charts.get(figure).step.at(-1)) }, ...series.map(({ label, stroke, width, bars, points }) => ({
+      series: [{ label: "Step", value: (_, value) => formatCount(value ?? charts.get(figure).step.at(-1)) }, ...series.map(({ label, stroke, width, bars, points }) => ({
         label,
         stroke,
         fill: bars ? stroke : undefined,
@@ -68,7 +75,7 @@
         paths: bars ? uPlot.paths.bars({ size: [0.7, 22], radius: 0.15 }) : undefined,
         value: (_, __, number, at) => {
           const values = shownValues(charts.get(figure).series[number - 1]);
-          return format(at === null ? last(values) : values[at]);
+          return formatOf({ bars }, format)(at === null ? last(values) : values[at]);
         },
       }))],
       axes: [axis(figure, { size: 28, values: (_, ticks) => ticks.map((tick) => (tick < 0 ? "" : formatNumber(tick))) }), axis(figure, { size: axisWidth, values: (_, ticks) => ticks.map((tick) => format(hasBars ? Math.abs(tick) : tick)) })],
@@ -114,7 +121,7 @@
       if (!isEmpty) content.plot = makePlot(figure, container);
     }
     if (isEmpty) return;
-    container.setAttribute("aria-label", series.map((each) => `${each.label}: last ${format(last(shownValues(each)))}`).join(", "));
+    container.setAttribute("aria-label", series.map((each) => `${each.label}: last ${formatOf(each, format)(last(shownValues(each)))}`).join(", "));
     container.setAttribute("role", "img");
   };
 
@@ -224,7 +231,7 @@
     }
   };
 
-  globalThis.charts = { draw, fetchSeries, formatNumber, makeRetry };
+  globalThis.charts = { draw, fetchSeries, formatCount, makeRetry };
 
   document.addEventListener("theme", redraw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);

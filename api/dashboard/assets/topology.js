@@ -6,7 +6,7 @@
   const SHADES = 5;
   const MAP_HEIGHT = 210;
   const [MIN_ROW, MAX_ROW] = [3, 16];
-  const { draw, fetchSeries, formatNumber, makeRetry } = globalThis.charts;
+  const { draw, fetchSeries, formatCount, makeRetry } = globalThis.charts;
   const section = () => document.querySelector("[data-topology]");
   const selectedChange = () => section().querySelector("[name=of]:checked").value;
   let topology = null;
@@ -58,7 +58,7 @@
     const at = Math.floor((event.clientX - left) / width * cells[0].length);
     const count = cells[block]?.[at];
     if (count === undefined) return;
-    section().querySelector("[data-hover-info]").textContent = `block ${topology.blocks[block]}, ${name}, step ${formatNumber(topology.step[at])}: ${formatNumber(count)} ${topology.of}`;
+    section().querySelector("[data-hover-info]").textContent = `block ${topology.blocks[block]}, ${name}, step ${formatCount(topology.step[at])}: ${formatCount(count)} ${topology.of}`;
   };
 
   const drawMaps = () => {
@@ -66,7 +66,7 @@
     maps = topology.parts.map((part) => {
       const maximum = Math.max(1, ...part.cells.flat());
       const [figure, caption, canvas] = [createElement("figure", "", { className: "map" }), createElement("figcaption"), createElement("canvas")];
-      caption.append(createElement("b", part.name.replace(/^.*\./, "")), createElement("span", `≤ ${formatNumber(maximum)}`, { className: "num" }));
+      caption.append(createElement("b", part.name.replace(/^.*\./, "")), createElement("span", `≤ ${formatCount(maximum)}`, { className: "num" }));
       canvas.style.height = `${height}px`;
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label", `${part.name}: at most ${maximum} ${topology.of} per layer and event`);
@@ -83,7 +83,7 @@
     element.append(createElement("caption", name));
     element.createTHead().insertRow().append(...heads.map((head, at) => createElement("th", head, { scope: "col", className: at ? "end" : "" })));
     const body = element.createTBody();
-    for (const [head, ...cells] of rows) body.insertRow().append(createElement("th", head, { scope: "row" }), ...cells.map((cell) => createElement("td", formatNumber(cell), { className: "end num" })));
+    for (const [head, ...cells] of rows) body.insertRow().append(createElement("th", head, { scope: "row" }), ...cells.map((cell) => createElement("td", formatCount(cell), { className: "end num" })));
     const scroll = createElement("div", "", { className: "scroll", tabIndex: 0 });
     scroll.append(element);
     return scroll;
@@ -94,7 +94,7 @@
     details.replaceChildren(details.firstElementChild);
     if (!details.open || !topology) return;
     const total = (counts) => counts.reduce((sum, count) => sum + count, 0);
-    const events = topology.step.map((step, at) => [formatNumber(step), ...Object.values(topology.sums).map((counts) => counts[at])]);
+    const events = topology.step.map((step, at) => [formatCount(step), ...Object.values(topology.sums).map((counts) => counts[at])]);
     const blocks = topology.blocks.map((block, at) => [block, ...topology.parts.map(({ cells }) => total(cells[at]))]);
     details.append(
       table("Changes per event", ["Step", ...Object.keys(topology.sums)], events),
