@@ -137,7 +137,9 @@ def test_form_to_push_marks_the_wrong_field(new_user: NewUser, site: Site) -> No
 
 def test_malicious_and_long_names_are_shown_as_text(new_user: NewUser, site: Site) -> None:
     long = site.add_model("m" * 200)
-    jobs = {site.add_job(suffix=EVIL, metadata={EVIL: EVIL}): EVIL, site.add_job(model=long): long}
+    failed = {site.add_job(model=long, suffix="s_" * 32): "s_" * 32}
+    site.claim_job().fail("The device ran out of memory.")
+    jobs = failed | {site.add_job(suffix=EVIL, metadata={EVIL: EVIL}): EVIL, site.add_job(model=long): long}
     for viewport in ({"width": 1280, "height": 860}, PHONE):
         user = new_user(viewport=viewport)
         page = user.sign_in()
