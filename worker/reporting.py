@@ -40,7 +40,8 @@ def sender(pipe: int) -> Callable[[Message], None]:
 def errors_sent(send: Callable[[Message], None]) -> Iterator[None]:
     """Send an expected error of the `with` block as a message that says how the job ended.
 
-    Unexpected errors pass: Python prints them to the output, and the worker reports the end of the output.
+    Unexpected errors pass. Python prints them to the output, or the launcher of several processes prints the first one.
+    The worker reports the end of the output.
     """
     try:
         yield

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -22,6 +23,10 @@ from seft.parent_process import end_with_parent
 from worker.format_store import FormatStore
 from worker.protocol import Failed, Message, Task
 from worker.reporting import errors_sent, sender
+
+FAILURE_SECONDS = 1.0
+"""Seconds between an unexpected error and the end of one of several processes: ten times as long as torch waits between
+two looks at the processes."""
 
 
 def main(folder: Path, pipe: int, parent: int, connection: int) -> None:
@@ -52,8 +57,17 @@ def main(folder: Path, pipe: int, parent: int, connection: int) -> None:
 
 
 def _run_one_of_several(folder: Path, task: Task, send: Callable[[Message], None], store: FormatStore) -> None:
-    """Run one process of a job on several devices. If it has no result, exit with 1, which ends all of them."""
-    if not run(folder, task, send, store):
+    """Run one process of a job on several devices. If it has no result, exit with 1, which ends all of them.
+
+    When a process ends, its connections close, so the others fail, too. The launcher reports the process whose end it
+    sees first. So each process waits after an unexpected error. Meanwhile the launcher sees the end of an earlier one.
+    """
+    try:
+        finished = run(folder, task, send, store)
+    except Exception:
+        time.sleep(FAILURE_SECONDS)
+        raise
+    if not finished:
         sys.exit(1)
 
 

@@ -1,0 +1,69 @@
+"""The processes of a job on two devices with scripted work: `python -m tests.worker.launched SCENARIO FOLDER`.
+
+The launcher, the connection of the processes and the handling of errors and signals are real. A scenario names what
+happens. Its work takes the place of the pipeline in the first process, and of the replica in the second.
+"""
+
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from seft.errors import Cancelled
+from seft.repair.processes import broadcast, sum_over_processes
+from worker import launch, pipeline, replica, training
+from worker.format_store import FormatStore
+from worker.protocol import Message, Task
+
+CAUSE = "the second process has failed"
+
+
+class First:
+    """The work of the first process."""
+
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        send: Callable[[Message], None],
+        stopping: Callable[[], bool],
+        store: FormatStore,
+    ) -> None:
+        self.stopping = stopping
+
+    def run(self) -> None:
+        broadcast(None)
+        if SCENARIO in {"error", "kill"}:
+            sum_over_processes(torch.ones(10))  # the other process does not take part
+        launcher = os.getppid()
+        os.kill(launcher, signal.SIGTERM)
+        while not self.stopping():
+            time.sleep(0.01)
+        raise Cancelled
+
+
+def take_part(folder: Path, task: Task) -> bool:
+    """Do the work of the second process."""
+    broadcast(None)
+    if SCENARIO == "error":
+        raise RuntimeError(CAUSE)
+    if SCENARIO == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return True
+
+
+if __name__ == "__main__":
+    SCENARIO = sys.argv[1]
+    tempfile.tempdir = sys.argv[2]
+    pipeline.Pipeline, replica.take_part = First, take_part  # type: ignore[assignment,misc]
+    task: Any = SimpleNamespace(spec=SimpleNamespace(devices=2))
+    store: Any = None
+    launch.launch(2, partial(training._run_one_of_several, Path(), task, print, store))
