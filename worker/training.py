@@ -72,12 +72,18 @@ def _run_one_of_several(folder: Path, task: Task, send: Callable[[Message], None
 
 
 def run(folder: Path, task: Task, send: Callable[[Message], None], store: FormatStore) -> bool:
-    """Run the job or the part of this process. Return whether it was finished. A stop or known error is sent."""
+    """Run the job or the part of this process. A stop or known error is sent.
+
+    Return whether it was finished before a request to stop. Afterwards SIGTERM ends this process at once. Otherwise a
+    process that has finished would ignore it while torch lets it wait for the end of the others.
+    """
     stop_signals: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stop_signals.append(number))
+    finished = False
     with errors_sent(send):
-        return _compute(folder, task, send, lambda: bool(stop_signals), store)
-    return False
+        finished = _compute(folder, task, send, lambda: bool(stop_signals), store)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return finished and not stop_signals
 
 
 def _compute(

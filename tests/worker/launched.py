@@ -43,8 +43,9 @@ class First:
         broadcast(None)
         if SCENARIO in {"error", "kill"}:
             sum_over_processes(torch.ones(10))  # the other process does not take part
-        launcher = os.getppid()
-        os.kill(launcher, signal.SIGTERM)
+        if SCENARIO == "stop after replica":
+            time.sleep(1)
+        os.kill(os.getppid(), signal.SIGTERM)  # as a worker stops the launcher
         while not self.stopping():
             time.sleep(0.01)
         raise Cancelled
@@ -57,6 +58,8 @@ def take_part(folder: Path, task: Task) -> bool:
         raise RuntimeError(CAUSE)
     if SCENARIO == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if SCENARIO == "stop before replica":
+        time.sleep(1)
     return True
 
 
@@ -66,4 +69,4 @@ if __name__ == "__main__":
     pipeline.Pipeline, replica.take_part = First, take_part  # type: ignore[assignment,misc]
     task: Any = SimpleNamespace(spec=SimpleNamespace(devices=2))
     store: Any = None
-    launch.launch(2, partial(training._run_one_of_several, Path(), task, print, store))
+    launch.launch(2, partial(training._run_one_of_several, Path(), task, partial(print, flush=True), store))

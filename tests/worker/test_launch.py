@@ -8,6 +8,7 @@ import pytest
 
 from tests.worker.launched import CAUSE
 from worker.process import LOG_BYTES
+from worker.protocol import Stopped
 
 
 def launch(scenario: str, folder: Path) -> tuple[int, str]:
@@ -27,3 +28,10 @@ def test_the_output_ends_with_the_cause_if_one_process_fails_and_then_the_other(
     assert "rank      : 1" in report
     assert cause in report
     assert "Connection closed by peer" not in report
+
+
+@pytest.mark.parametrize("scenario", ["stop before replica", "stop after replica"])
+def test_a_replica_that_has_finished_ends_when_the_job_is_stopped(tmp_path: Path, scenario: str) -> None:
+    status, output = launch(scenario, tmp_path)
+    assert (status, "forcefully exiting" in output) == (0, False)
+    assert str(Stopped()) in output
