@@ -5,6 +5,7 @@ devices, this process starts one process for each of them (`worker.launch`), and
 """
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import signal
@@ -93,6 +94,7 @@ def _compute(
     import torch
 
     from seft.checkpoint.verify import standby
+    from seft.devices import trim_memory
     from worker import launch, replica
     from worker.pipeline import Pipeline
 
@@ -100,7 +102,11 @@ def _compute(
     try:
         with standby(store) if first else nullcontext(), launch.process_group(task.spec.devices):
             if not first:
-                return replica.take_part(folder, task)
+                finished = replica.take_part(folder, task)
+                # This process waits for the end of the others. Its model is in cycles, so it would stay in memory.
+                gc.collect()
+                trim_memory()
+                return finished
             Pipeline(folder, task, send, stopping, store).run()
     except torch.OutOfMemoryError as error:
         send(Failed(user_error=True, code=OUT_OF_MEMORY, message=str(error).splitlines()[0]))

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import torch
 
@@ -23,7 +24,20 @@ from worker import launch, pipeline, replica, training
 from worker.format_store import FormatStore
 from worker.protocol import Message, Task
 
-CAUSE = "the second process has failed"
+CAUSE, FREED = "the second process has failed", "The model is freed."
+
+
+class Model:
+    """An object that refers to itself, like a model whose `forward` a repair method has replaced."""
+
+    def __init__(self) -> None:
+        self.forward = self.describe
+
+    def describe(self) -> str:
+        return type(self).__name__
+
+
+MODELS: list[ref[Model]] = []
 
 
 class First:
@@ -41,6 +55,8 @@ class First:
 
     def run(self) -> None:
         broadcast(None)
+        if SCENARIO == "finish":
+            return
         if SCENARIO in {"error", "kill"}:
             sum_over_processes(torch.ones(10))  # the other process does not take part
         if SCENARIO == "stop after replica":
@@ -60,7 +76,16 @@ def take_part(folder: Path, task: Task) -> bool:
         os.kill(os.getpid(), signal.SIGKILL)
     if SCENARIO == "stop before replica":
         time.sleep(1)
+    model = Model()
+    MODELS.append(ref(model))
     return True
+
+
+def run(task: Task, store: FormatStore) -> None:
+    """Run one of the processes. Then the second one prints whether its model is still in memory."""
+    training._run_one_of_several(Path(), task, partial(print, flush=True), store)
+    for model in MODELS:
+        sys.stdout.write(FREED if model() is None else "The model is in memory.")
 
 
 if __name__ == "__main__":
@@ -69,4 +94,4 @@ if __name__ == "__main__":
     pipeline.Pipeline, replica.take_part = First, take_part  # type: ignore[assignment,misc]
     task: Any = SimpleNamespace(spec=SimpleNamespace(devices=2))
     store: Any = None
-    launch.launch(2, partial(training._run_one_of_several, Path(), task, partial(print, flush=True), store))
+    launch.launch(2, partial(run, task, store))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.launched import CAUSE
+from tests.worker.launched import CAUSE, FREED
 from worker.process import LOG_BYTES
 from worker.protocol import Stopped
 
@@ -35,3 +35,9 @@ def test_a_replica_that_has_finished_ends_when_the_job_is_stopped(tmp_path: Path
     status, output = launch(scenario, tmp_path)
     assert (status, "forcefully exiting" in output) == (0, False)
     assert str(Stopped()) in output
+
+
+def test_a_replica_that_has_finished_keeps_no_model_in_memory(tmp_path: Path) -> None:
+    status, output = launch("finish", tmp_path)
+    assert status == 0, output
+    assert FREED in output
