@@ -133,8 +133,8 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     host = round(parts.best_state / spec.devices) if spec.repair.evaluate_interval else 0
     if spec.repair.method is RepairMethod.LORA_REPRUNE:
         host += model.targets // 8  # the former zeros
-    beside = max(0, parts.copied - parts.temporary)  # the copy is not made during a step
-    alone = round(FRAGMENTATION * parts.saved) + beside
+    beside = max(0, parts.copied - parts.temporary)  # one process makes the copy, and not during a step
+    alone = round(FRAGMENTATION * parts.saved + beside / spec.devices)
     return Footprint(parts.device, host, round(parts.copied / spec.devices), alone, spec.devices)
 
 

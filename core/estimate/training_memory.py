@@ -54,7 +54,7 @@ class TrainingParts:
     between: Mapping[Phase, int]
     """What runs between two steps or after the last one, by the phase of a job that does the same."""
     copied: int
-    """The copy of all nonzeros that is saved between two steps, on the host."""
+    """The copy of all nonzeros that is saved between two steps, on the host. One process makes it."""
     best_state: int
     """The copy of the best state, on the host. One process has it."""
 

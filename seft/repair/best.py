@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seft.config import RepairConfig
 from seft.errors import ConfigError, TrainError
+from seft.models.targets import SPLIT
 from seft.repair.processes import broadcast, is_first
 from seft.repair.state import State
 from seft.report import Evaluated
@@ -62,7 +63,7 @@ class Best:
         if self.step is None or loss < self._loss:
             self.step, self._loss, self._idle = step, loss, 0
             self.tensors = {}  # freed before the next copy is made
-            present = dict(tensors())  # in all processes, because they gather split weights
+            present = dict(tensors()) if is_first() or SPLIT else {}  # all processes gather split weights
             if is_first():
                 for name in list(present):
                     self.tensors[name] = present.pop(name).detach().to("cpu", copy=True)

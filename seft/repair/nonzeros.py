@@ -17,13 +17,13 @@ from seft.checkpoint.pruned_state import pack_bits, unpack_bits
 from seft.config import Compare, Pattern
 from seft.dtypes import master_dtype
 from seft.errors import TrainError
-from seft.models.targets import Target, count_nonzeros
+from seft.models.targets import SPLIT, Target, count_nonzeros
 from seft.prune import curvature
 from seft.repair import factored, rise, swaps
 from seft.repair.factored import Moments
 from seft.repair.in_place import InPlaceLinear
 from seft.repair.positions import fields_of, named_fields
-from seft.repair.processes import process_count, sum_over_processes
+from seft.repair.processes import is_first, process_count, sum_over_processes
 from seft.repair.sampled import row_chunks
 from seft.repair.swaps import Observed, Swap
 from seft.repair.window import GradientSums
@@ -190,8 +190,14 @@ class NonzeroLinear(InPlaceLinear):
         return int(((self.weight != 0) & ~unpruned).sum())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the nonzeros and where they are, as copies in host memory, and the statistics."""
-        weights = {"values": _gather(self.weight, self.weight).cpu(), "kept": pack_bits(self.weight != 0)}
+        """Return the nonzeros and where they are, as copies in host memory, and the statistics.
+
+        If the weight is split over processes, the others only help the first one to gather it, and copy no nonzeros.
+        """
+        weight = self.weight
+        if self._target.module in SPLIT and not is_first():
+            return self._statistics()
+        weights = {"values": _gather(weight, weight).cpu(), "kept": pack_bits(weight != 0)}
         if self._unpruned is not None:
             weights["unpruned"] = self._unpruned
         return {**weights, **self._statistics(), **named_fields({"candidates": self.candidates})}

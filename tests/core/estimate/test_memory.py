@@ -89,3 +89,15 @@ def test_a_model_that_changes_its_logits_computes_all_of_them() -> None:
             assert needs[phase].device >= size * MODEL.parameters + copies * whole, phase
         distilled = spec_of(dtype=dtype, repair={**long, "distill_weight": 0.5})
         assert training_parts(capped, distilled).work >= 5 * whole
+
+
+def test_one_of_two_processes_copies_the_nonzeros() -> None:
+    repair = {"density": "all", "sequence_tokens": 128, "evaluate_interval": 4, **SMALL_STEPS}
+    alone, both = (
+        memory_by_phase(
+            MODEL, spec_of(devices=count, repair={**repair, "micro_batch": count, "batch_tokens": 128 * count})
+        )[Phase.TRAINING]
+        for count in (1, 2)
+    )
+    assert both.host_transfer * 2 == alone.host_transfer
+    assert both.cpu_only < 0.6 * alone.cpu_only

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from seft.checkpoint.export import round_weights
 from seft.checkpoint.pruned_state import load_pruned, save_pruned
@@ -18,6 +19,7 @@ from seft.models.targets import SPLIT, target_linears
 from seft.prune.detect_zeros import find_zeros
 from seft.prune.loop import prune_model
 from seft.repair import Repair
+from seft.repair.nonzeros import NonzeroLinear
 from seft.repair.processes import broadcast, broadcast_weights
 from seft.repair.shards import Shards
 from tests.seft.architectures import ARCHITECTURES
@@ -43,12 +45,15 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "all": ({"method": PruneMethod.ALPS, "allocation": Allocation.UNIFORM}, {"density": "all"}),
     "all-by-kernels": ({"method": PruneMethod.MAGNITUDE}, {"density": "all"}),
+    "all-evaluated": ({"method": PruneMethod.MAGNITUDE}, {"density": "all", "evaluate_interval": 2}),
     "all-recomputed": ({}, {**AT_ONCE, "activation_checkpointing": True}),
     "all-experts": ({}, AT_ONCE),
     "all-gradual": (GRADUAL, AT_ONCE),
     "all-gradual-model": ({"schedule": PruneSchedule.GRADUAL, "method": PruneMethod.ADMM}, AT_ONCE),
 }
 RESUMES = ("seft-2-4", "all")
+COPIED: list[int] = []
+"""Numbers of nonzeros that this process has copied at once, to keep or to save them."""
 
 
 def start(name: str) -> Any:
@@ -110,7 +115,8 @@ def run(name: str, folder: Path, *, split: bool, resume: int = 0) -> None:
     else:
         broadcast_weights(model)
     with in_parallel():
-        repair = Repair(model, TOKENS, repair_config, pruned=config)
+        held_out_loss = (lambda: perplexity(model, TEXT)) if repair_config.evaluate_interval else None
+        repair = Repair(model, TOKENS, repair_config, pruned=config, held_out_loss=held_out_loss)
         if resume:
             repair.load(folder / str(resume))
     while not repair.done:
@@ -130,11 +136,21 @@ def run(name: str, folder: Path, *, split: bool, resume: int = 0) -> None:
 
 def work(folder: Path) -> None:
     """Run one of two processes."""
+    copy = NonzeroLinear.tensors
+
+    def counted(self: NonzeroLinear) -> dict[str, Tensor]:
+        copies = copy(self)
+        COPIED.append(copies["values"].numel() if "values" in copies else 0)
+        return copies
+
+    NonzeroLinear.tensors = counted  # type: ignore[method-assign]
     for name in CASES:
+        SPLIT.clear()  # the process of a job has one model
         run(name, folder / "whole" / name, split=False)
         run(name, folder / "split" / name, split=True)
         if name in RESUMES:
             run(name, folder / "split" / name, split=True, resume=RESUMED)
+    torch.save(sum(COPIED), folder / f"copied.{dist.get_rank()}")
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +174,8 @@ def test_a_split_model_has_the_bits_of_a_whole_one(name: str, folder: Path) -> N
 def test_a_split_training_that_resumes_ends_with_the_same_bits(name: str, folder: Path) -> None:
     ends = [(folder / "split" / name / f"from-{step}" / "model.safetensors").read_bytes() for step in (0, RESUMED)]
     assert ends[0] == ends[1]
+
+
+def test_only_the_first_process_copies_the_nonzeros(folder: Path) -> None:
+    first, other = (torch.load(folder / f"copied.{rank}") for rank in range(2))
+    assert first > 0 == other
