@@ -227,9 +227,9 @@ class Pipeline:
     def _repair(self, loaded: Loaded, text: JobTexts, training: Packed, config: RepairConfig) -> RepairResult:
         """Train to the last step, then evaluate the best state of the training."""
         start = Start(training, text.held_out, self.retained, self.prune, config, self.step)
+        self._progress(Stage.TRAINING, self.step / config.steps)
         send_to_others(start, self._shards)
         share_weights(loaded.model, self._shards)
-        self._progress(Stage.TRAINING, self.step / config.steps)
         with in_parallel(self._shards):
             repair = start.open(loaded, self.folder, self._report_training)
         self._progress(Stage.TRAINING, self.step / config.steps)  # the pace of the steps counts from here

@@ -15,11 +15,12 @@ from core.specs import JobSpec
 from core.states import Phase
 from tests.worker.conftest import Backend, supervisor
 from tests.worker.test_child import write_job
+from tests.worker.test_pipeline import Run, _restore_torch_settings  # noqa: F401
 from worker import memory, training
 from worker.failures import Failures
 from worker.format_store import FormatStore
 from worker.pipeline import Pipeline
-from worker.protocol import Failed, Message, Task
+from worker.protocol import Failed, Message, Progressed, Task
 
 RETAIN: dict[str, Any] = {"repair": {"retain": "dataset", "retain_dataset": ids.new("file"), "sequence_tokens": 512}}
 
@@ -118,3 +119,16 @@ def test_a_tensor_for_which_the_machine_has_no_memory_is_lack_of_memory_of_the_m
     assert isinstance(failed, Failed)
     assert (failed.user_error, failed.code, failed.of_host) == (True, "out_of_memory", True)
     assert "you tried to allocate" in failed.message
+
+
+def test_memory_that_runs_out_while_the_other_processes_load_the_model_belongs_to_training(
+    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: object) -> None:
+        raise MemoryError
+
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:20])
+    monkeypatch.setattr("worker.pipeline.send_to_others", run_out)
+    with pytest.raises(MemoryError):
+        run.run()
+    assert run.of_type(Progressed)[-1].phase is Phase.TRAINING
