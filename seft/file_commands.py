@@ -168,5 +168,5 @@ def _difference(out: Path, files: list[str], tensors: list[str], changes: list[s
         where += f" (tensors: {', '.join(tensors[:SHOWN])}{more})"
     cause = "Software and machine are the recorded ones, so report this as a bug."
     if changes:
-        cause = f"Other software or another machine may give other bits: {'; '.join(changes)}."
+        cause = f"Other software, another machine or fewer processes may give other bits: {'; '.join(changes)}."
     return BitsDifferError(f"{out} must have the bits of the recorded checkpoint; {where}. {cause}")

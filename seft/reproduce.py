@@ -78,6 +78,8 @@ def _changes(recorded: Record) -> list[str]:
         if machine:
             pairs[f"hardware of {machine.device}"] = (machine.hardware, _here(machine).hardware)
     changes = [f"{name} was {then} and is {now}" for name, (then, now) in pairs.items() if then != now]
+    if (repaired := recorded.facts.repaired_on) and repaired.processes > 1:
+        changes.append(f"the repair ran in {repaired.processes} processes, and now in one, which adds in another order")
     return changes + [change for pair in pairwise(recorded.facts.attempts) for change in _changes_between(*pair)]
 
 

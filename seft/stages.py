@@ -32,6 +32,7 @@ from seft.prune.detect_zeros import MIN_SPARSITY, config_of_zeros, find_zeros
 from seft.prune.loop import prune_model
 from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair, RepairResult
+from seft.repair.processes import process_count
 from seft.report import Phase, Progress, Reporter, silent
 from seft.retain import split_retained, start_tokens, with_predictions, write_windows
 
@@ -226,7 +227,7 @@ def repaired_facts(
         dataset_sha256=dataset_sha256,
         scores={},
         evaluate=None,
-        repaired_on=machine,
+        repaired_on=replace(machine, processes=process_count()),
     )
 
 

@@ -294,4 +294,5 @@ def _machine(machine: Machine | None) -> str | None:
     if machine is None:
         return None
     threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
-    return f"{machine.device} ({machine.hardware}), {machine.dtype}, {threads}"
+    processes = f" in each of {machine.processes} processes" if machine.processes > 1 else ""
+    return f"{machine.device} ({machine.hardware}), {machine.dtype}, {threads}{processes}"

@@ -71,10 +71,11 @@ MAX_THREADS = 1 << 12
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a stage ran on. Another device, dtype or number of threads may change the last bits of the weights.
+    """What a stage ran on. Each value may change the last bits of the weights.
 
-    `hardware` is the name of the GPU, or the vector instructions of the CPU that torch uses. `deterministic` says
-    whether torch was asked for deterministic algorithms.
+    `hardware` is the name of the GPU, or the vector instructions of the CPU that torch uses. `threads` is the number of
+    CPU threads of each process. `deterministic` says whether torch was asked for deterministic algorithms. `processes`
+    is the number of processes that repaired the model, and 1 for other stages.
     """
 
     device: Literal["cpu", "cuda"]
@@ -82,6 +83,7 @@ class Machine:
     dtype: Literal["float32", "bfloat16", "float16"]
     threads: Annotated[int, Field(gt=0, le=MAX_THREADS)]
     deterministic: bool
+    processes: Annotated[int, Field(gt=0)] = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from local.processes import children_of
+from seft.checkpoint.facts import Record
 from seft.client.responses import Job
 from tests.e2e.conftest import Service
 from tests.e2e.test_jobs import OUTPUT, SPEC, end, wait_for_repair
@@ -88,6 +89,8 @@ def check_equal_to_one_device(service: Service, together: Job, folder: Path) -> 
         service.client.download(job["id"], folder / job["id"])
         weights.append(load_file(folder / job["id"] / "model.safetensors"))
     one, two = weights
+    processes = [Record.read(folder / job["id"]).facts.repaired_on for job in (alone, together)]
+    assert [each and each.processes for each in processes] == [1, 2]
     linears = [name for name in one if one[name].dim() == 2 and (one[name] == 0).float().mean() > 0.5]
     assert linears
     different = sum(int(((one[name] == 0) != (two[name] == 0)).sum()) for name in linears)

@@ -148,6 +148,8 @@ def test_another_result_ends_with_1_and_names_the_files_and_tensors(
     data = Record.read(made).data()
     data["facts"]["repair"]["steps"], data["facts"]["repair"]["learning_rate"] = 1, 0.5
     data["versions"]["torch"], data["facts"]["pruned_on"]["hardware"] = "1.0", "another CPU"
+    data["facts"]["repaired_on"]["processes"] = 2
+    data["facts"]["pruned_on"].pop("processes")  # as in a record of an older version
     attempt = {"machine": data["facts"]["pruned_on"], "micro_batch": 2, "versions": data["versions"]}
     data["facts"]["attempts"] = [attempt, {**attempt, "micro_batch": 1}]
     (record / "sparsity.json").write_bytes(canonical_json(data))
@@ -156,7 +158,9 @@ def test_another_result_ends_with_1_and_names_the_files_and_tensors(
     line = capsys.readouterr().err
     assert "these files differ: model.safetensors (tensors: model." in line
     assert "torch was 1.0 and is" in line
-    assert Record.read(tmp_path / "again").facts.pruned_on == Record.read(made).facts.pruned_on, "this machine"
+    assert "repair ran in 2 processes" in line
+    again, before = (Record.read(folder).facts for folder in (tmp_path / "again", made))
+    assert (again.pruned_on, again.repaired_on) == (before.pruned_on, before.repaired_on), "this machine"
     assert "micro_batch changed from 2 to 1 when the job was resumed" in line
 
 
