@@ -37,7 +37,8 @@ def smaller_micro_batch(spec: JobSpec, phase: Phase | None, *, of_host: bool) ->
     smallest = spec.devices
     if not of_host and not (phase is Phase.TRAINING and (stored or repair.micro_batch > smallest)):
         return None
-    # Several micro-batches need more memory, because the gradients of all nonzeros are added up.
+    # Several micro-batches need more memory, because the gradients of all nonzeros are added up. With experts on
+    # several devices they are added up in any case, but the request does not say whether the model has experts.
     whole = stored and spec.trains_all and not has_several_micro_batches(spec)
     return repair.micro_batch if whole else smallest
 

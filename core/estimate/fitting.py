@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from core.capability import CPU, Capability
 from core.estimate.footprint import Footprint, memory_by_phase
-from core.estimate.training_memory import training_parts
+from core.estimate.training_memory import always_sums_gradients, training_parts
 from core.specs import Dtype, JobSpec
 from core.states import Phase
 from core.tables import Worker
@@ -70,7 +70,7 @@ def suggest_change(model: Dimensions, spec: JobSpec, worker: Capability | Worker
             else:
                 training = result.phase is Phase.TRAINING
                 limit = training_parts(model, changed).limit if training else result.phase
-                changed = _shrink(changed, limit) or _without_retained(changed, limit)
+                changed = _shrink(model, changed, limit) or _without_retained(changed, limit)
         if changed is None:
             return None
         fields = changed.model_dump(mode="json")
@@ -92,7 +92,7 @@ def _sharded(spec: JobSpec) -> JobSpec | None:
         return None
 
 
-def _shrink(spec: JobSpec, phase: Phase) -> JobSpec | None:
+def _shrink(model: Dimensions, spec: JobSpec, phase: Phase) -> JobSpec | None:
     """Return the job with one change that reduces the memory of a phase and affects the result as little as possible.
 
     Returns None if no further change is possible.
@@ -100,7 +100,7 @@ def _shrink(spec: JobSpec, phase: Phase) -> JobSpec | None:
     calibration = spec.prune.calibration
     match phase:
         case Phase.TRAINING:
-            return _shrink_training(spec)
+            return _shrink_training(model, spec)
         case Phase.PRUNING | Phase.RECONSTRUCTING if calibration.samples >= 2 * MIN_SAMPLES:
             fewer = calibration.model_copy(update={"samples": calibration.samples // 2})
             return _with(spec, "prune", calibration=fewer)
@@ -114,13 +114,14 @@ def _shrink(spec: JobSpec, phase: Phase) -> JobSpec | None:
             return None
 
 
-def _shrink_training(spec: JobSpec) -> JobSpec | None:
+def _shrink_training(model: Dimensions, spec: JobSpec) -> JobSpec | None:
     repair = spec.repair
-    if not repair.activation_checkpointing and (spec.trains_all or repair.micro_batch == spec.devices):
+    # The sum of the gradients of several micro-batches needs memory. A step of one micro-batch has no such sum.
+    whole = spec.trains_all and not always_sums_gradients(model, spec)
+    if not repair.activation_checkpointing and (whole or repair.micro_batch == spec.devices):
         return _with(spec, "repair", activation_checkpointing=True)
     windows = repair.batch_tokens // repair.sequence_tokens
-    if spec.trains_all and windows > spec.devices:
-        # The sum of the gradients of several micro-batches needs memory. A step of one micro-batch has no such sum.
+    if whole and windows > spec.devices:
         windows = repair.micro_batch if windows > repair.micro_batch else _half(windows, spec.devices)
         return _with(spec, "repair", batch_tokens=windows * repair.sequence_tokens, micro_batch=windows)
     if repair.micro_batch > spec.devices:

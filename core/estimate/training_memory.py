@@ -148,12 +148,16 @@ def has_several_micro_batches(spec: JobSpec) -> bool:
 
 
 def _sums_gradients(model: Dimensions, spec: JobSpec) -> bool:
-    """Return whether a step of all nonzeros adds up the gradients of all linears until its end.
+    """Return whether a step of all nonzeros adds up the gradients of all linears until its end."""
+    return has_several_micro_batches(spec) or always_sums_gradients(model, spec)
 
-    It does so with several micro-batches, and with experts on several devices, see `seft.repair.all_nonzeros`.
+
+def always_sums_gradients(model: Dimensions, spec: JobSpec) -> bool:
+    """Return whether a step of all nonzeros adds up gradients even if it has one micro-batch.
+
+    It does so with experts on several devices, see `seft.repair.all_nonzeros`.
     """
-    experts = any(matrix.use < 1 for matrix in matrices(model))
-    return has_several_micro_batches(spec) or (spec.devices > 1 and experts)
+    return spec.devices > 1 and any(matrix.use < 1 for matrix in matrices(model))
 
 
 def _nonzeros(model: Dimensions, spec: JobSpec) -> int:

@@ -101,3 +101,16 @@ def test_one_of_two_processes_copies_the_nonzeros() -> None:
     )
     assert both.host_transfer * 2 == alone.host_transfer
     assert both.cpu_only < 0.6 * alone.cpu_only
+
+
+def test_experts_on_several_devices_get_a_smaller_micro_batch_and_not_a_smaller_batch() -> None:
+    experts = replace(MODEL, blocks=((Matrix(1000, 1000, count=8, use=0.25),),) * 100)
+    repair = {"density": "all", "batch_tokens": 1 << 14, "sequence_tokens": 512, **SMALL_STEPS}
+    large, small = (
+        spec_of(devices=2, sharded=True, dtype="bfloat16", repair={**repair, "micro_batch": count}) for count in (32, 2)
+    )
+    needed = [fitting.fit(experts, spec, Capability("cuda", "", 0, LARGEST)).needed_bytes for spec in (large, small)]
+    worker = Capability("cuda", "two devices", sum(needed) // 2, LARGEST, devices=2)
+    change = fitting.suggest_change(experts, large, worker)
+    assert change
+    assert change["repair"].keys() == {"micro_batch"}
