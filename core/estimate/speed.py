@@ -104,28 +104,30 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
     # The other formats are uploaded while they are written, and not in the phase `uploading`.
     written = len({OutputFormat.DENSE, *spec.output.formats})
     uploads = "" if OutputFormat.DENSE in spec.output.formats else "no weights"
+    devices = f" on {spec.devices}" if spec.devices > 1 else ""
+    # Only a split model uses the other devices outside of training: they gather each block for the first one.
+    split = f"{devices} split" if spec.sharded else ""
     work: dict[Task, float] = {
-        Task(Phase.LOADING): parameters,
+        Task(Phase.LOADING, split): parameters,
         Task(Phase.EXPORTING): parameters * written,
         Task(Phase.UPLOADING, uploads): parameters,
     }
     judged = evaluate.windows * evaluate.tokens + calibration.judged_retained(spec)
     dtype = "" if spec.resolved_dtype is Dtype.FLOAT32 else f" {spec.dtype}"
-    work[Task(Phase.EVALUATING, dtype)] = float(parameters * len(spec.scored) * judged)
+    work[Task(Phase.EVALUATING, f"{dtype}{split}")] = float(parameters * len(spec.scored) * judged)
     text = calibration.calibration_tokens(spec)
     if spec.prunes:
         # A part of the time, solving, does not depend on the number of tokens: compare only jobs with the same number.
-        method = f"{prune.method} {prune.refine} {allocation} {text}{dtype}"
+        method = f"{prune.method} {prune.refine} {allocation} {text}{dtype}{split}"
         work[Task(Phase.PRUNING, method)] = float(targets)
     if repair.retains:
         passes = calibration.writing_passes(spec)
-        work[Task(Phase.WRITING, f"{repair.retain}{dtype}")] = parameters * spec.retained_tokens * passes
+        work[Task(Phase.WRITING, f"{repair.retain}{dtype}{split}")] = parameters * spec.retained_tokens * passes
     if spec.reconstructs:
         work[Task(Phase.RECONSTRUCTING, dtype)] = float(targets * text * prune.reconstruct_epochs)
     if repair.method is not RepairMethod.NONE:
         distills = bool(repair.distill_weight or repair.hidden_weight)
-        devices = f" on {spec.devices}" if spec.devices > 1 else ""
-        method = f"{repair.method} {spec.trains_all} {prune.schedule} {distills}{dtype}{devices}"
+        method = f"{repair.method} {spec.trains_all} {prune.schedule} {distills}{dtype}{split or devices}"
         evaluated = calibration.evaluations_in_training(spec) * judged / STEP_PASSES
         work[Task(Phase.TRAINING, method)] = parameters * (repair.steps * repair.batch_tokens + evaluated)
     return work

@@ -107,6 +107,18 @@ def test_two_devices_train_in_half_the_time_and_their_times_are_measured_apart(m
     assert {task.phase for task in tasks[0] ^ tasks[1]} == {Phase.TRAINING}
 
 
+def test_the_times_of_a_split_model_count_only_for_models_that_are_split_over_as_many_devices() -> None:
+    request = {**MINIMAL, "repair": {"micro_batch": 4, "batch_tokens": 2048}}
+    whole, split, wider = (
+        set(count_work(JobSpec.model_validate({**request, "devices": count, "sharded": sharded}), 10**6, 10**6))
+        for count, sharded in ((2, False), (2, True), (4, True))
+    )
+    same = {Phase.EXPORTING, Phase.UPLOADING}
+    assert {Phase(task.phase) for task in whole} > same
+    for other in (whole, wider):
+        assert {task.phase for task in split & other} == same
+
+
 def training_bytes(model: Dimensions, **repair: Any) -> int:
     return memory_by_phase(model, JobSpec.model_validate({**MINIMAL, "repair": repair}))[Phase.TRAINING].device
 
