@@ -226,7 +226,7 @@ def test_the_text_must_be_there_exactly_if_it_is_used() -> None:
 
 
 def test_the_best_state_is_chosen_by_the_loss_on_both_texts() -> None:
-    config, text = short(**KEEP, evaluate_interval=1), retained()
+    config, text = short(**{**KEEP, "retain_share": 0.25}, evaluate_interval=1), retained()
     held_out = Packed.plain(TOKENS[: 3 * LENGTH].view(3, LENGTH))
     loaded: Any = SimpleNamespace(model=pruned_tiny())
     repair = stages.start_repair(
@@ -234,5 +234,15 @@ def test_the_best_state_is_chosen_by_the_loss_on_both_texts() -> None:
     )
     (judged,) = (each for each in repair.advance() if isinstance(each, Evaluated))
     losses = [mean_loss(loaded.model, each) for each in (held_out, split_retained(text)[1])]
-    assert judged.held_out_loss == pytest.approx(sum(losses) / 2)
+    assert judged.held_out_loss == pytest.approx(0.75 * losses[0] + 0.25 * losses[1])
     assert losses[0] != pytest.approx(losses[1])
+
+
+def test_the_steps_read_all_retained_windows_except_those_that_are_measured() -> None:
+    loaded: Any = SimpleNamespace(model=pruned_tiny())
+    own, text = Packed.plain(TOKENS[: 8 * LENGTH].view(8, LENGTH)), retained()
+    repair = stages.start_repair(
+        loaded, own, short(**KEEP, steps=40), pruned=PRUNED, load_teacher=lambda: None, retained=text, held_out=None
+    )
+    read = {tuple(row) for step in range(1, 41) for row in repair._batch(step)[0].tokens.tolist()}
+    assert read == {tuple(row) for each in (own, text[:-1]) for row in each.tokens.tolist()}
