@@ -64,6 +64,15 @@ def settled(app: FastAPI, client: TestClient, row: Json) -> Json:
     return result
 
 
+def claimed(sessions: Sessions) -> Import:
+    """Claim the next import."""
+    with sessions.begin() as session:
+        row = imports.claim(session)
+        assert row is not None
+        session.expunge(row)
+    return row
+
+
 def stored(app: FastAPI) -> list[str]:
     keys: list[str] = app.state.services.storage.keys("")
     return keys
@@ -210,15 +219,12 @@ def test_an_import_of_a_dead_importer_is_claimed_again(app: FastAPI, client: Tes
     upload = begin(client, len(RIGHT))
     send(client, upload, RIGHT, 1)
     client.post(f"/imports/{upload['id']}/complete")
-    with sessions.begin() as session:
-        claimed = imports.claim(session)
-        assert claimed is not None
-        session.expunge(claimed)
+    dead = claimed(sessions)
     assert not Importer(app.state.services).poll()
     let_leases_end(sessions)
     assert settled(app, client, upload)["status"] == "done"
     with sessions.begin() as session:
-        assert imports.lock_claimed(session, claimed) is None
+        assert imports.lock_claimed(session, dead) is None
 
 
 def test_an_import_that_never_works_fails(app: FastAPI, client: TestClient, sessions: Sessions) -> None:
@@ -226,8 +232,7 @@ def test_an_import_that_never_works_fails(app: FastAPI, client: TestClient, sess
     send(client, upload, RIGHT, 1)
     client.post(f"/imports/{upload['id']}/complete")
     for _ in range(imports.TRIES):
-        with sessions.begin() as session:
-            assert imports.claim(session)
+        claimed(sessions)
         let_leases_end(sessions)
     assert len(stored(app)) == 1
     result = settled(app, client, upload)
@@ -239,13 +244,9 @@ def test_an_importer_that_lost_its_lease_keeps_the_file_for_the_next_one(
     app: FastAPI, client: TestClient, sessions: Sessions
 ) -> None:
     upload = ready(client, RIGHT)
-    with sessions.begin() as session:
-        late = imports.claim(session)
-        assert late is not None
-        session.expunge(late)
+    late = claimed(sessions)
     let_leases_end(sessions)
-    with sessions.begin() as session:
-        assert imports.claim(session)
+    claimed(sessions)
     Importer(app.state.services)._process(late)
     let_leases_end(sessions)
     with sessions.begin() as session:
@@ -300,12 +301,13 @@ def test_claims_of_several_processes_run_one_after_the_other(client: TestClient,
 def test_a_tenant_whose_imports_are_in_work_comes_last(
     client: TestClient, new_client: NewClient, sessions: Sessions
 ) -> None:
+    for _ in range(4):
+        ready(client, RIGHT)
+    assert [claimed(sessions).tenant for _ in range(3)] == ["ours"] * 3
     theirs = new_client("theirs")
-    for each in (client, client, client, theirs, theirs):
-        ready(each, RIGHT)
-    with sessions.begin() as session:
-        tenants = [row.tenant for row in iter(lambda: imports.claim(session), None)]
-    assert tenants == ["ours", "theirs", "ours", "theirs", "ours"]
+    for _ in range(3):
+        ready(theirs, RIGHT)
+    assert [claimed(sessions).tenant for _ in range(4)] == ["theirs"] * 3 + ["ours"]
 
 
 def test_the_importers_of_a_process_work_for_different_tenants(

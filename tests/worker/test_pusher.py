@@ -370,21 +370,3 @@ def test_an_error_while_a_file_is_sent_is_known_by_its_cause_and_shows_no_machin
     assert row(backend, job_id).error is None
     let_time_pass(backend)
     assert (poll(backend), row(backend, job_id).state) == (1, "pushed")
-
-
-def test_tenants_take_turns(backend: Backend, publish: Callable[..., str]) -> None:
-    job_id = publish(repository="acme/a")
-    with backend.sessions.begin() as session:
-        job = jobs.get(session, TENANT, job_id)
-        for name in ("acme/b", "acme/c"):
-            pushes.request(session, job, PushSpec(repository=name))
-        for name in ("other/d", "other/e"):
-            pushes.request(session, job, PushSpec(repository=name)).tenant = "other"
-    served = []
-    for _ in range(5):
-        with backend.sessions.begin() as session:
-            claimed = pushes.claim(session)
-            assert claimed is not None
-            pushes.record_success(session, claimed, "")
-            served.append(claimed.tenant)
-    assert served[:4] in (["default", "other"] * 2, ["other", "default"] * 2)

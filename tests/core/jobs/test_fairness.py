@@ -76,6 +76,15 @@ def test_tenants_take_turns_on_a_single_worker(sessions: Sessions, make: MakeFor
     assert served(sessions, 7) == ["ours", "theirs", "ours", "theirs", "ours", "ours", "ours"]
 
 
+def test_a_tenant_with_fewer_running_jobs_comes_first_whoever_had_the_last_turn(
+    sessions: Sessions, make: MakeFor
+) -> None:
+    ours = [make("ours") for _ in range(5)]
+    assert claim_each(sessions, 3) == ours[:3]
+    theirs = [make("theirs") for _ in range(3)]
+    assert claim_each(sessions, 4) == [*theirs, ours[3]]
+
+
 def test_priority_orders_the_jobs_of_one_tenant_only(sessions: Sessions, make: MakeFor) -> None:
     late, urgent = make("ours"), make("ours", 100)
     theirs = make("theirs", -100)

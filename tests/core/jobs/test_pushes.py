@@ -26,19 +26,26 @@ def job_id(sessions: Sessions, make_job: MakeJob) -> str:
     return made
 
 
-def request(sessions: Sessions, job_id: str, revision: str = "main") -> Push:
+def request(sessions: Sessions, job_id: str, revision: str = "main", tenant: str = "ours") -> Push:
     with sessions.begin() as session:
         target = PushSpec(repository="acme/sparse", revision=revision)
-        return pushes.request(session, session.get_one(Job, job_id), target)
+        push = pushes.request(session, session.get_one(Job, job_id), target)
+        push.tenant = tenant
+        return push
 
 
 def claim(sessions: Sessions) -> ClaimedPush:
     """Claim the push, whose lease or pause has ended."""
     with sessions.begin() as session:
         session.execute(update(Push).where(Push.due_at.is_not(None)).values(due_at=func.now() - timedelta(seconds=1)))
+    return claim_due(sessions)
+
+
+def claim_due(sessions: Sessions) -> ClaimedPush:
+    """Claim the next push."""
     with sessions.begin() as session:
         push = pushes.claim(session)
-    assert push is not None
+        assert push is not None
     return push
 
 
@@ -87,3 +94,24 @@ def test_the_pauses_between_the_tries_grow_and_differ_at_random(
             seconds = func.extract("epoch", Push.due_at - func.now())
             pauses.append(float(session.scalars(select(seconds)).one()))
     assert pauses == pytest.approx([delay * choose(JITTER) for delay in RETRY_DELAYS])
+
+
+def test_tenants_take_turns(sessions: Sessions, job_id: str) -> None:
+    for revision, tenant in (("a", "ours"), ("b", "ours"), ("c", "ours"), ("d", "theirs"), ("e", "theirs")):
+        request(sessions, job_id, revision, tenant)
+    served = []
+    for _ in range(5):
+        push = claim_due(sessions)
+        with sessions.begin() as session:
+            pushes.record_success(session, push, "")
+        served.append(push.tenant)
+    assert served == ["ours", "theirs", "ours", "theirs", "ours"]
+
+
+def test_a_tenant_whose_pushes_are_in_work_comes_last(sessions: Sessions, job_id: str) -> None:
+    for revision in "abcd":
+        request(sessions, job_id, revision)
+    assert [claim_due(sessions).tenant for _ in range(3)] == ["ours"] * 3
+    for revision in "efg":
+        request(sessions, job_id, revision, "theirs")
+    assert [claim_due(sessions).tenant for _ in range(4)] == ["theirs"] * 3 + ["ours"]
