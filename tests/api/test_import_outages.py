@@ -1,6 +1,7 @@
 """Imports while the object storage or the source is not available."""
 
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import BinaryIO
 
 import pytest
@@ -17,6 +18,7 @@ from core.tables import Import
 from tests.api.conftest import let_leases_end
 from tests.api.test_imports import RIGHT, Sessions, ready, settled
 from tests.core.infra.test_storage import before_sending
+from tests.waiting import wait_for
 
 LARGE = b"".join(b'{"text": "%d%s"}\n' % (number, b"x" * 990_000) for number in range(9))
 """A dataset that is sent in parts."""
@@ -55,6 +57,27 @@ def test_an_import_survives_a_storage_that_rejects_the_credentials(
         assert Importer(away).poll()
         let_leases_end(sessions)
     assert settled(app, client, upload)["status"] == "done"
+
+
+def test_the_lease_is_renewed_while_the_storage_is_slow(
+    app: FastAPI, client: TestClient, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Storage):
+        """Opens no object before the lease of the import has been renewed."""
+
+        def open(self, key: str, bucket: str | None = None) -> BinaryIO:
+            first = due_at()
+            wait_for(lambda: due_at() != first)
+            return super().open(key, bucket)
+
+    def due_at() -> datetime | None:
+        with sessions.begin() as session:
+            return session.scalars(select(Import.due_at)).one()
+
+    monkeypatch.setattr(imports, "LEASE", timedelta(seconds=0.04))
+    upload = ready(client, RIGHT)
+    assert Importer(replace(app.state.services, storage=Slow(app.state.services.settings))).poll()
+    assert client.get(f"/imports/{upload['id']}").json()["status"] == "done"
 
 
 def test_an_unreachable_source_is_named_after_the_last_try(

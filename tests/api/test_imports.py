@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import httpx2
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import func, text, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
@@ -65,12 +65,18 @@ def settled(app: FastAPI, client: TestClient, row: Json) -> Json:
 
 
 def claimed(sessions: Sessions) -> Import:
-    """Claim the next import."""
+    """Claim the next import. Another importer can claim it when its lease has ended."""
     with sessions.begin() as session:
         row = imports.claim(session)
         assert row is not None
+        assert lease(session, row) == imports.LEASE
         session.expunge(row)
     return row
+
+
+def lease(session: Session, row: Import) -> timedelta | None:
+    """Return the time until another importer can claim the import."""
+    return session.scalars(select(Import.due_at - func.now()).where(Import.id == row.id)).one()
 
 
 def stored(app: FastAPI) -> list[str]:
@@ -246,7 +252,10 @@ def test_an_importer_that_lost_its_lease_keeps_the_file_for_the_next_one(
     upload = ready(client, RIGHT)
     late = claimed(sessions)
     let_leases_end(sessions)
-    claimed(sessions)
+    current = claimed(sessions)
+    with sessions.begin() as session:
+        imports.renew(session, current)
+        assert lease(session, current) == imports.LEASE
     Importer(app.state.services)._process(late)
     let_leases_end(sessions)
     with sessions.begin() as session:
@@ -278,15 +287,13 @@ def test_tenants_take_turns_however_many_imports_each_has(
     for each, count in ((client, 3), (theirs, 2)):
         for _ in range(count):
             ready(each, RIGHT)
-
-    def claim() -> str:
+    served = []
+    for _ in range(5):
+        row = claimed(sessions)
+        served.append(row.tenant)
         with sessions.begin() as session:
-            row = imports.claim(session)
-            assert row is not None
-            imports.fail(row, ProblemError(Code.INVALID_DATASET, "x"))
-            return row.tenant
-
-    assert [claim() for _ in range(5)] == ["ours", "theirs", "ours", "theirs", "ours"]
+            imports.fail(session.get_one(Import, row.id), ProblemError(Code.INVALID_DATASET, "x"))
+    assert served == ["ours", "theirs", "ours", "theirs", "ours"]
 
 
 def test_claims_of_several_processes_run_one_after_the_other(client: TestClient, sessions: Sessions) -> None:

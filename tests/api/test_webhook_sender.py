@@ -8,12 +8,12 @@ import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 
 import anyio
 import pytest
-from sqlalchemy import func, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
@@ -163,6 +163,8 @@ def test_a_sender_that_dies_only_delays_a_delivery(receiver: Receiver, client: T
     client.post(f"/webhooks/{hook['id']}/test")
     with sessions.begin() as session:
         (dead,) = webhooks.claim(session, 8)
+        (until,) = session.scalars(select(WebhookDelivery.due_at - func.now()))
+    assert until == timedelta(seconds=webhooks.CLAIM_SECONDS)
     assert rounds(sessions) == 0
     make_due(sessions)
     assert rounds(sessions) == 1

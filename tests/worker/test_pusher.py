@@ -32,6 +32,7 @@ from core.tables import Checkpoint, Push, WebhookDelivery
 from tests.hollow import write_hollow
 from tests.hub import Repo, hub, use_hub
 from tests.hub_uploads import Uploads
+from tests.waiting import wait_for
 from tests.worker.conftest import TENANT, Backend
 from worker.pusher import Pusher
 
@@ -199,6 +200,21 @@ def test_a_worker_that_is_killed_pushes_once(
     assert world.contents() == result(backend, job_id)
     assert len(world.uploads.commits) == 1
     assert set(world.uploads.received.values()) == {1}, "no file is uploaded again"
+
+
+def test_the_lease_is_renewed_while_the_hub_is_slow(
+    backend: Backend, world: Hub, publish: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pushes, "LEASE", timedelta(seconds=0.04))
+    job_id = publish(repository=NAME)
+
+    def wait(_: str, path: str) -> None:
+        if path.startswith("/lfs/"):
+            first = row(backend, job_id).due_at
+            wait_for(lambda: row(backend, job_id).due_at != first)
+
+    world.uploads.before = wait
+    assert (poll(backend), row(backend, job_id).state) == (1, "pushed")
 
 
 @pytest.mark.parametrize("deleted", [False, True])

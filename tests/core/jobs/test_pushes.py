@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from core.errors import Code, ProblemError
 from core.jobs import attempts, pushes
@@ -42,11 +43,17 @@ def claim(sessions: Sessions) -> ClaimedPush:
 
 
 def claim_due(sessions: Sessions) -> ClaimedPush:
-    """Claim the next push."""
+    """Claim the next push. Another worker can claim it when its lease has ended."""
     with sessions.begin() as session:
         push = pushes.claim(session)
         assert push is not None
+        assert lease(session, push) == pushes.LEASE
     return push
+
+
+def lease(session: Session, push: ClaimedPush) -> timedelta | None:
+    """Return the time until another worker can claim the push."""
+    return session.scalars(select(Push.due_at - func.now()).where(Push.id == push.id)).one()
 
 
 def test_a_try_of_an_earlier_request_writes_nothing_even_if_a_newer_try_has_its_number(
@@ -66,6 +73,7 @@ def test_a_try_of_an_earlier_request_writes_nothing_even_if_a_newer_try_has_its_
         (row,) = pushes.list_all(session, job_id)
         assert (row.state, row.commit_url) == ("running", None)
         assert pushes.renew(session, current)
+        assert lease(session, current) == pushes.LEASE
 
 
 def test_a_job_is_pushed_to_a_limited_number_of_branches_but_again_to_the_same_ones(
