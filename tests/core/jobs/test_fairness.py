@@ -198,7 +198,12 @@ def test_concurrent_requests_cannot_exceed_the_limit_of_stored_bytes(sessions: S
     assert accepted(sessions, add) == 2
 
 
-def test_waiting_jobs_per_tenant_and_per_key_are_limited(sessions: Sessions, make: MakeFor, settings: Settings) -> None:
+@pytest.mark.parametrize("concurrent", [0, 1, fairness.CONCURRENT])
+def test_waiting_jobs_per_tenant_and_per_key_are_limited(
+    sessions: Sessions, make: MakeFor, settings: Settings, monkeypatch: pytest.MonkeyPatch, concurrent: int
+) -> None:
+    """The limits are the same whether requests take a lock only near a limit, or always."""
+    monkeypatch.setattr(fairness, "CONCURRENT", concurrent)
     make("ours", key="key_a")
     make("ours", key="key_b")
 
