@@ -267,13 +267,17 @@ def test_after_a_rotation_both_secrets_sign_for_a_day(
     assert fresh["secret"] != hook["secret"]
     client.post(f"{path}/test")
     rounds(sessions)
-    with sessions.begin() as session:
-        session.execute(update(Webhook).values(old_secret_until=func.now()))
-    client.post(f"{path}/test")
-    rounds(sessions)
-    (first, body), (second, other) = receiver.got
-    assert first["webhook-signature"].split() == [signed(each["secret"], first, body) for each in (fresh, hook)]
-    assert second["webhook-signature"] == signed(fresh["secret"], second, other)
+    for hours in (23, 2):
+        with sessions.begin() as session:
+            earlier = Webhook.old_secret_until - timedelta(hours=hours)
+            session.execute(update(Webhook).values(old_secret_until=earlier))
+        client.post(f"{path}/test")
+        rounds(sessions)
+    *both, (last, other) = receiver.got
+    for headers, body in both:
+        expected = [signed(each["secret"], headers, body) for each in (fresh, hook)]
+        assert headers["webhook-signature"].split() == expected
+    assert last["webhook-signature"] == signed(fresh["secret"], last, other)
 
 
 def test_a_redirect_is_not_followed(receiver: Receiver, client: TestClient, sessions: Sessions) -> None:
@@ -360,7 +364,8 @@ def test_old_deliveries_are_deleted_once_they_are_finished(
         (delivery,) = webhooks.claim(session, 1)
         webhooks.record_result(session, delivery, DeliveryResult(200, ""))
     with sessions.begin() as session:
-        webhooks.delete_old(session, 1000)
-        session.execute(update(WebhookDelivery).values(created_at=func.now() - 2 * webhooks.RETENTION))
-        webhooks.delete_old(session, 1000)
+        session.execute(update(WebhookDelivery).values(created_at=func.now() - timedelta(days=29)))
+        assert webhooks.delete_old(session, 1000) == 0
+        session.execute(update(WebhookDelivery).values(created_at=func.now() - timedelta(days=31)))
+        assert webhooks.delete_old(session, 1000) == 1
     assert [delivery["state"] for delivery in deliveries(client, hook)] == ["pending"]

@@ -91,6 +91,8 @@ def test_an_unknown_object_is_kept_for_a_day_and_if_older_than_the_database(
     for key in unknown:
         backend.storage.put(key, b"1")
     assert cleanup.delete_unreferenced(backend.sessions, backend.storage) == 0, "they are new"
+    aged.age = timedelta(hours=23)
+    assert cleanup.delete_unreferenced(backend.sessions, aged) == 0, "an upload may still run"
     aged.age = timedelta(days=4)
     assert cleanup.delete_unreferenced(backend.sessions, aged) == 0, "they are older than the first key"
     aged.age = timedelta(days=2)

@@ -102,12 +102,16 @@ def test_a_dataset_is_kept_while_jobs_use_it_and_for_some_days_after(
     sessions: Sessions, spec: JobSpec, make_job: MakeJob
 ) -> None:
     assert expire_datasets(sessions) == [], "the dataset is new"
+    run(sessions, "UPDATE datasets SET uploaded_at = now() - interval '9 days'")
+    assert expire_datasets(sessions) == [], "the dataset is not old enough"
     run(sessions, "UPDATE datasets SET uploaded_at = now() - interval '11 days'")
     job_id = make_job()
     assert expire_datasets(sessions) == [], "a job waits"
     with sessions.begin() as session:
         actions.cancel(session, "ours", job_id)
     assert expire_datasets(sessions) == [], "a job has just ended"
+    run(sessions, "UPDATE jobs SET finished_at = now() - interval '9 days'")
+    assert expire_datasets(sessions) == [], "a job has ended not long ago"
     run(sessions, "UPDATE jobs SET finished_at = now() - interval '11 days'")
     assert expire_datasets(sessions, 0) == [], "0 keeps datasets permanently"
     assert expire_datasets(sessions) == [spec.dataset]
