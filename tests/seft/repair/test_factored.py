@@ -8,6 +8,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from seft.native import kernels
 from seft.repair import factored, passes
 from seft.repair.factored import Moments
+from seft.repair.nonzeros import NonzeroLinear, Plan
+from tests.seft.repair.repairing import as_target
 
 RATE, DECAY = 0.1, 0.99
 
@@ -115,6 +117,18 @@ def test_small_steps_count_in_bfloat16_although_each_is_below_the_rounding() -> 
     for number in range(100):
         factored.step(weight, gradient.clone(), moments, 1e-4, seed=0, name=str(number))
     assert 1 - float(weight.float().mean()) == pytest.approx(100 * 1e-4, rel=0.1)
+
+
+def test_small_steps_of_a_linear_move_nearly_all_weights_in_bfloat16() -> None:
+    """With the same random numbers in every step, only a few weights would move, and they would move too far."""
+    target = as_target(torch.ones(64, 64, dtype=torch.bfloat16))
+    linear = NonzeroLinear(target, 0, "a")
+    for number in range(1, 101):
+        linear.plan = Plan(number, 1e-4)
+        linear.gradient(*torch.ones(2, 1, 64, dtype=torch.bfloat16))
+    weight = target.weight.float()
+    assert 1 - float(weight.mean()) == pytest.approx(100 * 1e-4, rel=0.1)
+    assert float((weight != 1).float().mean()) > 0.8
 
 
 def test_a_step_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,18 @@ def test_the_dense_gradient_is_never_allocated_only_chunks_of_its_rows(density: 
     assert linear.weight.grad is None
 
 
+def test_the_events_of_a_linear_draw_different_numbers() -> None:
+    """The lists of the windows have all positions that may grow."""
+    drawn = []
+    for event in (1, 1, 2):
+        _, owner = repaired()
+        window = owner.open_window(owner.weight.numel(), event)
+        window.observe(torch.ones(1, 24), torch.ones(1, 16), owner.active.indices)
+        drawn.append(window.growth.draws)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not (drawn[0] == drawn[2]).any()
+
+
 def test_density_is_a_fraction_of_the_weights_but_at_most_the_nonzeros() -> None:
     assert len(repaired(density=0.1)[1].active) == round(0.1 * 24 * 16)
     linear, owner = repaired(density=1.0)
