@@ -153,6 +153,14 @@ def assert_resumes(start: Callable[[], tuple[Any, Repair]], folder: Path) -> tup
     return model, repair
 
 
+def assert_nonzeros_are_counted(repair: Repair) -> None:
+    """Assert that the optimizer of each linear at `density: all` divides by the present numbers of nonzeros."""
+    method: Any = repair._method
+    for linear in getattr(method, "_method", method).linears.values():
+        assert torch.equal(linear._moments.row_counts, linear.weight.count_nonzero(1))
+        assert torch.equal(linear._moments.col_counts, linear.weight.count_nonzero(0))
+
+
 def assert_saves_the_same(repair: Repair, folder: Path) -> None:
     """Assert that a repair saves the bytes that the uninterrupted one saved after the same step."""
     repair.save(folder / "again")

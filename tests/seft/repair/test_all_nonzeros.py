@@ -31,6 +31,7 @@ from tests.seft.repair.repairing import (
     PRUNED,
     TOKENS,
     Allocated,
+    assert_nonzeros_are_counted,
     assert_resumes,
     by_magnitude,
     in_pattern,
@@ -102,6 +103,7 @@ def test_the_zeros_follow_the_schedule_at_every_step(name: str, dtype: torch.dty
         events = [report for report in repair.advance() if isinstance(report, Evolved)]
         swapped += sum(event.grown for event in events)
         zeros = {key: sizes[key] - count for key, count in nonzeros(model).items()}
+        assert_nonzeros_are_counted(repair)
         assert all(event.sparsity == pytest.approx(sum(zeros.values()) / sum(sizes.values())) for event in events)
         if not pruned.gradual:
             assert zeros == first

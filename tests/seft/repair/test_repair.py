@@ -15,7 +15,17 @@ from seft.models.targets import target_linears
 from seft.repair import Repair
 from seft.repair.state import outdated
 from seft.report import Evolved, Progress, Report, Step
-from tests.seft.repair.repairing import PRUNED, TOKENS, by_magnitude, pruned_tiny, repaired, same_bits, short, weights
+from tests.seft.repair.repairing import (
+    PRUNED,
+    TOKENS,
+    by_magnitude,
+    nonzeros,
+    pruned_tiny,
+    repaired,
+    same_bits,
+    short,
+    weights,
+)
 
 
 def test_grown_zeros_are_counted_against_the_pruned_weights() -> None:
@@ -29,12 +39,17 @@ def test_grown_zeros_are_counted_against_the_pruned_weights() -> None:
 
 def test_steps_and_events_are_reported() -> None:
     reports: list[Report] = []
-    Repair(pruned_tiny(), TOKENS, short()).run(reports.append)
+    model = pruned_tiny()
+    budgets = nonzeros(model)
+    Repair(model, TOKENS, short()).run(reports.append)
     steps = [report for report in reports if isinstance(report, Step)]
     assert [report.step for report in steps] == list(range(1, 9))
     assert all(report.loss > 0 and report.tokens_per_second > 0 for report in steps)
     assert [report.step for report in reports if isinstance(report, Evolved)] == [1, 3, 6]
     assert [report.done for report in reports if isinstance(report, Progress)] == list(range(1, 9))
+    for event in (report for report in reports if isinstance(report, Evolved)):
+        for name, change in event.layers.items():
+            assert change.reactivated <= max(1, round(0.01 * budgets[name]))
     opening = next(report for report in reports if isinstance(report, Evolved))
     assert opening.grown >= opening.dropped > opening.reactivated > 0
     assert opening.pruned == opening.reactivated

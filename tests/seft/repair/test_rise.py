@@ -76,6 +76,7 @@ def test_groups_fill_up_to_the_pattern_and_every_count_before_is_exact(
         assert int(mask.sum()) == max(int(present.sum()), min(zeros, int(limit.sum())))
         assert not (before & ~mask).any()
         before = mask
+    assert int(before.sum()) == rise.zeros_in_pattern(weight, pattern)
     assert not overfull_groups(weight.masked_fill(before, 0), pattern)
 
 
