@@ -31,11 +31,11 @@ def test_lines_that_are_not_handled_are_bounded(
     assert len(lines) == 10
     if killed:
         writer.kill()
-        assert ended.wait(5)
+        wait_for(ended.is_set)
         assert len(lines) < LINES
         return
     for number in range(LINES):
         wait_for(lambda number=number: len(lines) > number)  # type: ignore[misc]
         writer.handled(lines[number])
-    assert ended.wait(5)
+    wait_for(ended.is_set)
     assert lines == [LINE] * LINES

@@ -7,7 +7,7 @@ from torch import Tensor
 from seft.native import kernels
 from seft.native.kernels import Level
 from seft.prune.statistics import add_products
-from tests.seft.runtime.test_kernels import level
+from tests.seft.runtime.test_kernels import LEVELS, level
 
 __all__ = ["level"]
 
@@ -44,7 +44,9 @@ def test_it_is_the_product_of_the_inputs_with_themselves(level: Level, shape: tu
         assert torch.equal(found, found.T)
 
 
-def test_neither_threads_nor_the_memory_layout_change_a_bit(level: Level) -> None:
+@pytest.mark.parametrize("level", {Level.AVX512} & set(LEVELS), indirect=True)
+def test_neither_threads_nor_the_memory_layout_change_a_bit() -> None:
+    """Torch promises it for no product, so only the kernel is tested."""
     inputs, matrix = make(700, 400)
     before = torch.get_num_threads()
     found = []
@@ -53,8 +55,7 @@ def test_neither_threads_nor_the_memory_layout_change_a_bit(level: Level) -> Non
         found.append(add_products(matrix, inputs, 1.0, 1.0))
         found.append(add_products(matrix, inputs.T.contiguous().T, 1.0, 1.0))
     torch.set_num_threads(before)
-    if level is Level.AVX512:  # torch promises it for no product
-        assert all(torch.equal(each, found[0]) for each in found)
+    assert all(torch.equal(each, found[0]) for each in found)
 
 
 def test_the_sums_are_float32_whatever_the_default_dtype_is(level: Level) -> None:

@@ -5,14 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from seft.config import RepairConfig
 from seft.data.packing import Packed
 from seft.loss import TokenLoss
 from seft.repair import Repair
+from seft.repair.nonzeros import NonzeroLinear
 from seft.repair.swaps import CHECK_WINDOWS
 from seft.report import Evolved
-from tests.seft.repair.repairing import PRUNED, TOKENS, pruned_tiny, short
+from tests.seft.architectures import ARCHITECTURES
+from tests.seft.repair.repairing import PRUNED, TOKENS, pruned_tiny, short, zero_smallest
 
 WINDOWS = Packed.plain(TOKENS[:1984].view(62, 32))
 
@@ -58,3 +61,24 @@ def test_an_event_is_undone_exactly_if_it_raises_the_loss_of_the_windows_that_ch
     events = [report for _ in range(4) for report in repair.advance() if isinstance(report, Evolved)]
     assert [(event.step, event.undone) for event in events] == [(2, contrary)]
     assert events[0].grown
+
+
+def test_a_swap_compares_experts_by_the_tokens_that_reach_all_linears(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ARCHITECTURES["mixtral"].model()
+    model.set_experts_implementation("eager")
+    zero_smallest(model)
+    repair = Repair(model, TOKENS, swapping(), pruned=PRUNED)
+    linears: dict[str, NonzeroLinear] = repair._method.linears  # type: ignore[attr-defined]
+    corrected, found = NonzeroLinear._corrected_outputs, list[tuple[NonzeroLinear, float]]()
+
+    def correct(linear: NonzeroLinear, batch_tokens: float) -> Tensor:
+        found.append((linear, batch_tokens))
+        return corrected(linear, batch_tokens)
+
+    monkeypatch.setattr(NonzeroLinear, "_corrected_outputs", correct)
+    for _ in range(2):
+        repair.advance()
+    tokens = [linear.tokens for linear in linears.values()]
+    assert [each for each, _ in found] == list(linears.values())
+    assert {number for _, number in found} == {max(tokens)}
+    assert min(tokens) < max(tokens)

@@ -98,12 +98,18 @@ def used_experts(model: nn.Module) -> list[set[int]]:
 
 
 def keep_best(folder: Path) -> None:
-    """Run a repair whose fourth step is the best one, and save its last state."""
+    """Run a repair whose fourth step is the best one, and save its last state.
+
+    In the second process alone, the last step would be the best one. It must decide like the first process.
+    """
     losses = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.5}
+    if dist.is_initialized() and dist.get_rank():
+        losses[8] = 1.0
     model, pruned = start("seft")
     config = short(batch_tokens=6 * 32, micro_batch=4, evaluate_interval=2)
     repair = Repair(model, TOKENS, config, pruned=pruned, held_out_loss=lambda: losses[repair.step])
     repair.run()
+    assert repair.kept_step == 4
     repair.save(folder)
 
 
