@@ -1,5 +1,6 @@
 """Writes of a worker to a job, and that only the running attempt can write."""
 
+import inspect
 import itertools
 import threading
 import time
@@ -133,25 +134,40 @@ def all_rows(sessions: Sessions) -> list[object]:
         ]
 
 
-WRITES: list[Callable[[Session, Attempt], object]] = [
-    lambda s, a: attempts.heartbeat(s, a, LEASE, 0.0),
-    lambda s, a: attempts.set_progress(s, a, phase=Phase.TRAINING, progress=0.5, step=3),
-    lambda s, a: attempts.add_metrics(s, a, [(1, {"loss": 1.0})]),
-    lambda s, a: attempts.add_event(s, a, "evolved", {}),
-    lambda s, a: attempts.record_evolution(s, a, {"step": 3}),
-    lambda s, a: attempts.restart_training(s, a, "state.missing", "m"),
-    lambda s, a: attempts.add_scores(s, a, {"dense": 1.0}),
-    lambda s, a: attempts.save_resume(s, a, {"step": 1, "files": []}),
-    lambda s, a: attempts.publish(s, a, step=1, prefix="p", sha256="0", files=[], scores={}, measured={}),
-    lambda s, a: attempts.fail(s, a, fault=Fault.SYSTEM, code="c", message="m", retry=True, max_failures=3),
-    lambda s, a: attempts.fail_out_of_memory(s, a, message="m", micro_batch=1, larger=True),
-    lambda s, a: attempts.pause_for(s, a, Reason.DISK_FULL, "m", needs=1),
-    attempts.release,
-]
+WRITES: dict[str, Callable[[Session, Attempt], object]] = {
+    "heartbeat": lambda s, a: attempts.heartbeat(s, a, LEASE, 0.0),
+    "set_progress": lambda s, a: attempts.set_progress(s, a, phase=Phase.TRAINING, progress=0.5, step=3),
+    "add_metrics": lambda s, a: attempts.add_metrics(s, a, [(1, {"loss": 1.0})]),
+    "add_event": lambda s, a: attempts.add_event(s, a, "evolved", {}),
+    "record_evolution": lambda s, a: attempts.record_evolution(s, a, {"step": 3}),
+    "restart_training": lambda s, a: attempts.restart_training(s, a, "state.missing", "m"),
+    "add_scores": lambda s, a: attempts.add_scores(s, a, {"dense": 1.0}),
+    "save_resume": lambda s, a: attempts.save_resume(s, a, {"step": 1, "files": []}),
+    "publish": lambda s, a: attempts.publish(s, a, step=1, prefix="p", sha256="0", files=[], scores={}, measured={}),
+    "fail": lambda s, a: attempts.fail(s, a, fault=Fault.SYSTEM, code="c", message="m", retry=True, max_failures=3),
+    "fail_out_of_memory": lambda s, a: attempts.fail_out_of_memory(s, a, message="m", micro_batch=1, larger=True),
+    "pause_for": lambda s, a: attempts.pause_for(s, a, Reason.DISK_FULL, "m", needs=1),
+    "release": attempts.release,
+}
+
+
+def assert_refused(sessions: Sessions, write: Callable[[Session, Attempt], object], attempt: Attempt) -> None:
+    """Assert that the write of an attempt that has lost its job raises an error, and has changed no row before that."""
+    before = all_rows(sessions)
+    with sessions.begin() as session, pytest.raises(LeaseLostError):
+        write(session, attempt)
+    assert all_rows(sessions) == before
+
+
+def test_all_writes_of_an_attempt_are_tested() -> None:
+    own = {name: each for name, each in vars(attempts).items() if getattr(each, "__module__", "") == attempts.__name__}
+    public = {name: each for name, each in own.items() if inspect.isfunction(each) and not name.startswith("_")}
+    takes_attempt = {name for name, each in public.items() if "attempt" in inspect.signature(each).parameters}
+    assert takes_attempt == WRITES.keys()
 
 
 def test_a_worker_that_lost_its_job_cannot_write(sessions: Sessions, make_job: MakeJob) -> None:
-    for write in WRITES:
+    for write in WRITES.values():
         cancelled, deleted, taken_over = make_job(), make_job(), make_job()
         stale = [claimed(sessions, "dead") for _ in range(3)]
         with sessions.begin() as session:
@@ -162,26 +178,20 @@ def test_a_worker_that_lost_its_job_cannot_write(sessions: Sessions, make_job: M
         with sessions.begin() as session:
             assert recovery.requeue_lost(session, 3) == [taken_over]
         assert claimed(sessions, "living").job_id == taken_over
-        before = all_rows(sessions)
         for attempt in stale:
-            with pytest.raises(LeaseLostError), sessions.begin() as session:
-                write(session, attempt)
-            assert all_rows(sessions) == before
+            assert_refused(sessions, write, attempt)
 
 
 def test_two_workers_with_the_same_number_of_an_attempt_do_not_both_write(
     sessions: Sessions, make_job: MakeJob
 ) -> None:
     """This happens after a restore of the database, if a worker still runs an attempt of the time after the backup."""
-    for write in WRITES:
+    for write in WRITES.values():
         make_job()
         stale = claimed(sessions, "before")
         with sessions.begin() as session:
             session.execute(text("UPDATE jobs SET worker = 'after' WHERE status = 'running'"))
-        before = all_rows(sessions)
-        with pytest.raises(LeaseLostError), sessions.begin() as session:
-            write(session, stale)
-        assert all_rows(sessions) == before
+        assert_refused(sessions, write, stale)
 
 
 def test_the_lease_counts_from_the_end_of_a_claim_that_had_to_wait(sessions: Sessions, make_job: MakeJob) -> None:
