@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.faults import faults
-from tests.faults.drill import Drill
+from tests.faults.drill import STEPS, Drill
 from tests.faults.faults import Fault
 
 CLEANUP_SECONDS = 60.0
@@ -40,13 +40,18 @@ class Outcome:
     """Whether two attempts of the job ran at the same time."""
     damaged: int
     """Number of files of the checkpoint whose stored bytes do not match their hash."""
+    restarted: bool
+    """Whether a saved state was lost or refused, so that the job started again at step 0."""
+    reported: bool
+    """Whether the metrics of each step were written."""
     seconds: float
     """Time from the start of its training process to its end."""
 
     @property
     def good(self) -> bool:
         """True if the job was neither lost nor run twice nor changed. A fault that missed it proves nothing."""
-        return self.status == "succeeded" and self.same and not self.overlapping and not self.damaged
+        kept = self.same and self.reported and not self.restarted
+        return self.status == "succeeded" and kept and not self.overlapping and not self.damaged
 
 
 def run_job(drill: Drill, number: int, fault: Fault, delay: float, expected: str | None) -> tuple[Outcome, str]:
@@ -71,6 +76,8 @@ def run_job(drill: Drill, number: int, fault: Fault, delay: float, expected: str
         same=bool(sha256) and sha256 == (expected or sha256),
         overlapping=drill.attempts_overlap(job_id),
         damaged=len(drill.damaged(job_id)) if sha256 else 0,
+        restarted=drill.restarted(job_id),
+        reported=drill.reported_steps(job_id) == list(range(1, STEPS + 1)),
         seconds=round(time.monotonic() - began, 1),
     )
     drill.replace_workers()

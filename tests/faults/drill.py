@@ -32,12 +32,13 @@ from tests.claims import job_row
 from tests.faults.proxy import Proxy
 from tests.worker.conftest import add_measured_worker
 
+STEPS = 24
 SPEC: dict[str, Any] = {
     "model": "tiny",
     "sparsity": 0.6,
     "prune": {"method": "wanda", "calibration": {"samples": 4, "tokens": 96}},
     "repair": {
-        "steps": 24,
+        "steps": STEPS,
         "batch_tokens": 384,
         "sequence_tokens": 96,
         "update_interval": 5,
@@ -170,6 +171,18 @@ class Drill:
                 "job.succeeded",
             }
         return attempts != sorted(attempts) or bool(metrics and max(metrics) > attempts[-1])
+
+    def restarted(self, job_id: str) -> bool:
+        """Return whether a saved state of the job was lost or refused, so that its training started again."""
+        lost = JobEvent.type.in_(("state.missing", "state.refused"))
+        with self.sessions.begin() as session:
+            return session.scalar(select(JobEvent.id).where(JobEvent.job_id == job_id, lost).limit(1)) is not None
+
+    def reported_steps(self, job_id: str) -> list[int]:
+        """Return the steps of the job whose metrics were written, in order."""
+        query = select(JobMetric.step).where(JobMetric.job_id == job_id).order_by(JobMetric.step)
+        with self.sessions.begin() as session:
+            return list(session.scalars(query))
 
     def unreferenced(self) -> list[str]:
         return unreferenced(self.sessions, self.storage)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from core.states import Status
 from tests.faults.drill import INTERVALS, WORKERS, Drill
 from worker.disk_space import RESERVE_BYTES
 
@@ -64,6 +65,12 @@ def kill_child(drill: Drill, job_id: str) -> bool:
     with suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
     return True
+
+
+def kill_saved_child(drill: Drill, job_id: str) -> bool:
+    """Kill the training process with SIGKILL after a state of a step was saved."""
+    saved = drill.wait(lambda: ((job := drill.job(job_id)).resume or {"step": 0})["step"] or Status(job.status).final)
+    return saved and kill_child(drill, job_id)
 
 
 def drain_worker(drill: Drill, job_id: str) -> bool:
@@ -173,6 +180,7 @@ def unmount(folder: Path) -> None:
 ALWAYS: tuple[Fault, ...] = (
     kill_worker,
     kill_child,
+    kill_saved_child,
     drain_worker,
     suspend_worker,
     kill_api,

@@ -8,7 +8,7 @@ import pytest
 from core.tables import Job
 from tests.faults import faults
 from tests.faults.__main__ import Outcome, never_hit, run_job, run_jobs
-from tests.faults.drill import Drill
+from tests.faults.drill import STEPS, Drill
 
 SEED = 872
 """With this seed, each job gets another fault, in the second quarter of its time."""
@@ -16,14 +16,14 @@ SEED = 872
 
 @pytest.mark.timeout(900)
 def test_jobs_end_in_the_same_bits_whatever_fails(tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]) -> None:
-    kinds = (faults.kill_worker, faults.kill_child, faults.cut_upload, faults.restart_postgres)
+    kinds = (faults.kill_worker, faults.kill_saved_child, faults.cut_upload, faults.restart_postgres)
     with Drill(tmp_path, tiny_folder.parent, tiny_texts[:40]) as drill:
         outcomes = list(run_jobs(drill, 4, SEED, kinds, tmp_path / "results.jsonl"))
         assert {outcome.fault for outcome in outcomes} == {kind.__name__ for kind in (faults.none, *kinds)}
         assert all(outcome.good for outcome in outcomes), outcomes
         assert all(outcome.hit for outcome in outcomes), outcomes
         attempts = {outcome.fault: outcome.attempts for outcome in outcomes}
-        assert min(attempts["kill_worker"], attempts["kill_child"]) > 1, outcomes
+        assert min(attempts["kill_worker"], attempts["kill_saved_child"]) > 1, outcomes
         assert drill.wait(lambda: not drill.unreferenced(), 60), drill.unreferenced()
 
 
@@ -53,6 +53,12 @@ class Untouched:
 
     def damaged(self, job_id: str) -> list[str]:
         return []
+
+    def restarted(self, job_id: str) -> bool:
+        return False
+
+    def reported_steps(self, job_id: str) -> list[int]:
+        return [*range(1, STEPS + 1)]
 
     def replace_workers(self) -> None:
         pass
