@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import httpx2
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import func, select, text, update
+from sqlalchemy import Interval, func, select, text, type_coerce, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
@@ -74,9 +74,9 @@ def claimed(sessions: Sessions) -> Import:
     return row
 
 
-def lease(session: Session, row: Import) -> timedelta | None:
+def lease(session: Session, row: Import) -> timedelta:
     """Return the time until another importer can claim the import."""
-    return session.scalars(select(Import.due_at - func.now()).where(Import.id == row.id)).one()
+    return session.scalars(select(type_coerce(Import.due_at - func.now(), Interval)).where(Import.id == row.id)).one()
 
 
 def stored(app: FastAPI) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import Interval, func, select, type_coerce, update
 from sqlalchemy.orm import Session
 
 from core.errors import Code, ProblemError
@@ -51,9 +51,9 @@ def claim_due(sessions: Sessions) -> ClaimedPush:
     return push
 
 
-def lease(session: Session, push: ClaimedPush) -> timedelta | None:
+def lease(session: Session, push: ClaimedPush) -> timedelta:
     """Return the time until another worker can claim the push."""
-    return session.scalars(select(Push.due_at - func.now()).where(Push.id == push.id)).one()
+    return session.scalars(select(type_coerce(Push.due_at - func.now(), Interval)).where(Push.id == push.id)).one()
 
 
 def test_a_try_of_an_earlier_request_writes_nothing_even_if_a_newer_try_has_its_number(
