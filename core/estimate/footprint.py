@@ -22,7 +22,7 @@ PROCESS_BYTES = 410_000_000
 They include 40 MB for a copy of the process, which waits to verify the checkpoint and shares most of its memory. With a
 torch built for CUDA, the process needs 130 MB more. That is ignored, because such machines rarely train on the CPU.
 """
-GGUF_BYTES = 100_000_000
+GGUF_BYTES = 40_000_000
 """Bytes of the modules and buffers that read and write GGUF files."""
 COMPACT_BYTES = 80_000_000
 """Bytes of the buffers of the threads that write and verify a compact file."""
