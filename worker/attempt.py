@@ -30,7 +30,7 @@ from core.infra.tracing import TRACER
 from core.jobs import attempts, retention
 from core.jobs.attempts import Attempt, Fault
 from core.settings import Settings
-from core.stages import Stage, stages_of
+from core.stages import Stage
 from core.states import OUT_OF_MEMORY, Phase, Reason
 from core.tables import Json
 from seft.errors import DISK_FULL, SourceError
@@ -43,7 +43,7 @@ from worker.files import Files
 from worker.lifecycle import Lifecycle, State
 from worker.phases import Phases
 from worker.process import Process
-from worker.progress import progress
+from worker.progress import Shares
 from worker.protocol import (
     Failed,
     Finished,
@@ -249,7 +249,7 @@ class Supervisor:
     def _take_result(self, result: Finished) -> None:
         self.lifecycle.move(State.UPLOADING)
         self._end_process()
-        done = progress(stages_of(self.attempt.spec), Stage.UPLOADING, 0.0)
+        done = Shares(self.attempt.spec).progress(Stage.UPLOADING, 0.0)
         self.writer.add(
             Progressed(phase=Phase.UPLOADING, progress=done, step=result.step, remaining=self.writer.remaining)
         )

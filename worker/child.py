@@ -23,7 +23,7 @@ from seft.errors import DISK_FULL
 from seft.models.source import Kind, fetch, find
 from worker import environment
 from worker.parent_death import exit_with_parent
-from worker.progress import reached
+from worker.progress import Shares
 from worker.protocol import Progressed, Task
 from worker.reporting import errors_sent, sender
 from worker.retries import retry_hub
@@ -54,7 +54,7 @@ def main(folder: Path, pipe: int, parent: int, store: int) -> None:
 
 def make_loading(task: Task) -> Progressed:
     """Return the message that the job loads its model. Its progress is that of the state from which it resumes."""
-    return Progressed(phase=Phase.LOADING, progress=reached(task.spec, task.resume), step=task.resume or 0)
+    return Progressed(phase=Phase.LOADING, progress=Shares(task.spec).reached(task.resume), step=task.resume or 0)
 
 
 def fetch_model(task: Task, held: ExitStack, report: Callable[[], None]) -> Path | None:

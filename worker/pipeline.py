@@ -39,7 +39,7 @@ from seft.retain import load_retained, save_retained, split_retained
 from worker import disk_space
 from worker.conditions import read_conditions, write_conditions
 from worker.launch import device_of, dtype_of, find_model, peak_memory, threads_of
-from worker.progress import ProgressEstimator, reached
+from worker.progress import ProgressEstimator
 from worker.protocol import (
     END_TRAINING,
     RESULT,
@@ -90,7 +90,7 @@ class Pipeline:
         self._shards: Shards | None = None
         self.retained: Packed | None = None
         self.estimator = ProgressEstimator(task.spec)
-        self.estimator.least = reached(task.spec, task.resume)
+        self.estimator.least = self.estimator.shares.reached(task.resume)
         self.scores: dict[str, float] = {}
         self.conditions: list[Conditions] = []
         """Conditions of the attempts so far, without repetitions. The first pruned the model."""
@@ -218,7 +218,7 @@ class Pipeline:
         self.send(Scored(scores=self.scores))
         if self.repair and self.step and (message := outdated(self.folder / STATE, self.repair)):
             self.step = 0
-            self.estimator.least = reached(self.task.spec, 0)
+            self.estimator.least = self.estimator.shares.reached(0)
             self.send(Refused(message=message))
         if self.step == 0:
             micro_batch = self.repair.micro_batch if self.repair else None

@@ -12,41 +12,61 @@ from core.specs import JobSpec
 from core.stages import Stage, stages_of
 from core.states import Phase
 from seft.errors import SourceError
-from seft.models.dimensions import read_dimensions
+from seft.models.dimensions import Dimensions, Matrix, read_dimensions
 from seft.models.shapes import shapes
 from seft.models.source import ModelSource
 
-WEIGHTS = {
-    Stage.LOADING: 3,
-    Stage.WRITING: 25,
-    Stage.DENSE: 6,
-    Stage.PRUNING: 25,
-    Stage.RECONSTRUCTING: 25,
-    Stage.PRUNED: 6,
-    Stage.TRAINING: 45,
-    Stage.REPAIRED: 6,
-    Stage.EXPORTING: 6,
-    Stage.UPLOADING: 3,
-}
-"""Relative time of each stage, in percent of a typical job. The progress of a job follows from them."""
+OTHERS = {Stage.LOADING: 0.02, Stage.EXPORTING: 0.04, Stage.UPLOADING: 0.02}
+"""Expected time of the stages that compute hardly anything, relative to the time of all other stages."""
+HIDDEN, INNER = 2048, 5632
+BLOCK = (
+    Matrix(HIDDEN, HIDDEN, count=2),
+    Matrix(HIDDEN // 8, HIDDEN, shares_inputs=True, count=2),
+    Matrix(INNER, HIDDEN),
+    Matrix(INNER, HIDDEN, shares_inputs=True),
+    Matrix(HIDDEN, INNER),
+)
+TYPICAL = Dimensions(
+    "llama", HIDDEN, 1_100_048_384, 32_000 * HIDDEN, HIDDEN, 32_000, HIDDEN, HIDDEN // 8, blocks=(BLOCK,) * 22
+)
+"""Dimensions of TinyLlama-1.1B. The operations of each stage of a job depend little on the size of the model."""
 RECENT = 32
 """Number of reports, such as training steps, from which the speed of the current stage is computed."""
 
 
-def progress(stages: Sequence[Stage], stage: Stage, fraction: float) -> float:
-    """Return the fraction (0 to 1) of the whole job that is done when `fraction` of `stage` is done."""
-    before = sum(WEIGHTS[each] for each in stages[: stages.index(stage)])
-    return (before + fraction * WEIGHTS[stage]) / sum(WEIGHTS[each] for each in stages)
+class Shares:
+    """The share of each stage in the progress of a job.
+
+    A stage counts as much as its floating-point operations, for a model of typical dimensions. So the progress does not
+    depend on the device, and an attempt that resumes continues where the former one was.
+    """
+
+    def __init__(self, spec: JobSpec) -> None:
+        self._stages, self._steps = stages_of(spec), spec.repair.steps
+        weights = _by_stage(self._stages, calibration.count_operations(spec, TYPICAL))
+        weights |= {other: part * sum(weights.values()) for other, part in OTHERS.items()}
+        self._weights = [weights[stage] for stage in self._stages]
+
+    def progress(self, stage: Stage, fraction: float) -> float:
+        """Return the fraction (0 to 1) of the whole job that is done when `fraction` of `stage` is done."""
+        place = self._stages.index(stage)
+        done = sum(self._weights[:place]) + fraction * self._weights[place]
+        return min(1.0, done / sum(self._weights))
+
+    def reached(self, step: int | None) -> float:
+        """Return the fraction (0 to 1) that is done in the state of a training step. None means no state."""
+        if step is None:
+            return 0.0
+        if Stage.TRAINING in self._stages:
+            return self.progress(Stage.TRAINING, step / self._steps)
+        return self.progress(Stage.EXPORTING, 0.0)
 
 
-def reached(spec: JobSpec, step: int | None) -> float:
-    """Return the fraction (0 to 1) of the job that is done in the state of a training step. None means no state."""
-    stages = stages_of(spec)
-    if step is None:
-        return 0.0
-    if Stage.TRAINING in stages:
-        return progress(stages, Stage.TRAINING, step / spec.repair.steps)
-    return progress(stages, Stage.EXPORTING, 0.0)
+def _by_stage(stages: Sequence[Stage], values: Mapping[Phase, float]) -> dict[Stage, float]:
+    """Distribute the value of each phase evenly over its stages."""
+    phases = [stage.phase for stage in stages]
+    known = [stage for stage in stages if stage.phase in values]
+    return {stage: values[stage.phase] / phases.count(stage.phase) for stage in known}
 
 
 class ProgressEstimator:
@@ -59,6 +79,7 @@ class ProgressEstimator:
 
     def __init__(self, spec: JobSpec, clock: Callable[[], float] = time.monotonic) -> None:
         self._spec, self._stages, self._clock = spec, stages_of(spec), clock
+        self.shares = Shares(spec)
         self.least = 0.0
         """Fraction of the job that earlier attempts have done. At least this fraction is reported."""
         self.last_step = math.inf
@@ -83,8 +104,8 @@ class ProgressEstimator:
         """
         with suppress(SourceError):
             model = read_dimensions(source, shapes(source))
-            self._expected = self._by_stage(speed.estimate(self._spec, model)[0])
-            self._operations = self._by_stage(calibration.count_operations(self._spec, model))
+            self._expected = _by_stage(self._stages, speed.estimate(self._spec, model)[0])
+            self._operations = _by_stage(self._stages, calibration.count_operations(self._spec, model))
 
     def report(self, stage: Stage, fraction: float) -> tuple[float, float | None]:
         """Record that `fraction` of a stage is done.
@@ -105,7 +126,7 @@ class ProgressEstimator:
         seconds = [self._current(stage, now), *map(self._later, later)]
         known = [each for each in seconds if each is not None]
         is_known = len(known) == len(seconds) and sum(known) <= LONGEST_SECONDS
-        return max(self.least, progress(self._stages, stage, fraction)), sum(known) if is_known else None
+        return max(self.least, self.shares.progress(stage, fraction)), sum(known) if is_known else None
 
     def _current(self, stage: Stage, now: float) -> float | None:
         """Return the seconds until the current stage ends, or None if unknown."""
@@ -126,12 +147,6 @@ class ProgressEstimator:
         if expected is None and self._pace is not None and stage in self._operations:
             expected = self._operations[stage] * self._pace
         return None if expected is None else expected * self._end(stage)
-
-    def _by_stage(self, values: Mapping[Phase, float]) -> dict[Stage, float]:
-        """Distribute the value of each phase evenly over its stages."""
-        phases = [stage.phase for stage in self._stages]
-        known = [stage for stage in self._stages if stage.phase in values]
-        return {stage: values[stage.phase] / phases.count(stage.phase) for stage in known}
 
     def _end(self, stage: Stage) -> float:
         """Return the fraction of a stage after which it ends."""

@@ -19,7 +19,7 @@ from huggingface_hub import hf_hub_download
 from core.infra import sandbox
 from core.settings import Settings
 from core.specs import JobSpec
-from core.stages import Stage, stages_of
+from core.stages import Stage
 from seft.checkpoint.facts import Record
 from seft.errors import SourceError
 from seft.models.hub_files import UNREACHABLE
@@ -32,7 +32,7 @@ from tests.worker.conftest import variables
 from worker import child as child_program
 from worker.attempt import TRAINING
 from worker.process import Process
-from worker.progress import progress
+from worker.progress import Shares
 from worker.protocol import DATA, RESULT, Failed, Finished, Message, NoDiskSpace, Task, decode
 
 PROBE = (
@@ -326,6 +326,5 @@ def test_a_resumed_job_keeps_its_progress_while_the_program_starts(tmp_path: Pat
     write_job(tmp_path / "job", [], model="tiny", repair={"steps": 100})
     task = Task.read(tmp_path / "job")
     new, resumed = (child_program.make_loading(task.model_copy(update={"resume": step})) for step in (None, 40))
-    stages = stages_of(task.spec)
     assert (new.progress, new.step) == (0.0, 0)
-    assert (resumed.progress, resumed.step) == (progress(stages, Stage.TRAINING, 0.4), 40)
+    assert (resumed.progress, resumed.step) == (Shares(task.spec).progress(Stage.TRAINING, 0.4), 40)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from core import ids
+from core.estimate.calibration import count_operations
 from core.estimate.speed import Pace, Speed, count_work
 from core.specs import Dtype, JobSpec
 from core.stages import Stage, stages_of
@@ -14,7 +15,7 @@ from seft.models.dimensions import read_dimensions
 from seft.models.shapes import shapes
 from seft.models.source import ModelSource, find
 from tests.hollow import write_hollow
-from worker.progress import ProgressEstimator, progress, reached
+from worker.progress import OTHERS, TYPICAL, ProgressEstimator, Shares
 
 ONE_STAGE = 10.0
 """Seconds that a stage is expected to take in these tests."""
@@ -61,22 +62,41 @@ def even_speed(spec: JobSpec, stages: tuple[Stage, ...], source: ModelSource) ->
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_progress_never_decreases_and_ends_at_one(spec: JobSpec) -> None:
-    stages = stages_of(spec)
-    values = [progress(stages, stage, fraction) for stage in stages for fraction in (0.0, 0.5, 1.0)]
+    shares = Shares(spec)
+    values = [shares.progress(stage, fraction) for stage in stages_of(spec) for fraction in (0.0, 0.5, 1.0)]
     assert values == sorted(values)
-    assert (values[0], values[-1]) == (0.0, 1.0)
+    assert values[0] == 0
+    assert values[-1] == pytest.approx(1)
+
+
+def test_progress_is_the_part_of_the_time_that_has_passed() -> None:
+    """If the stages take as long as calculated, the progress of a job is the fraction of its time."""
+    spec = make_spec(repair={"steps": 8192})
+    operations = count_operations(spec, TYPICAL)
+    whole = sum(operations.values()) * (1 + sum(OTHERS.values()))
+    begin = sum(operations[phase] for phase in (Phase.WRITING, Phase.PRUNING)) + operations[Phase.EVALUATING] * 2 / 3
+    begin += OTHERS[Stage.LOADING] * sum(operations.values())
+    for fraction in (0.0, 0.06, 1.0):
+        passed = (begin + fraction * operations[Phase.TRAINING]) / whole
+        assert Shares(spec).progress(Stage.TRAINING, fraction) == pytest.approx(passed)
+    assert Shares(spec).progress(Stage.TRAINING, 0.06) < 0.2
+
+
+def test_the_typical_dimensions_are_those_of_a_model() -> None:
+    embeddings, norms = 2 * TYPICAL.vocabulary * TYPICAL.hidden, (2 * len(TYPICAL.blocks) + 1) * TYPICAL.hidden
+    assert TYPICAL.targets + embeddings + norms == TYPICAL.parameters
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("step", [0, 40])
 def test_a_resumed_job_has_at_least_the_progress_of_its_state(spec: JobSpec, step: int) -> None:
-    estimator, stages = ProgressEstimator(spec), stages_of(spec)
-    estimator.least = reached(spec, step)
-    trains = Stage.TRAINING in stages
-    state = progress(stages, Stage.TRAINING, step / 100) if trains else progress(stages, Stage.EXPORTING, 0.0)
+    estimator, shares = ProgressEstimator(spec), Shares(spec)
+    estimator.least = shares.reached(step)
+    trains = Stage.TRAINING in stages_of(spec)
+    state = shares.progress(Stage.TRAINING, step / 100) if trains else shares.progress(Stage.EXPORTING, 0.0)
     assert [estimator.report(Stage.LOADING, fraction)[0] for fraction in (0.0, 1.0)] == [state, state]
-    assert estimator.report(Stage.EXPORTING, 0.5)[0] == progress(stages, Stage.EXPORTING, 0.5)
-    estimator.least = reached(spec, 0)
+    assert estimator.report(Stage.EXPORTING, 0.5)[0] == shares.progress(Stage.EXPORTING, 0.5)
+    estimator.least = shares.reached(0)
     assert estimator.report(Stage.LOADING, 0.0)[0] <= state, "a state that cannot be read counts no longer"
 
 
