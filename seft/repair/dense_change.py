@@ -92,7 +92,7 @@ class ChangedLinear:
         values = self.vector.values
         if not len(values):
             return torch.zeros_like(values)
-        return self.formula.gradient(values, self.weight, left.to(values.dtype), right.to(values.dtype))
+        return self.formula.gradient(values, self.weight, left, right)
 
     def take_gradient(self) -> Vector:
         """Return the gradient accumulated since the last call, and reset it. It is zero if the linear got no tokens."""
@@ -139,8 +139,7 @@ class ChangedLinear:
             base = self.weight[rows]
             if len(values):
                 wide = base.to(values.dtype)
-                changed = self.formula.change(values, wide, rows).add_(wide).masked_fill_(base == 0, 0)
-                yield rows, changed.to(base.dtype)
+                yield rows, self.formula.change(values, wide, rows).mul_(base.bool()).add_(wide).to(base.dtype)
             else:
                 yield rows, base
 

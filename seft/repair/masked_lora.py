@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seft.fit import Shape
 from seft.repair.dense_change import DenseChange, Rows
-from seft.repair.sampled import row_chunks
+from seft.repair.sampled import product_rows, row_chunks
 from seft.repair.values import Vector
 
 SCALE = 2.0
@@ -48,7 +48,7 @@ class LowRank:
         pulled = torch.zeros_like(values)
         (a, b), (of_a, of_b) = self._factors(values), self._factors(pulled)
         for rows in row_chunks(base.shape):
-            masked = (left[:, rows].t() @ right).masked_fill_(base[rows] == 0, 0)
+            masked = product_rows(left, right, rows).mul_(base[rows].bool())
             of_a.addmm_(b[rows].t(), masked)
             of_b[rows] = masked @ a.t()
         return pulled.mul_(SCALE)

@@ -1,8 +1,9 @@
 """Computes selected entries of the product of two dense matrices, without the full product (SDDMM).
 
 On a CPU a kernel of `seft.native` computes them, and on CUDA one of `seft.repair.cuda`. Without it,
-`torch.sparse.sampled_addmm` does, with the positions as a CSR pattern. If many entries are needed without a kernel, the
-dense product is computed for a few rows at a time. All ways sum in float32 or wider and agree up to rounding.
+`torch.sparse.sampled_addmm` does, with the positions as a CSR pattern. If many entries are needed, the dense product is
+computed for a few rows at a time. All ways sum in float32 or wider. The dense product of bfloat16 matrices rounds each
+sum to bfloat16, as the gradient of a whole weight matrix does. The other ways agree up to the order of the sums.
 """
 
 import warnings
@@ -22,20 +23,25 @@ cache."""
 CHUNK = 1 << 20
 """Number of entries of a dense product in memory at a time (at least one row)."""
 
-DENSE_FROM = 0.3
-"""Fraction of selected entries above which the dense product is faster than `by_pattern`, measured on two cores of an
-x86-64 processor."""
+DENSE_FROM, DENSE_FROM_WITH_KERNEL = 0.3, 0.1
+"""Fraction of selected entries above which the dense product is faster than `by_pattern`, and than the kernel.
+
+Measured on x86-64 processors (docs/log.md). With AMX, the dense product of bfloat16 matrices is as fast as the kernel
+from a fraction of 0.05 on.
+"""
 
 
 def sampled_product(
     left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"], indices: Int[Tensor, "positions"]
 ) -> Float[Tensor, "positions"]:
     """Return the entries of `left^T right` at sorted flat positions `row * cols + col`."""
-    if can_use_kernel(left, right, indices):
+    has_kernel = can_use_kernel(left, right, indices)
+    if len(indices) > (DENSE_FROM_WITH_KERNEL if has_kernel else DENSE_FROM) * left.shape[1] * right.shape[1]:
+        return by_rows(left, right, indices)
+    if has_kernel:
         return by_kernel(left, right, indices)
     dtype = master_dtype(left.dtype)
-    compute = by_rows if len(indices) > DENSE_FROM * left.shape[1] * right.shape[1] else by_pattern
-    return compute(left.to(dtype), right.to(dtype), indices)
+    return by_pattern(left.to(dtype), right.to(dtype), indices)
 
 
 def row_chunks(shape: Sequence[int], most: int | None = None) -> Iterator[slice]:
@@ -108,9 +114,22 @@ def by_rows(
 ) -> Float[Tensor, "positions"]:
     """Return the selected entries, read from the dense product, which is computed for a few rows at a time."""
     rows, cols = left.shape[1], right.shape[1]
-    pieces = [left.new_zeros(0)]
+    pieces = [left.new_zeros(0, dtype=master_dtype(left.dtype))]
     for chunk in row_chunks((rows, cols)):
         bounds = torch.tensor([chunk.start * cols, chunk.stop * cols], dtype=indices.dtype, device=indices.device)
         first, last = torch.searchsorted(indices, bounds).tolist()
-        pieces.append((left[:, chunk].t() @ right).flatten()[indices[first:last] - chunk.start * cols])
+        pieces.append(product_rows(left, right, chunk).flatten()[indices[first:last] - chunk.start * cols])
     return torch.cat(pieces)
+
+
+def product_rows(
+    left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"], rows: slice
+) -> Float[Tensor, "chunk cols"]:
+    """Return these rows of `left^T right` in float32 or wider. The entries of bfloat16 matrices have its precision.
+
+    The product of bfloat16 matrices is several times faster than that of their float32 copies.
+    """
+    dtype = master_dtype(left.dtype)
+    if left.dtype != torch.bfloat16:
+        left, right = left.to(dtype), right.to(dtype)
+    return (left[:, rows].t() @ right).to(dtype)

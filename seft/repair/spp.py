@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seft.fit import Shape
 from seft.repair.dense_change import DenseChange, Rows
-from seft.repair.sampled import row_chunks
+from seft.repair.sampled import product_rows, row_chunks
 from seft.repair.values import Vector
 
 SCALE = 2.0
@@ -34,7 +34,7 @@ class Scaling:
     def change(self, values: Vector, base: Rows, rows: slice) -> Rows:
         """Return the change of these rows of the weight matrix."""
         alpha, beta = self._factors(values)
-        return SCALE * base * (self._groups(rows, values) @ alpha) * beta[rows, None]
+        return (self._groups(rows, values) @ alpha).mul_(base).mul_(SCALE * beta[rows, None])
 
     def gradient(
         self,
@@ -48,7 +48,7 @@ class Scaling:
         (alpha, beta), (of_alpha, of_beta) = self._factors(values), self._factors(pulled)
         for rows in row_chunks(base.shape):
             groups = self._groups(rows, values)
-            scaled = (left[:, rows].t() @ right).mul_(base[rows]).mul_(SCALE)
+            scaled = product_rows(left, right, rows).mul_(base[rows]).mul_(SCALE)
             of_alpha.addmm_((groups * beta[rows, None]).t(), scaled)
             of_beta[rows] = scaled.mul_(groups @ alpha).sum(1)
         return pulled

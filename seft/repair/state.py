@@ -23,7 +23,7 @@ from seft.errors import StateError
 from seft.models.targets import Target, count_nonzeros
 
 TENSORS, FACTS = "repair.safetensors", "repair.json"
-FORMAT_VERSION = 15
+FORMAT_VERSION = 16
 """Version of the format. Increase it if training from an older state would not give the same bits. This includes a new
 field in `PruneConfig`, because the pruning settings are part of the fingerprint."""
 SAMPLED = 1024
