@@ -12,7 +12,7 @@ from core.access.keys import digest
 from core.errors import Code, ProblemError
 
 FAILURES = 100
-"""Number of requests with unknown keys that a network may send at once."""
+"""Number of requests with unknown keys that a network may send in a burst."""
 SECONDS_PER_FAILURE = 0.2
 """Seconds after which a network that sent so many may send one more request with an unknown key."""
 REMEMBERED = 10_000

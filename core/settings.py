@@ -166,7 +166,7 @@ class Settings(DatabaseSettings):
         default=200,
         ge=0,
         description="Average number of requests per second that one API key may send. A key may send ten times this"
-        " number at once. 0 removes this limit. It also removes the limit for requests with unknown keys.",
+        " number in a burst. 0 removes this limit. It also removes the limit for requests with unknown keys.",
     )
     key_waits: int = Field(
         default=100,

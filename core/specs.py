@@ -100,8 +100,8 @@ class JobSpec(Spec):
     )
     allocation: Allocation = Field(
         default=Allocation.AUTO,
-        description="`uniform`: all pruned layers are equally sparse. Other values: they differ, with the same total."
-        " `auto`: `curvature` for one-shot `admm` and `alps` if rows may differ and not `sharded`, else `uniform`.",
+        description="`uniform`: all pruned layers are equally sparse. Else they differ, with the same total. `auto`:"
+        " `curvature` for one-shot `admm` and `alps` if rows may differ and `sharded` is false, else `uniform`.",
     )
     prune: PruneSpec = Field(default_factory=PruneSpec, description="How the model is pruned.")
     repair: RepairSpec = Field(

@@ -164,13 +164,15 @@ def require_own_keys(config: PruneConfig, *, shares_keys: bool) -> None:
 
 
 def require_divisible(pattern: Pattern, inputs: Iterable[tuple[str, int]]) -> None:
-    """Raise ConfigError if the groups of an N:M pattern do not divide the inputs of every linear.
+    """Raise ConfigError if the M of an N:M pattern does not divide the number of inputs of every linear.
 
     `inputs` has the place and the number of inputs of each linear.
     """
     for place, cols in inputs:
         if cols % pattern.of:
-            rule = f"must have groups that divide the inputs of every linear layer, such as the {cols} of {place}"
+            rule = (
+                f"must have an M that divides the number of inputs of every linear layer, such as the {cols} of {place}"
+            )
             raise ConfigError("pattern", rule, str(pattern), "Choose another pattern, or unstructured.")
 
 

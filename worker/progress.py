@@ -17,7 +17,7 @@ from seft.models.shapes import shapes
 from seft.models.source import ModelSource
 
 OTHERS = {Stage.LOADING: 0.02, Stage.EXPORTING: 0.04, Stage.UPLOADING: 0.02}
-"""Expected time of the stages that compute hardly anything, relative to the time of all other stages."""
+"""Weights of the stages that compute hardly anything, relative to the weights of all other stages together."""
 HIDDEN, INNER = 2048, 5632
 BLOCK = (
     Matrix(HIDDEN, HIDDEN, count=2),

@@ -28,13 +28,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PAUSES = {
-    Reason.STORAGE_FULL: "The object storage is full. The job continues by itself as soon as the storage has space.",
+    Reason.STORAGE_FULL: (
+        "The object storage is full. The job continues automatically as soon as the storage has space."
+    ),
     Reason.STORAGE_UNREACHABLE: (
-        "The object storage does not answer, or answers with an error. The job continues by itself as soon as the"
-        " storage works again."
+        "The object storage does not answer, or answers with an error. The job continues automatically as soon"
+        " as the storage works again."
     ),
     Reason.HUB_UNREACHABLE: (
-        "The worker cannot reach the model hub. The job continues by itself as soon as the hub answers."
+        "The worker cannot reach the model hub. The job continues automatically as soon as the hub answers."
     ),
 }
 """The message to the user for each reason."""

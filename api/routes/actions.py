@@ -15,7 +15,7 @@ router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
 
 @router.post("/cancel", operation_id="cancel_job", responses=ERRORS)
 def cancel_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetail:
-    """Cancel a job at once and publish nothing. Idempotent.
+    """Cancel a job immediately and publish nothing. Idempotent.
 
     A worker that runs the job stops at its next heartbeat. Until then its device stays busy.
     """

@@ -20,7 +20,7 @@ router = APIRouter(prefix="/hub-token", tags=["models"], route_class=JsonRoute)
 def put_hub_token(services: CurrentServices, caller: Admin, body: HubTokenRequest) -> HubTokenView:
     """Store the token with which your tenant uses private repositories of the model hub. Replaces an earlier token.
 
-    The token is stored encrypted. The service sends it only to the hub. It asks the hub at once who owns the token.
+    The token is stored encrypted. The service sends it only to the hub. It asks the hub immediately who owns the token.
     Later it uses the token for pushes, and to read what the hub refuses without it.
     """
     token = body.token.get_secret_value()

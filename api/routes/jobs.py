@@ -70,7 +70,7 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
 def create_job(
     services: CurrentServices, caller: Auth, spec: JobSpec, response: Response, idempotency_key: Idempotency = None
 ) -> JobDetail:
-    """Create a job that prunes a model and repairs it. A job that cannot run is rejected at once."""
+    """Create a job that prunes a model and repairs it. A job that cannot run is rejected immediately."""
     return _accepted(response, usecases.create(services, caller, spec, idempotency_key=idempotency_key))
 
 

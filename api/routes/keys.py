@@ -54,7 +54,7 @@ def revoke_key(
     caller: Admin,
     key_id: Annotated[str, Path(description="Key id.", examples=["key_01jz5h4c8m2v9q7w3t6x0y1b2d"])],
 ) -> KeyView:
-    """Revoke an API key at once and permanently. A key cannot revoke itself. Idempotent."""
+    """Revoke an API key immediately and permanently. A key cannot revoke itself. Idempotent."""
     return usecases.revoke(services, caller, key_id)
 
 
@@ -67,7 +67,7 @@ def list_audit(
     ] = None,
     limit: Limit = 20,
 ) -> AuditPage:
-    """List the changes that were made with your tenant's keys, newest first: key, operation, target, time."""
+    """List the changes that were made with your tenant's keys, and expired datasets, newest first."""
     with services.sessions.begin() as session:
         rows, more = audit.page(session, caller.tenant, after=after, limit=limit)
     return AuditPage(data=[AuditView.of(row) for row in rows], has_more=more)

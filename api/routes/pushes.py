@@ -22,7 +22,7 @@ router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"], route_class=JsonRoute
 def push_job(services: CurrentServices, caller: Auth, job_id: JobId, target: PushRequest) -> PushView:
     """Push the result of a job into a repository of the model hub, with your tenant's hub token. Idempotent.
 
-    A push to the same branch starts again at once, unless it is running.
+    A push to the same branch starts again immediately, unless it is running.
     """
     return pushes.push(services, caller, job_id, target)
 

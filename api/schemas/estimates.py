@@ -29,7 +29,11 @@ class EstimateSpec(JobSpec):
 
 
 class PhaseView(BaseModel):
-    """Peak memory of one phase of a job. The error of the estimate is about 10 %."""
+    """Peak memory of one phase of a job.
+
+    For small models on a CPU, the estimate was right to within 14 % in training and 13 % in pruning, and up to 40 % too
+    low in the evaluation.
+    """
 
     phase: Phase
     device_bytes: int = Field(description="Bytes of tensors on the device.")

@@ -72,7 +72,9 @@ class AuditView(RowView):
     """An entry of the audit log: one change."""
 
     id: int
-    key_id: str = Field(description="Id of the API key that was used.")
+    key_id: str = Field(
+        description="Id of the API key that was used, or `retention` if the service deleted an expired dataset."
+    )
     request_id: str = Field(description="Request id, as in the response header `X-Request-Id` and in the log.")
     action: str = Field(description="Name of the operation, such as `create_job`.")
     target: str = Field(description="Id of what was created, changed or deleted.")

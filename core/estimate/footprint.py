@@ -149,8 +149,9 @@ def retained_bytes(spec: JobSpec) -> int:
 def resume_bytes(model: Dimensions, spec: JobSpec) -> int:
     """Return the bytes of a saved state on the disk, with the retained text.
 
-    It has the pruned weights and the state of the repair method, with `evaluate_interval` twice. Only `masked_full`
-    needs more than `FLOAT` bytes per weight. Raises ValueError if the data type is `auto`.
+    It has the pruned weights and the state of the repair method, with `evaluate_interval` twice. The state of
+    `masked_full`, of a high density, and of a job with `evaluate_interval` can need more than `FLOAT` bytes per weight.
+    Raises ValueError if the data type is `auto`.
     """
     repair = spec.repair
     state = training_parts(model, spec).best_state if repair.method is not RepairMethod.NONE else 0

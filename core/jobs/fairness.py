@@ -209,7 +209,7 @@ def waiting_reason(session: Session, job: Job, settings: Settings) -> Json | Non
         return _reason("in_turn", "It waits for a free worker and for the jobs before it.")
     if not alive:
         return _reason("no_worker", "No worker is running.")
-    return _reason("no_worker", f"No running worker can take it: it needs {_needs(job)}.")
+    return _reason("no_worker", f"No worker that runs now can take this job. The job needs {_needs(job)}.")
 
 
 def _needs(job: Job) -> str:
@@ -221,7 +221,7 @@ def _needs(job: Job) -> str:
     needs = [template.format(job.needs[name]) for name, template in templates.items() if name in job.needs]
     if (devices := job.spec.get("devices", 1)) > 1:
         needs.append(f"a worker with {devices} devices")
-    return " and ".join([*needs, "software as new as its request"])
+    return " and ".join([*needs, "a software version that supports its request"])
 
 
 def _has(session: Session, number: int, tenant: str, key_id: str | None, statuses: Sequence[Status]) -> bool:

@@ -30,8 +30,8 @@ class PruneSpec(Spec):
         default=Compare.AUTO,
         description="Compare the weights of one `row`, of one `layer`, or, with the schedule `gradual`, of the whole"
         " `model`. `auto` follows the paper of the method. With `gradual` it is `model` if no `pattern` or `allocation`"
-        " determines the zeros of each layer, else `layer`. Only with `row`, all rows of a layer have the same"
-        " number of zeros, or differ by one.",
+        " determines the zeros of each layer, else `layer`. With `row`, the numbers of zeros of two rows of"
+        " a layer differ by at most one.",
     )
     refine: Refinement = Field(
         default=Refinement.NONE, description="`dsnot` improves the choice of zeros after pruning. `none` keeps it."

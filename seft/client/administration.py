@@ -29,7 +29,7 @@ class Administration(Calls):
 
     @flow
     def audit(self) -> Flow[AuditEntry]:
-        """List every change that was made with one of the tenant's keys, newest first."""
+        """List every change that was made with one of the tenant's keys, and expired datasets, newest first."""
         yield from self._pages("/audit", "id", {})
 
     @operation

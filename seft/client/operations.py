@@ -184,7 +184,7 @@ class Operations(Administration):
     def clone_job(
         self, job_id: str, overrides: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
     ) -> Steps[Job]:
-        """Create a copy of a job, with the fields in `overrides` changed. None resets a field to its default."""
+        """Create a copy of a job, with the fields in `overrides` changed. The value `None` resets a field."""
         return (yield from self._create(path_of("jobs", job_id, "clone"), overrides or {}, idempotency_key))
 
     @operation

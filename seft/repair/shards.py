@@ -4,8 +4,9 @@ Each process keeps a part of every parameter of a block, such as some rows of a 
 Zhao et al. 2023, arXiv 2304.11277). The processes gather one block while it computes, and free it afterwards.
 Embeddings, head, norms and biases are whole in every process.
 
-Outside training the first process works alone: it evaluates and prunes. The other processes only help to gather blocks,
-and receive the changes of the first process. In training all processes do the same, each on its part of a batch.
+Before and after training the first process works alone: it evaluates and prunes. The other processes only help to
+gather blocks, and receive the changes of the first process. In training all processes do the same, each on its part of
+a batch.
 """
 
 import copy

@@ -209,7 +209,7 @@ def test_a_job_that_no_live_worker_can_run_reports_the_reason(
     assert reason()[0] == "no_worker"
     assert "a device of the kind cuda and 644,245,094,400 bytes free on the disk" in reason()[1]
     update_jobs(sessions, needs={}, spec_version=SPEC_VERSION + 1)
-    assert "software as new as its request" in reason()[1]
+    assert "a software version that supports its request" in reason()[1]
     update_jobs(sessions, spec_version=SPEC_VERSION)
     with sessions.begin() as session:
         session.execute(update(Worker).values(seen_at=text("now() - interval '1 h'")))

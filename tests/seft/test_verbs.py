@@ -55,7 +55,10 @@ PRUNE = ["prune", "--calibration", "TEXT", "--out", "OUT"]
 COMPRESS = ["compress", "--data", "TEXT", "--out", "OUT", "--sparsity", "0.5"]
 UNFIT = [
     ([*PRUNE, "--sparsity", "0.5", "--tokens", "8192"], f"--tokens {LONG}"),
-    ([*PRUNE, "--pattern", "1:7"], "must have groups that divide the inputs of every linear layer, such as the 64"),
+    (
+        [*PRUNE, "--pattern", "1:7"],
+        "must have an M that divides the number of inputs of every linear layer, such as the 64",
+    ),
     ([*PRUNE, "--sparsity", "0.9", "--sparsity-of", "model"], "--sparsity must be at most 0.86"),
     ([*COMPRESS, "--tokens", "8192"], f"--tokens {LONG}"),
     ([*COMPRESS, "--sequence-tokens", "8192"], f"--sequence-tokens {LONG}"),
