@@ -32,7 +32,7 @@ class InputKind(StrEnum):
 HELP = {
     "dataset": "Texts to repair the model on.",
     "repair.retain_dataset": "The dataset to retain, if `retain` is `dataset`. It must not be the training dataset.",
-    "repair.clip_norm": "Maximum norm of the gradient. A larger gradient is scaled down. Empty: no limit.",
+    "repair.clip_norm": "Gradient clipping: the maximum norm. A larger gradient is scaled down. Empty: no limit.",
     "evaluate.dataset": "The dataset to evaluate on, in place of a part of the training dataset.",
     "auto_start": "If it is off, the job waits until you start it on its page.",
 }

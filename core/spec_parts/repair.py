@@ -108,7 +108,7 @@ class RepairSpec(Spec):
     )
     clip_norm: Annotated[Number, Field(ge=1e-4, le=1e4)] | None = Field(
         default=None,
-        description="Maximum norm of the gradient. A larger gradient is scaled down. `null` sets no limit.",
+        description="Gradient clipping: the maximum norm. A larger gradient is scaled down. `null` sets no limit.",
     )
     norms_and_biases: Boolean = Field(
         default=False, description="Also train the weights of norm layers and all biases, with every method."

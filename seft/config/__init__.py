@@ -4,6 +4,7 @@ The command line derives its options from these fields (`seft.options`). The `Do
 """
 
 from seft.config.evaluate import EvaluateConfig
+from seft.config.methods import DropDecay, RateSchedule, RepairMethod, Retain, Variant, trains_all
 from seft.config.output import FORMATS, OutputFormat, format_of, is_notice, parse_format, published_bytes
 from seft.config.pattern import UNSTRUCTURED, Pattern
 from seft.config.prune import (
@@ -18,19 +19,8 @@ from seft.config.prune import (
     Refinement,
     SparsityOf,
 )
-from seft.config.repair import (
-    RATED_WIDTH,
-    DropDecay,
-    RateSchedule,
-    RepairConfig,
-    RepairMethod,
-    Retain,
-    Variant,
-    default_batch,
-    default_steps,
-    require_repair_of,
-    trains_all,
-)
+from seft.config.rates import RATED_WIDTH
+from seft.config.repair import RepairConfig, default_batch, default_steps, require_repair_of
 
 __all__ = [
     "DEFAULT_PRUNER",

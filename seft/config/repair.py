@@ -2,70 +2,24 @@
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Annotated, Literal
 
 from typing_extensions import Doc
 
 from seft.config.checks import ROUNDING, require_at_least, require_between
+from seft.config.methods import (
+    DEFAULT_DENSITY,
+    DropDecay,
+    RateSchedule,
+    RepairMethod,
+    Retain,
+    Variant,
+    trains_all,
+)
 from seft.config.prune import PruneConfig
+from seft.config.rates import RATED_WIDTH, auto_rate
 from seft.errors import ConfigError
 
-
-class RepairMethod(StrEnum):
-    """Repair method: which values are trained. A model that is only pruned has no RepairConfig."""
-
-    SEFT = "seft"
-    FIXED_MASK = "fixed_mask"
-    MASKED_FULL = "masked_full"
-    MASKED_LORA = "masked_lora"
-    SPP = "spp"
-    LORA_REPRUNE = "lora_reprune"
-
-    @property
-    def keeps_zeros(self) -> bool:
-        """True if every zero of the pruned model stays zero during repair."""
-        return self not in {RepairMethod.SEFT, RepairMethod.LORA_REPRUNE}
-
-
-class Variant(StrEnum):
-    """Rules of the method `seft`: those of this library, or those of the paper (Xiao et al., arXiv 2505.24037).
-
-    docs/method.md compares them.
-    """
-
-    IMPROVED = "improved"
-    PUBLISHED = "published"
-
-
-class RateSchedule(StrEnum):
-    """How the learning rate changes after the warm-up."""
-
-    LINEAR = "linear"
-    COSINE = "cosine"
-    CONSTANT = "constant"
-
-
-class DropDecay(StrEnum):
-    """How the drop rate, the fraction that a topology event replaces, falls to 0 at the last step."""
-
-    LINEAR = "linear"
-    COSINE = "cosine"
-
-
-class Retain(StrEnum):
-    """Text on which the model learns what the dense model predicts, so that it does not lose its other abilities.
-
-    `written` is text that the dense model writes itself before it is pruned. `dataset` is a text of the user.
-    """
-
-    NONE = "none"
-    WRITTEN = "written"
-    DATASET = "dataset"
-
-
-DEFAULT_DENSITY = 0.005
-"""Density of the methods that do not train all nonzeros, if it is not given."""
 DEFAULT_TRAINING_TOKENS = 1 << 23
 """Number of tokens that training reads if the number of steps is not given."""
 
@@ -80,48 +34,11 @@ def default_steps(batch_tokens: int) -> int:
     return min(max(1, DEFAULT_TRAINING_TOKENS // max(1, batch_tokens)), 1_000_000)
 
 
-def trains_all(density: float | str, method: str, variant: str) -> bool:
-    """Return whether these settings train all nonzeros in place. `auto` does for `seft` with the variant `improved`."""
-    if density == "auto":
-        return method == RepairMethod.SEFT and variant == Variant.IMPROVED
-    return density == "all"
-
-
 WRITTEN_AT_ONCE = 1 << 13
 """Number of tokens that the dense model writes at a time, in several windows. It limits the key-value cache."""
 
 READ_ONCE, READS = 1 << 16, 4
 """Training reads written text of up to `READ_ONCE` tokens only once, and longer written text at most `READS` times."""
-
-RATES = {
-    RepairMethod.SEFT: 3e-2,
-    RepairMethod.FIXED_MASK: 3e-2,
-    RepairMethod.MASKED_FULL: 1e-3,
-    RepairMethod.MASKED_LORA: 1e-2,
-    RepairMethod.SPP: 3e-2,
-    RepairMethod.LORA_REPRUNE: 1e-2,
-}
-"""Peak learning rates if 0.5 % of the weights are trained. docs/log.md has the measurements."""
-
-ALL_RATE, ALL_RATE_STEPS, ALL_RATE_EXPONENT = 5e-4, 100, 0.32
-"""Peak learning rate of `density: all` in a training of this number of steps. It falls with this power of the number.
-
-The exponent comes from Bjorck et al. 2024, Scaling Optimal LR Across Token Horizons (arXiv 2409.19913), where all
-trainings have batches of the same size.
-"""
-LOWEST_RATE, HIGHEST_RATE = 1.25e-4, 1e-3
-"""Limits of the rate that follows from the number of steps. Lower rates were not measured (docs/log.md)."""
-PUBLISHED_RATE = 3e-3
-"""Peak rate of `seft` as published. It trains the positions with the largest gradients, with steps of full size."""
-
-RATED_WIDTH, RATED_DENSITY = 576, 0.005
-"""Largest hidden size and density for which these rates hold. They were measured with SmolLM2-135M."""
-LOW_RANK = {RepairMethod.MASKED_LORA, RepairMethod.LORA_REPRUNE, RepairMethod.SPP}
-"""Methods that do not train individual weights. Their rates do not depend on the width."""
-
-UNSCALED = {RepairMethod.SPP, RepairMethod.MASKED_FULL}
-"""Methods whose learning rate does not depend on the density. A higher density does not make the step of a linear
-larger. In SPP each row has one number at every rank, and the rank only sets how many rows share a vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +99,7 @@ class RepairConfig:
     ] = False
     weight_decay: Annotated[float, Doc("Decay of the trained weights towards their values before training.")] = 0.0
     clip_norm: Annotated[
-        float | None, Doc("Largest gradient norm of a step, over all trained values. No limit if not given.")
+        float | None, Doc("Gradient clipping: largest norm, over all trained values. No limit if not given.")
     ] = None
     norms_and_biases: Annotated[bool, Doc("Train the weights of norm layers and all biases too.")] = False
     distill_weight: Annotated[
@@ -226,15 +143,7 @@ class RepairConfig:
         if self.variant is not Variant.IMPROVED and self.method is not RepairMethod.SEFT:
             way_out = "Only seft has a published variant. Use the method seft, or leave variant out."
             raise ConfigError("variant", f"must be improved for the method {self.method}", str(self.variant), way_out)
-        require_at_least("sequence_tokens", self.sequence_tokens, 2)
-        require_at_least("micro_batch", self.micro_batch, 1)
-        if self.batch_tokens < self.sequence_tokens or self.batch_tokens % self.sequence_tokens:
-            raise ConfigError(
-                "batch_tokens",
-                f"must be a multiple of sequence_tokens ({self.sequence_tokens})",
-                self.batch_tokens,
-                f"Try {max(1, round(self.batch_tokens / self.sequence_tokens)) * self.sequence_tokens}.",
-            )
+        self._require_batch()
         require_between("weight_decay", self.weight_decay, 0.0, 1.0, "0.0 turns it off.")
         if self.clip_norm is not None:
             require_between("clip_norm", self.clip_norm, 1e-4, 1e4, "1.0 is usual. Leave it out for no limit.")
@@ -295,23 +204,11 @@ class RepairConfig:
         return DEFAULT_DENSITY if isinstance(self.density, str) else self.density
 
     def peak_rate(self, width: int = RATED_WIDTH) -> float:
-        """Return the configured peak rate, or for "auto" the peak rate of the method in a model with this hidden size.
-
-        "auto" divides the rate of the method by the square root of the ratio of the density to 0.5 %, if the density is
-        larger (not for `UNSCALED`), and by the ratio of the width to 576, if the model is wider (not for `LOW_RANK`).
-        With the density "all" it depends on the number of steps instead of the density. A step changes an
-        output by the rate times the number of its inputs, so the best rate is inversely proportional to the width
-        (Yang et al. 2022, Tensor Programs V, arXiv 2203.03466; docs/log.md has our measurements).
-        """
+        """Return the configured peak rate, or for "auto" that of `auto_rate` for a model with this hidden size."""
         if self.learning_rate != "auto":
             return self.learning_rate
-        narrower = 1.0 if self.method in LOW_RANK else min(1.0, RATED_WIDTH / width)
-        if self.trains_all:
-            rate = ALL_RATE * math.pow(ALL_RATE_STEPS / self.steps, ALL_RATE_EXPONENT)
-            return min(max(LOWEST_RATE, rate), HIGHEST_RATE) * narrower
-        rate = PUBLISHED_RATE if self.variant is Variant.PUBLISHED else RATES[self.method]
-        denser = 1.0 if self.method in UNSCALED else min(1.0, math.sqrt(RATED_DENSITY / self.trained_fraction))
-        return rate * denser * narrower
+        density = None if self.trains_all else self.trained_fraction
+        return auto_rate(self.method, self.variant, width, density=density, steps=self.steps)
 
     @property
     def micro_batches(self) -> int:
@@ -355,6 +252,18 @@ class RepairConfig:
     def distills(self) -> bool:
         """True if training needs the dense model as a teacher."""
         return self.distill_weight > 0 or self.hidden_weight > 0
+
+    def _require_batch(self) -> None:
+        """Raise ConfigError if a step has no whole number of windows."""
+        require_at_least("sequence_tokens", self.sequence_tokens, 2)
+        require_at_least("micro_batch", self.micro_batch, 1)
+        if self.batch_tokens < self.sequence_tokens or self.batch_tokens % self.sequence_tokens:
+            raise ConfigError(
+                "batch_tokens",
+                f"must be a multiple of sequence_tokens ({self.sequence_tokens})",
+                self.batch_tokens,
+                f"Try {max(1, round(self.batch_tokens / self.sequence_tokens)) * self.sequence_tokens}.",
+            )
 
     def _require_retained_text(self) -> None:
         """Raise ConfigError if no window of retained text can be trained on."""

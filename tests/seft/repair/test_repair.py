@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from seft.config import Pattern, RepairMethod
-from seft.config.repair import RATES
+from seft.config.rates import RATES
 from seft.data.packing import Packed, cut_windows
 from seft.errors import Cancelled, ConfigError, DataError, StateError, TrainError
 from seft.models.targets import target_linears

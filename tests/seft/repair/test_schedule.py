@@ -128,7 +128,7 @@ def test_a_repair_takes_its_steps_at_the_rate_of_the_width(
         return rate, target_linears(model)["model.layers.0.mlp.up_proj"].weight.clone()
 
     rate, weight = first_step()
-    monkeypatch.setattr("seft.config.repair.RATED_WIDTH", 16)
+    monkeypatch.setattr("seft.config.rates.RATED_WIDTH", 16)
     lower, other = first_step()
     start = target_linears(untrained_tiny())["model.layers.0.mlp.up_proj"].weight
     assert lower == rate / 4
