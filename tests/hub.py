@@ -26,6 +26,8 @@ from tests.serving import serving
 
 SPACES = b" " * (1 << 20)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+XET = {"X-Xet-Hash": "0" * 64, "X-Xet-Refresh-Route": "/xet-token"}
+"""Headers with which the hub offers another way to download a file. This server has no such way."""
 
 
 @dataclass
@@ -152,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not file.is_file():
             self._error(404, "EntryNotFound")
             return
-        content, headers = file.read_bytes(), {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": repo.head}
+        content, headers = file.read_bytes(), {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": repo.head, **XET}
         if repo.padding and name == "config.json":
             self._send(200, content, headers, repo.padding)
         elif match := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):

@@ -42,14 +42,24 @@ def main(folder: Path, pipe: int, parent: int, store: int) -> None:
     with errors_sent(send), ExitStack() as held:
         fetched = fetch_model(task, held, lambda: send(loading))
         task.model_copy(update={"downloaded": fetched or task.downloaded}).write(folder)
-        # The files of a commit in the cache are links to files in the folder of the model.
-        model = [fetched.parents[1]] if fetched else task.model_roots
+        model = files_of(fetched) if fetched else task.model_roots
         programs = sandbox.code(os.environ, ("core", "seft", "worker"))
         sockets = sandbox.LOCAL_SOCKETS if task.spec.devices == 1 else sandbox.CONNECTING_SOCKETS
         sandbox.confine([*programs, *model], [sandbox.ROOT], writable=[folder.resolve()], sockets=sockets)
         numbers = map(str, (pipe, parent, store))
         command = [sys.executable, "-P", "-m", "worker.training", str(folder), *numbers]
         os.execve(sys.executable, command, environment.of_training(os.environ, folder.resolve()))  # noqa: S606
+
+
+def files_of(commit: Path) -> list[Path]:
+    """Return the folder of a model in the cache, and its files outside of this folder.
+
+    The files of a commit are links to files in the folder of the model. Other programs that use the same cache can
+    also have stored them in a folder that several models share.
+    """
+    folder = commit.parents[1].resolve()
+    files = {link.resolve() for link in commit.rglob("*")}
+    return [folder, *sorted(file for file in files if not file.is_relative_to(folder))]
 
 
 def make_loading(task: Task) -> Progressed:

@@ -42,6 +42,10 @@ _HOW_TO_SET = "with HF_TOKEN on your own machine or PUT /hub-token (`seft hub-to
 
 Info = TypeVar("Info", hub.ModelInfo, hub.DatasetInfo)
 
+constants.HF_HUB_DISABLE_XET = True
+# Downloads of hf_xet are stored outside of the folder of their model in the cache, where a confined process cannot read
+# them and where no limit counts them. An outage is a RuntimeError there, without a status.
+
 
 class AccessDeniedError(SourceError):
     """The hub denies access to this model or its files. A different token may have access."""

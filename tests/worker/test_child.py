@@ -194,6 +194,26 @@ def test_a_job_with_a_model_of_the_hub_ends_in_the_sandbox_and_imports_torch_onc
     ]
 
 
+def test_a_model_whose_weights_are_in_a_shared_folder_of_the_cache_can_be_read(
+    tmp_path: Path, port: int, tiny_texts: list[str]
+) -> None:
+    """Newer clients of the hub store the weights of all models in one folder of the cache."""
+    write_job(tmp_path / "first", tiny_texts[:20], model="acme/open", prune={"method": "magnitude"})
+    first = Child(tmp_path / "first")
+    first.wait()
+    cache = Path(os.environ["HF_HUB_CACHE"])
+    (link,) = cache.glob("models--acme--open/snapshots/*/model.safetensors")
+    shared = cache / "blobs" / "aa" / "weights"
+    shared.parent.mkdir(parents=True)
+    link.resolve().rename(shared)
+    link.unlink()
+    link.symlink_to(shared)
+    write_job(tmp_path / "second", tiny_texts[:20], model="acme/open", prune={"method": "magnitude"})
+    second = Child(tmp_path / "second")
+    second.wait()
+    assert isinstance(second.messages[-1], Finished), (second.messages[-1:], second.process.tail)
+
+
 def test_a_disk_that_is_full_when_training_begins_is_no_fault_of_the_model(
     tmp_path: Path, port: int, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
