@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from core.access.hub_tokens import HOW_TO_SET, HubTokens, account, write_flaw
 from core.errors import Code, Flaw, ProblemError
 from core.infra import temporary
-from core.infra.storage import Storage, is_missing
+from core.infra.storage import STORAGE_ERRORS, Storage, is_missing
 from core.models import hub_cache, results
 from core.models.results import is_result
 from core.settings import Settings
@@ -287,6 +287,8 @@ def _source_errors(reference: str, names: Callable[[], Iterable[str]] = tuple) -
         message = f"The checkpoint of {reference} is no longer in the storage. Use the checkpoint of another job."
         flaw = Flaw("model", message, repr(reference), WAYS_OUT[Code.MODEL_NOT_FOUND])
         raise ProblemError(Code.MODEL_NOT_FOUND, message, (flaw,)) from error
+    except STORAGE_ERRORS:
+        raise  # some of them are OSErrors
     except OSError as error:
         if isinstance(error, VANISHED):
             message = f"The files of {reference!r} were deleted or cannot be read. Check the name and the permissions."

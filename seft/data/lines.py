@@ -40,6 +40,8 @@ WINDOW_LOG = 27
 """Binary logarithm of the largest zstd decompression window, 128 MiB. It is the default limit of the zstd command."""
 
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+_SKIPPABLE = b"\x2a\x4d\x18"
+"""The last bytes of the number with which a skippable frame of zstd begins (RFC 8878, section 3.1.2)."""
 _BUFFER = 1 << 20
 _READER_ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "OPENBLAS_NUM_THREADS": "1"}
 """Settings that keep the address space of the Parquet reader small. Other memory pools and more threads reserve
@@ -82,7 +84,7 @@ def open_lines(file: BinaryIO, max_bytes: float) -> Iterator[Lines]:
     read: Read = file.read
     if head.startswith(_GZIP):
         read = gzip.GzipFile(fileobj=file, mode="rb").read
-    elif head == _ZSTD:
+    elif head == _ZSTD or head[1:] == _SKIPPABLE:
         read = _zstd(file)
     yield Lines("line", io.BufferedReader(_Bounded(read, file.tell, max_bytes), _BUFFER))
 
@@ -128,6 +130,8 @@ class _Bounded(io.RawIOBase):
         try:
             chunk = self._read(len(buffer))
         except (OSError, EOFError, zlib.error) as error:
+            if isinstance(error, OSError) and type(error) not in {OSError, gzip.BadGzipFile}:
+                raise  # It is no property of the file: the storage or the network failed, for example with a timeout.
             # An OSError without a number comes from this module. Its text already says what is wrong with the file.
             is_own = type(error) is OSError and error.errno is None
             value = str(error).rstrip(".") if is_own else f"damaged ({error})"

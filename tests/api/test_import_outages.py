@@ -1,11 +1,21 @@
 """Imports while the object storage or the source is not available."""
 
+import gzip
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import BinaryIO
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    ProxyConnectionError,
+    ReadTimeoutError,
+    SSLError,
+)
 from fastapi import FastAPI
 from sqlalchemy import extract, func, select
 from starlette.testclient import TestClient
@@ -37,6 +47,32 @@ def test_an_import_survives_a_storage_that_is_away(app: FastAPI, client: TestCli
             pauses.append(session.scalar(select(extract("epoch", Import.due_at - func.now()))))
         let_leases_end(sessions)
     assert pauses == pytest.approx([60, 120, 240, 480, 960, 1920, 3600, 3600], abs=5)
+    assert settled(app, client, upload)["status"] == "done"
+
+
+@pytest.mark.parametrize("error", [ReadTimeoutError, ConnectTimeoutError, SSLError, ProxyConnectionError])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_an_import_survives_a_storage_that_hangs_while_the_file_is_read(
+    app: FastAPI,
+    client: TestClient,
+    sessions: Sessions,
+    compress: Callable[[bytes], bytes],
+    error: type[BotoCoreError],
+) -> None:
+    """These errors of the storage are OSErrors, as are those of a damaged file."""
+    content = b"".join(b'{"text": "%s"}\n' % os.urandom(900_000).hex().encode() for _ in range(6))
+    upload, reads = ready(client, compress(content)), list[int]()
+    storage = Storage(app.state.services.settings)
+
+    def hang(_: object) -> None:
+        reads.append(len(reads))
+        if len(reads) > 1:
+            raise error(endpoint_url="http://storage", proxy_url="http://proxy", error="timed out")
+
+    before_sending(storage, "GetObject", hang)
+    assert Importer(replace(app.state.services, storage=storage)).poll()
+    assert len(reads) > 1
+    let_leases_end(sessions)
     assert settled(app, client, upload)["status"] == "done"
 
 

@@ -51,7 +51,12 @@ def broken_lines(result: Validation) -> list[str]:
     return [f"{result.unit} {flaw.line}" for flaw in result.flaws]
 
 
-@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd.compress, parquet])
+def after_skippable_frame(content: bytes) -> bytes:
+    """Return a zstd file that begins with a frame without content, as pzstd writes it."""
+    return b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd" + zstd.compress(content)
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd.compress, after_skippable_frame, parquet])
 def test_a_file_is_the_same_dataset_in_every_file_format(compress: Compress) -> None:
     content = lines(*(f"{number} 🙂" for number in range(700)))
     data = compress(content)
