@@ -74,9 +74,13 @@ def record_notification(session: Session, name: str) -> None:
 
 
 def list_with_jobs(session: Session, sweep_seconds: float) -> Sequence[tuple[Worker, bool, Job | None]]:
-    """Return all workers, ordered by name, as (worker, whether it is alive, the job that it runs or None)."""
+    """Return all workers, ordered by name, as (worker, whether it is alive, the job that it runs or None).
+
+    Workers without a heartbeat for `DELETE_AFTER` are left out. Nobody deletes their rows if no worker runs.
+    """
     running = (Job.worker == Worker.name) & (Job.status == Status.RUNNING)
     query = select(Worker, is_alive(sweep_seconds), Job).outerjoin(Job, running).order_by(Worker.name)
+    query = query.where(Worker.seen_at > func.now() - DELETE_AFTER)
     return [(worker, alive, job) for worker, alive, job in session.execute(query).all()]
 
 

@@ -16,4 +16,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_column("datasets", "uploaded_at")
+    # `tries` counts the outages too. Older software fails an import with five tries and deletes its file.
+    op.execute("UPDATE imports SET tries = tries - outages WHERE outages > 0")
     op.drop_column("imports", "outages")

@@ -169,6 +169,18 @@ def test_a_state_in_bfloat16_is_not_given_to_software_that_does_not_know_it(sett
     downgrade(settings, "0260")
 
 
+def test_older_software_does_not_count_outages_as_tries_of_an_import(settings: Settings, empty: Engine) -> None:
+    rows = """
+    INSERT INTO imports (id, tenant, name, state, skip_percentage, tries, outages)
+    VALUES ('imp_1', 'ours', 'a', 'ready', 0, 7, 6), ('imp_2', 'ours', 'b', 'ready', 0, 2, 0);
+    """
+    upgrade_rows(settings, empty, "0272", rows)
+    downgrade(settings, "0271")
+    with empty.connect() as connection:
+        found = connection.exec_driver_sql("SELECT id, tries FROM imports ORDER BY id").all()
+    assert found == [("imp_1", 1), ("imp_2", 2)]
+
+
 def test_upgraded_jobs_are_found_by_their_metadata(settings: Settings, empty: Engine) -> None:
     rows = """
     INSERT INTO jobs (id, tenant, dataset_id, spec, priority, status)

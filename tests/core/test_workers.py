@@ -100,6 +100,7 @@ def test_a_worker_without_sweeps_is_unhealthy_and_deleted_after_a_day(sessions: 
     execute(sessions, "UPDATE workers SET seen_at = now() - interval '25 h'")
     assert metrics(sessions)["seft_workers"] == 0, "also if no other worker deletes the row"
     with sessions.begin() as session:
+        assert workers.list_with_jobs(session, 15) == []
         workers.record_heartbeat(session, "w2", GPU)
         assert [worker.name for worker, _, _ in workers.list_with_jobs(session, 15)] == ["w2"]
 
