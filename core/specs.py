@@ -19,7 +19,6 @@ from core import ids
 from core.request_fields import EXAMPLE_DATASET, Boolean, Integer, Number, Revision, Spec, StorableText
 from core.spec_parts import (
     DERIVED,
-    CalibrationSpec,
     EvaluateSpec,
     OutputSpec,
     PruneSpec,
@@ -365,36 +364,3 @@ def _located(error: ConfigError) -> ValidationError:
     kind = _contradiction(error.rule, way_out)
     details = InitErrorDetails(type=kind, loc=next(found, tuple(error.field.split("."))), input=error.value)
     return ValidationError.from_exception_data("JobSpec", [details])
-
-
-def path_in_request(part: str, field: str) -> str:
-    """Return the dotted path in a request of the library's setting `field`, which belongs to a part of the request."""
-    places: tuple[tuple[str, type[Spec]], ...] = (
-        ("prune", PruneSpec),
-        ("prune.calibration", CalibrationSpec),
-        ("repair", RepairSpec),
-        ("evaluate", EvaluateSpec),
-        ("output", OutputSpec),
-    )
-    found = (place for place, spec in places if place.startswith(part) and field in spec.model_fields)
-    return ".".join([*filter(None, [next(found, "")]), field])
-
-
-def read_stored(stored: dict[str, Any]) -> JobSpec:
-    """Return a stored request. Raises ValidationError if it is invalid now.
-
-    Versions before 12 stored no `dtype`. They ran every job in float32.
-    """
-    return JobSpec.model_validate({"dtype": Dtype.FLOAT32, **stored})
-
-
-def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return a stored request, with the defaults of fields that were added since it was stored.
-
-    A request of another version that is invalid now is returned without changes. So a page must expect that a field
-    that was added later is missing.
-    """
-    try:
-        return read_stored(stored).model_dump(mode="json")
-    except ValidationError:
-        return stored

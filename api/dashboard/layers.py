@@ -12,7 +12,7 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from core.infra.storage import STORAGE_ERRORS, Storage
 from core.jobs.reports import CHANGES, Evolution
-from core.specs import read_stored
+from core.stored_specs import read_stored
 from core.tables import Checkpoint, Json
 from seft.config import Allocation
 

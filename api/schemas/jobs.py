@@ -8,8 +8,9 @@ from pydantic import BaseModel, Field
 from api.schemas.estimates import EstimateView
 from api.schemas.shared import FILE_ID, JOB_ID, MODEL, TIME, Passthrough, RowView, example
 from core.jobs import forecast
-from core.specs import JobSpec, with_defaults
+from core.specs import JobSpec
 from core.states import Phase, Status
+from core.stored_specs import with_defaults
 from core.tables import Job
 
 

@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 
 from core import workers
 from core.estimate.speed import Pace, Speed, count_work
-from core.specs import Dtype, read_stored
+from core.specs import Dtype
 from core.states import PHASE_BEGAN, STATUS_EVENT_PREFIX, Phase, Status, Transition
+from core.stored_specs import read_stored
 from core.tables import Job, JobEvent
 
 LATEST = 50

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import TypeVar
 
+from pydantic import BaseModel
 from sqlalchemy.orm import Session, sessionmaker
 
 from core.access import audit
@@ -16,7 +17,8 @@ from core.estimate.estimates import estimate
 from core.jobs import fairness, jobs, pushes
 from core.models.resolver import ModelResolver
 from core.settings import Settings
-from core.specs import JobSpec, path_in_request
+from core.spec_parts import CalibrationSpec, EvaluateSpec, OutputSpec, PruneSpec, RepairSpec
+from core.specs import JobSpec
 from core.states import Phase
 from core.tables import Job, Json
 from seft.config import Allocation, Retain, require_repair_of
@@ -110,7 +112,7 @@ def fitted(spec: AnySpec, model: Dimensions, source: ModelSource) -> AnySpec:
         try:
             rule()
         except ConfigError as error:
-            flaws.append(Flaw(path_in_request(part, error.field), error.rule, repr(error.value), error.way_out))
+            flaws.append(Flaw(_path_in_request(part, error.field), error.rule, repr(error.value), error.way_out))
     if flaws:
         detail = " ".join(f"{flaw.param} {flaw.rule}. {flaw.way_out}" for flaw in flaws)
         raise ProblemError(Code.INVALID_REQUEST, detail, tuple(flaws))
@@ -158,3 +160,16 @@ def _require_memory(estimated: Json, spec: JobSpec) -> None:
     way_out = f"Change the request: {json.dumps(change)}." if change else "Use a smaller model or a larger device."
     flaw = Flaw(param, rule, repr(value), way_out)
     raise ProblemError(Code.INVALID_REQUEST, f"{param} {rule}. {way_out}", (flaw,))
+
+
+def _path_in_request(part: str, field: str) -> str:
+    """Return the dotted path in a request of the library's setting `field`, which belongs to a part of the request."""
+    places: tuple[tuple[str, type[BaseModel]], ...] = (
+        ("prune", PruneSpec),
+        ("prune.calibration", CalibrationSpec),
+        ("repair", RepairSpec),
+        ("evaluate", EvaluateSpec),
+        ("output", OutputSpec),
+    )
+    found = (place for place, spec in places if place.startswith(part) and field in spec.model_fields)
+    return ".".join([*filter(None, [next(found, "")]), field])

@@ -23,8 +23,9 @@ from core.errors import LeaseLostError
 from core.jobs import fairness, pushes
 from core.jobs.transitions import hold, record_event, requeue, transition, with_way_out
 from core.models import results
-from core.specs import Dtype, JobSpec, read_stored
+from core.specs import Dtype, JobSpec
 from core.states import OUT_OF_MEMORY, PHASE_BEGAN, TOPOLOGY_EVOLVED, Phase, Reason, Status, Transition
+from core.stored_specs import read_stored
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Json, StoredDataset
 from core.totals import Kind, Sum
 

@@ -1,6 +1,7 @@
 """Create a job's request from an existing request and changes to some of its fields."""
 
-from core.specs import JobSpec, with_defaults
+from core.specs import JobSpec
+from core.stored_specs import with_defaults
 from core.tables import Json
 
 ALTERNATIVES = ("dataset", "held_out")

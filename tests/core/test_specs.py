@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 from api.schemas.imports import ImportRequest
 from core import ids
 from core.spec_parts import RepairMethod
-from core.specs import SPEC_VERSION, JobSpec, with_defaults
+from core.specs import SPEC_VERSION, JobSpec
+from core.stored_specs import with_defaults
 from seft.config import DEFAULT_PRUNER
 
 MINIMAL: dict[str, Any] = {"model": "tiny", "dataset": "file_" + "0" * 26, "sparsity": 0.6}

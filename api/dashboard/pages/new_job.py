@@ -21,7 +21,8 @@ from core.errors import Flaw, ProblemError
 from core.estimate.fitting import USABLE_FRACTION
 from core.jobs import jobs
 from core.spec_parts import CPU_SETTINGS
-from core.specs import JobSpec, with_defaults
+from core.specs import JobSpec
+from core.stored_specs import with_defaults
 
 DATASET_CHOICES = 100
 """Maximum number of datasets in the selection, newest first."""

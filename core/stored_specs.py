@@ -1,0 +1,27 @@
+"""Read requests that the database has stored, also those of older versions."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from core.specs import Dtype, JobSpec
+
+
+def read_stored(stored: dict[str, Any]) -> JobSpec:
+    """Return a stored request. Raises ValidationError if it is invalid now.
+
+    Versions before 12 stored no `dtype`. They ran every job in float32.
+    """
+    return JobSpec.model_validate({"dtype": Dtype.FLOAT32, **stored})
+
+
+def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored request, with the defaults of fields that were added since it was stored.
+
+    A request of another version that is invalid now is returned without changes. So a page must expect that a field
+    that was added later is missing.
+    """
+    try:
+        return read_stored(stored).model_dump(mode="json")
+    except ValidationError:
+        return stored
