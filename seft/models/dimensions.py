@@ -63,6 +63,15 @@ CHANGED_LOGITS = (
 )
 """Names of a cap or factor of the logits in a configuration. If it has none, or only the factor 1, the logits are the
 outputs of the head."""
+ACTIVE_EXPERTS = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "expert_used_count",
+    "moe_topk",
+    "moe_k",
+    "top_k_experts",
+)
+"""Names of the number of experts that a token uses in a block. The first one that a configuration has is used."""
 BUFFERS = (".masked_bias", ".inv_freq", "rope_freqs.weight")
 """Endings of the names of tensors in older files that are not parameters."""
 
@@ -164,7 +173,7 @@ def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
         keys=round((config.attention or hidden) * config.grouped),
         blocks=blocks,
         vectors=sum(size for name, size in sizes.items() if _is_vector(name, shapes[name])),
-        stacked=any(_is_expert(name) and len(shapes[name]) > 1 for name in block_names),
+        stacked=any(_is_stacked(name, shapes[name]) for name in block_names),
         shares_keys=config.number("num_kv_shared_layers", "attention.shared_kv_layers") is not None,
         changes_logits=config.changes_logits,
     )
@@ -201,7 +210,7 @@ class _Config:
             self._type in types for types in (STORED_TRANSPOSED, STACKS_TRANSPOSED)
         )
         self.experts = self.number(*EXPERT_COUNTS) or 0
-        active = self.number("num_experts_per_tok", "num_experts_per_token", "expert_used_count", "moe_topk") or 1
+        active = self.number(*ACTIVE_EXPERTS) or 1
         self.use = min(1.0, active / self.experts) if self.experts else 1.0
         heads = self.number("num_attention_heads", "n_head", "attention.head_count")
         width = self.number("head_dim", "attention.key_length")
@@ -285,10 +294,10 @@ def _matrices(name: str, shape: tuple[int, ...], config: _Config, gate: bool | N
 
     A tensor has no such matrix, or one, or one per expert that it contains. `gate` is the result of `_gate_of`.
     """
-    use = config.use if _is_expert(name) else 1.0
     if gate is False or not is_pruned(name, shape, config.experts):
         return {}
     *stack, rows, cols = shape
+    use = config.use if stack or _is_expert(name) else 1.0
     if config.stacks_transposed if stack else config.transposed:
         rows, cols = cols, rows
     return {Matrix(2 * rows if gate else rows, cols, use): stack[0] if stack else 1}
@@ -316,6 +325,14 @@ def _shares(name: str, shapes: Shapes) -> bool:
 def _is_expert(name: str) -> bool:
     """Return whether a tensor of this name contains weights of experts, of which a token uses only some."""
     return ("expert" in name or "_exps." in name) and "shared" not in name
+
+
+def _is_stacked(name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether a loaded model has this tensor of a block in a parameter with the matrices of several experts.
+
+    A file may contain these matrices one by one. If it contains a stack, the name may not say that it is of experts.
+    """
+    return (len(shape) > 1 and _is_expert(name)) or (len(shape) == 3 and is_pruned(name, shape, 0))
 
 
 def _is_parameter(name: str, shape: tuple[int, ...]) -> bool:

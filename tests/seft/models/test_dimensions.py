@@ -2,14 +2,12 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GraniteMoeConfig, HunYuanMoEV1Config, JetMoeConfig
 
 from core.estimate.footprint import memory_by_phase
 from core.specs import JobSpec
@@ -22,7 +20,6 @@ from seft.models.source import Kind, ModelSource, find
 from tests.core.estimate.test_fitting import MINIMAL
 from tests.hollow import BLOCKS, SHAPES, VOCABULARY, write_hollow
 from tests.seft.architectures import ARCHITECTURES, Architecture
-from tests.seft.models.test_targets import SMALL
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -227,29 +224,36 @@ def test_a_block_without_linear_layers_can_be_estimated(tmp_path: Path) -> None:
         assert memory_by_phase(dimensions, JobSpec.model_validate({**MINIMAL, "prune": prune}))
 
 
-def routed(config: Any, **more: int) -> Any:
-    return AutoModelForCausalLM.from_config(config(**SMALL, intermediate_size=24, num_key_value_heads=2, **more))
+EXPERTS = {"num_key_value_heads": 2, "head_dim": 8}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2},
+    "jetmoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "kv_channels": 8},
+    "gemma4_text": {
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 16,
+        "hidden_size_per_layer_input": 0,
+        "num_kv_shared_layers": 0,
+    },
+}
+"""Architectures with experts of special names -> their settings. A token uses two of four experts."""
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: routed(GraniteMoeConfig, num_local_experts=4),
-        lambda: routed(HunYuanMoEV1Config, num_experts=4, moe_topk=1, head_dim=8),
-        lambda: routed(JetMoeConfig, num_local_experts=4, kv_channels=8),
-    ],
-    ids=["granite", "hunyuan", "jet"],
-)
-def test_no_router_is_a_target_in_a_file_or_in_a_model(make: Callable[[], Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_experts_and_routers_of_special_names_are_the_same_in_a_file_and_in_a_model(kind: str, tmp_path: Path) -> None:
     from seft.models.targets import target_linears
 
-    model = make()
+    model = Architecture(kind, 0, {**EXPERTS, **MIXTURES[kind]}).model()
     model.save_pretrained(tmp_path)
-    source = ModelSource(
-        "mixture", Kind.FOLDER, tmp_path, None, json.loads((tmp_path / "config.json").read_bytes()), None
-    )
-    counted = sum(target.weight.numel() for target in target_linears(model).values())
-    assert read_dimensions(source, shapes(source)).targets == counted
+    config = json.loads((tmp_path / "config.json").read_bytes())
+    source = ModelSource("mixture", Kind.FOLDER, tmp_path, None, config, None)
+    dimensions, targets = read_dimensions(source, shapes(source)), target_linears(model).values()
+    assert any(target.expert for target in targets)
+    assert dimensions.targets == sum(target.weight.numel() for target in targets)
+    assert dimensions.active_targets == sum(target.weight.numel() / (1 + target.expert) for target in targets)
+    assert dimensions.stacked == any(target.number is not None for target in targets)
 
 
 @pytest.mark.parametrize(
