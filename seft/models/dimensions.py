@@ -4,6 +4,7 @@ They determine memory and time, and which settings fit the model (`seft.fit`).
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -72,6 +73,11 @@ ACTIVE_EXPERTS = (
     "top_k_experts",
 )
 """Names of the number of experts that a token uses in a block. The first one that a configuration has is used."""
+EXTRA_BLOCKS = ("num_nextn_predict_layers", "num_mtp_layers")
+"""Names of the number of blocks for multi-token prediction in a configuration. A file has them after the decoder
+blocks."""
+EXTRA_PARTS = re.compile(r"(^|\.)mtp[._]")
+"""Part of the names of other tensors for multi-token prediction."""
 BUFFERS = (".masked_bias", ".inv_freq", "rope_freqs.weight")
 """Endings of the names of tensors in older files that are not parameters."""
 
@@ -150,6 +156,7 @@ def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
     Raises SourceError if these are not the tensors of a decoder model.
     """
     config = _Config(source)
+    shapes = _loaded(shapes, config)
     sizes = {name: math.prod(shape) for name, shape in shapes.items() if _is_parameter(name, shape)}
     if config.tied:
         sizes.pop(HEAD, None)
@@ -254,6 +261,18 @@ class _Config:
                     raise SourceError(REFUSED, f"{message} Choose a different model.")
                 return value
         return None
+
+
+def _loaded(shapes: Shapes, config: _Config) -> Shapes:
+    """Return the tensors that transformers loads: those that are not for multi-token prediction."""
+    blocks = config.number(*BLOCK_COUNTS) if config.number(*EXTRA_BLOCKS) else None
+
+    def extra(name: str) -> bool:
+        place = place_in_blocks(name)
+        after = blocks is not None and place is not None and place[0].endswith("layers") and place[1] >= blocks
+        return after or EXTRA_PARTS.search(name) is not None
+
+    return {name: shape for name, shape in shapes.items() if not extra(name)}
 
 
 def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], ...], set[str], int]:

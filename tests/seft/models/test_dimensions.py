@@ -174,6 +174,32 @@ def test_buffers_of_older_files_are_no_parameters(tmp_path: Path) -> None:
     assert (with_buffers.vectors, with_buffers.blocks) == (plain.vectors, plain.blocks)
 
 
+PREDICTED = {
+    f"model.layers.{BLOCKS}.self_attn.q_proj.weight": (64, 64),
+    f"model.layers.{BLOCKS}.eh_proj.weight": (64, 128),
+    f"model.layers.{BLOCKS}.embed_tokens.weight": (VOCABULARY, 64),
+    f"model.layers.{BLOCKS}.enorm.weight": (64,),
+}
+"""Tensors of a block for multi-token prediction after the decoder blocks."""
+
+
+@pytest.mark.parametrize(
+    ("more", "extra"),
+    [
+        ({"num_nextn_predict_layers": 1}, PREDICTED),
+        ({"num_mtp_layers": 1}, PREDICTED),
+        ({}, {"mtp.fc.weight": (9999, 64), "mtp.layers.0.proj.weight": (64, 9999), "mtp.norm.weight": (64,)}),
+        ({}, {"model.mtp.layers.0.proj.weight": (64, 99), "model.mtp_block.0.proj.weight": (64, 99)}),
+    ],
+    ids=["nextn", "layers", "mtp", "model.mtp"],
+)
+def test_tensors_for_multi_token_prediction_are_not_counted(
+    tmp_path: Path, more: dict[str, int], extra: dict[str, tuple[int, ...]]
+) -> None:
+    source = find(str(write_hollow(tmp_path / "model", num_hidden_layers=BLOCKS, **more)))
+    assert read_dimensions(source, {**SHAPES, **extra}) == read_dimensions(source, SHAPES)
+
+
 @pytest.mark.parametrize(
     "more",
     [
