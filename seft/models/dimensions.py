@@ -73,6 +73,9 @@ ACTIVE_EXPERTS = (
     "top_k_experts",
 )
 """Names of the number of experts that a token uses in a block. The first one that a configuration has is used."""
+HIDDEN_SIZES = ("hidden_size", "n_embd", "d_model", "embedding_length")
+"""Names of the width of the hidden state in a configuration. If it has none, this is the width of the largest
+embedding. That may be a different width: Gemma 3n has a wider embedding, with values for each block."""
 EXTRA_BLOCKS = ("num_nextn_predict_layers", "num_mtp_layers")
 """Names of the number of blocks for multi-token prediction in a configuration. A file has them after the decoder
 blocks."""
@@ -168,7 +171,8 @@ def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
         raise SourceError(REFUSED, f"{message} Give a decoder-only language model.")
     most = dict.fromkeys(BLOCK_COUNTS, numbered) | {VOCABULARY_SIZE: max(rows for rows, _ in embeddings)}
     require_counts(source.reference, config.values, most)
-    vocabulary, hidden = max(embeddings, key=math.prod)
+    vocabulary, width = max(embeddings, key=math.prod)
+    hidden = config.hidden or width
     return Dimensions(
         architecture=config.architecture,
         context=config.context,
@@ -216,6 +220,7 @@ class _Config:
         self.transposed, self.stacks_transposed = (
             self._type in types for types in (STORED_TRANSPOSED, STACKS_TRANSPOSED)
         )
+        self.hidden = self.number(*HIDDEN_SIZES)
         self.experts = self.number(*EXPERT_COUNTS) or 0
         active = self.number(*ACTIVE_EXPERTS) or 1
         self.use = min(1.0, active / self.experts) if self.experts else 1.0

@@ -51,6 +51,29 @@ def test_weights_and_target_linears_equal_those_of_the_library_for_every_archite
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
+        ("gemma4_text", {"hidden_size_per_layer_input": 48, "vocab_size_per_layer_input": 384}),
+        ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 16}),
+        ("gpt2", {"n_inner": 48}),
+        ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128}),
+    ],
+)
+def test_the_width_of_the_hidden_state_may_differ_from_that_of_an_embedding(
+    kind: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    from seft.models.targets import decoder_blocks, hidden_state
+
+    model = Architecture(kind, 0, settings).model()
+    model.save_pretrained(tmp_path)
+    config, widths = json.loads((tmp_path / "config.json").read_bytes()), list[int]()
+    source = ModelSource(kind, Kind.FOLDER, tmp_path, None, config, None)
+    decoder_blocks(model)[0].register_forward_hook(lambda *call: widths.append(hidden_state(call[2]).shape[-1]))
+    model(input_ids=torch.tensor([[1, 2, 3]]))
+    assert widths == [read_dimensions(source, shapes(source)).hidden]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
         ("llama", {}),
         ("gemma2", {"head_dim": 8}),
         ("gemma3_text", {"head_dim": 8}),
