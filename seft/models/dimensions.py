@@ -250,6 +250,9 @@ class _Config:
     @property
     def changes_logits(self) -> bool:
         """Whether the model caps or scales its logits."""
+        base = self.number("dim_model_base")  # MiniCPM3 scales by the ratio of the width to this number.
+        if base is not None and base != self.hidden:
+            return True
         values = (self.values.get(name) for name in CHANGED_LOGITS)
         return any(isinstance(value, int | float) and value not in {0, 1} for value in values)
 

@@ -19,7 +19,7 @@ from seft.models.shapes import shapes
 from seft.models.source import Kind, ModelSource, find
 from tests.core.estimate.test_fitting import MINIMAL
 from tests.hollow import BLOCKS, SHAPES, VOCABULARY, write_hollow
-from tests.seft.architectures import ARCHITECTURES, Architecture
+from tests.seft.architectures import ARCHITECTURES, LATENT, Architecture
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -83,6 +83,8 @@ def test_the_width_of_the_hidden_state_may_differ_from_that_of_an_embedding(
         ("granite", {}),
         ("granite", {"logits_scaling": 8.0}),
         ("recurrent_gemma", {"lru_width": 32}),
+        ("minicpm3", {**LATENT, "dim_model_base": 16}),
+        ("minicpm3", {**LATENT, "dim_model_base": 32}),
     ],
     ids=str,
 )
