@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from seft.data.packing import Packed
+from seft.errors import SourceError
 from seft.models.targets import SPLIT, decoder_blocks, hidden_state
 
 PROBE_SCALE = 1e4
@@ -45,9 +46,17 @@ class Predictor:
     If an architecture scales or caps its logits after the head, `Rows.last` has the logits. If an architecture lets
     packed records attend to each other, each record is run in a row of its own. Both cases are detected by running the
     model, not by its name.
+
+    Raises SourceError if transformers does not say which part of the model is before the head.
     """
 
     def __init__(self, model: Any) -> None:
+        if model.base_model is model:
+            raise SourceError(
+                "model_refused",
+                "a model must have a part before its head that transformers names as its base model;"
+                f" {type(model).__name__} has none. Choose a different model.",
+            )
         self._model = model
         self._head: nn.Module = model.get_output_embeddings()
         self._plain = _has_plain_head(model)

@@ -21,6 +21,7 @@ from transformers import (
 
 from seft.config import Pattern, PruneConfig, PruneMethod
 from seft.errors import SourceError
+from seft.evaluate import perplexity
 from seft.models.targets import block_linears, count_nonzeros, decoder_blocks, target_linears
 from seft.prune.loop import prune_model
 from tests.tiny import untrained_tiny
@@ -93,14 +94,23 @@ def test_the_weight_of_a_target_has_outputs_as_rows_in_every_storage_layout() ->
     assert not model.model.layers[1].mlp.experts.gate_up_proj[1, 3].any()
 
 
-def test_experts_in_an_unsupported_layout_are_rejected_even_without_calibration_text() -> None:
+def llama4() -> Any:
     sizes = {**SMALL, "intermediate_size": 16, "intermediate_size_mlp": 16, "head_dim": 8, "num_key_value_heads": 1}
-    model = Llama4ForCausalLM(Llama4TextConfig(**sizes, num_local_experts=2, pad_token_id=0)).eval()
+    return Llama4ForCausalLM(Llama4TextConfig(**sizes, num_local_experts=2, pad_token_id=0)).eval()
+
+
+def test_experts_in_an_unsupported_layout_are_rejected_even_without_calibration_text() -> None:
+    model = llama4()
     before = {name: target.weight.clone() for name, target in target_linears(model).items()}
     config = PruneConfig(0.5, PruneMethod.MAGNITUDE, Pattern(2, 4))
     with pytest.raises(SourceError, match="Llama4TextExperts combines several in bmm"):
         prune_model(model, torch.zeros(0, 2, dtype=torch.int64), config)
     assert all(torch.equal(before[name], target.weight) for name, target in target_linears(model).items())
+
+
+def test_such_a_model_is_also_rejected_before_it_is_evaluated() -> None:
+    with pytest.raises(SourceError, match=r"Llama4ForCausalLM has none\. Choose a different model"):
+        perplexity(llama4(), torch.zeros(1, 8, dtype=torch.int64))
 
 
 def test_a_shared_expert_whose_width_equals_the_number_of_experts_is_not_a_router() -> None:
