@@ -220,11 +220,13 @@ def _routers(mixture: nn.Module) -> Iterator[nn.Module]:
     """Yield the routers of a mixture of experts: modules that choose experts, or weight the shared expert.
 
     A router is next to a stack of experts and has exactly one matrix. The number of its outputs is the number of
-    experts, or one. A shared expert may have the same number of outputs, but it has more than one matrix.
+    experts, or one. A shared expert may have the same number of outputs, but it has more than one matrix. A bias may
+    have two dimensions, too (ERNIE 4.5).
     """
     counts = {_stack_size(child) for child in mixture.children()} - {0}
     for child in mixture.children() if counts else ():
-        matrices = [parameter for parameter in child.parameters() if parameter.ndim >= 2]
+        parameters = child.named_parameters()
+        matrices = [each for name, each in parameters if each.ndim >= 2 and not name.endswith("bias")]
         if not _stack_size(child) and len(matrices) == 1 and matrices[0].shape[0] in counts | {1}:
             yield from child.modules()
 
