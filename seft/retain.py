@@ -101,8 +101,7 @@ def write_windows(model: Any, start: Sequence[int], config: RepairConfig, report
                     rows, attention_mask=torch.ones_like(rows), use_cache=True, stopping_criteria=[progress]
                 )
             parts.append(written.cpu())
-    windows = Packed.plain(torch.cat(parts))
-    return replace(windows, trained=windows.positions >= len(start))
+    return Packed.plain(torch.cat(parts), len(start))
 
 
 class _Progress(StoppingCriteria):  # type: ignore[misc]

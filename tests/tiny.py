@@ -47,11 +47,16 @@ def _trained_tokenizer() -> str:
     return str(tokenizer.to_str())
 
 
-def beginning_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the same tokenizer, but it adds the padding token before every text and the end token after it."""
+def beginning_tokenizer(head: str = "<pad>") -> PreTrainedTokenizerFast:
+    """Return the same tokenizer, but it adds special tokens before every text and the end token after it.
+
+    They are the padding token, or those that `head` names, with a space between them.
+    """
     tokenizer = tiny_tokenizer()
     tokens = [("<pad>", 0), ("<eos>", 1)]
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<pad> $A <eos>", special_tokens=tokens)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        f"{head} $A <eos>", special_tokens=tokens
+    )
     tokenizer.bos_token = "<pad>"
     return tokenizer
 

@@ -47,8 +47,8 @@ class Encoded:
 
         Pieces that have nothing to train on are left out.
         """
-        count = len(self.head)
-        parts = (torch.split(tensor[count:], length - count) for tensor in (self.tokens, self.trained))
+        count, room = len(self.head), room_after(self.head, length)
+        parts = (torch.split(tensor[count:], room) for tensor in (self.tokens, self.trained))
         pieces = (
             Encoded(torch.cat([self.tokens[:count], tokens]), torch.cat([self.trained[:count], trained]))
             for tokens, trained in zip(*parts, strict=True)
@@ -97,7 +97,8 @@ class Predictions:
 class Packed:
     """Windows of equal length. `positions` count from 0 in each record. `trained` marks the tokens that are predicted.
 
-    The first token of a record is never predicted, because nothing comes before it. `teacher` has what another model
+    The first token of a record is never predicted, because nothing comes before it. The tokens that a tokenizer puts
+    before every text are not predicted either. `teacher` has what another model
     predicted for the windows.
     """
 
@@ -112,10 +113,13 @@ class Packed:
         return cls.plain(windows) if isinstance(windows, Tensor) else windows
 
     @classmethod
-    def plain(cls, tokens: Int[Tensor, "windows length"]) -> "Packed":
-        """Return windows that contain one record each. All tokens but the first are trained on."""
+    def plain(cls, tokens: Int[Tensor, "windows length"], untrained: int = 1) -> "Packed":
+        """Return windows that contain one record each. All tokens but the first `untrained` are trained on.
+
+        The first token is never trained on.
+        """
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        return cls(tokens, positions > 0, positions)
+        return cls(tokens, positions >= max(1, untrained), positions)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -186,6 +190,16 @@ def cut_windows(tokens: Int[Tensor, "tokens"], length: int) -> Int[Tensor, "wind
     return tokens[: count * length].view(count, length)
 
 
+def room_after(head: Sequence[int], length: int) -> int:
+    """Return the number of tokens of a text in a window of `length` tokens. Raises DataError if there are none."""
+    if length <= len(head):
+        raise DataError(
+            f"a sequence must have more than {len(head)} tokens, which is the number that the tokenizer puts before"
+            f" every text; it has {length}. Set more tokens per sequence."
+        )
+    return length - len(head)
+
+
 def with_head(windows: Int[Tensor, "windows tokens"], head: Sequence[int]) -> Int[Tensor, "windows length"]:
     """Return the windows with the tokens `head` before each."""
     return torch.cat([torch.tensor(head, dtype=torch.int64).expand(len(windows), -1), windows], 1) if head else windows
@@ -223,17 +237,19 @@ def _pack_cut(records: Sequence[Encoded], length: int) -> Packed:
 
     Windows with nothing to train on are left out. Raises DataError if no window is left.
     """
-    parts, filled = [torch.zeros(0, dtype=torch.int64)], 0
+    parts, masks, filled = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.bool)], 0
     for record in records:
         head, start = torch.tensor(record.head, dtype=torch.int64), 0
+        room_after(record.head, length)
         while start < len(record.tokens):
             space = length - filled % length
             end = start + max(0, space - len(head))
             parts.append(torch.cat([head, record.tokens[start:end]])[:space])
+            masks.append(torch.arange(len(parts[-1])) >= max(1, len(head)))
             start, filled = end, filled + len(parts[-1])
     tokens = cut_windows(torch.cat(parts), length)
     positions = torch.cat([torch.arange(len(part)) for part in parts])[: tokens.numel()].view_as(tokens)
-    trained = positions > 0
+    trained = torch.cat(masks)[: tokens.numel()].view_as(tokens)
     useful = trained.any(1)
     _require_trained(bool(useful.any()), length)
     packed = Packed(tokens, trained, positions)

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seft.config import CalibrationOrder
-from seft.data.packing import Encoded, Packed, concatenate, cut_windows, pack_whole, with_head
+from seft.data.packing import Encoded, Packed, concatenate, cut_windows, pack_whole, room_after, with_head
 from seft.data.records import Chat, Completion, Record
 from seft.data.tokens import bos_tokens, eos_token, text_tokens, tokenize_record
 from seft.errors import DataError, SourceError
@@ -33,7 +33,7 @@ def encode(
                 encoded.append(Encoded.text(text_tokens(record, tokenizer), head))
             case Completion() | Chat():
                 tokens, trained = tokenize_record(record, tokenizer, head)
-                own = head if tokens[: len(head)] == head else []  # A chat template may write no begin-of-text token.
+                own = head if tokens[: len(head)] == head else []  # A chat template may write none of these tokens.
                 mask = torch.tensor(trained, dtype=torch.bool)
                 mask[: len(own)] = False
                 encoded.append(Encoded(torch.tensor(tokens, dtype=torch.int64), mask, own))
@@ -86,9 +86,10 @@ def windows(
     """Return `count` windows of `length` tokens. Each window begins with the tokens `head`.
 
     Sequential windows are the first ones of the text; there are fewer if the text is too short. Random windows start at
-    uniformly drawn positions, so they may overlap. Raises DataError if the text is shorter than one window.
+    uniformly drawn positions, so they may overlap. Raises DataError if the text is shorter than one window, or if a
+    window is not longer than `head`.
     """
-    length -= len(head)
+    length = room_after(head, length)
     sequential = cut_windows(tokens, length)
     match order:
         case CalibrationOrder.SEQUENTIAL:
@@ -107,7 +108,8 @@ def evaluation_windows(records: Sequence[Encoded], length: int, count: int) -> P
     """
     if all(record.cuttable for record in records):
         head = records[0].head if records else ()
-        return Packed.plain(with_head(cut_windows(concatenate(records), length - len(head))[:count], head))
+        rows = cut_windows(concatenate(records), room_after(head, length))[:count]
+        return Packed.plain(with_head(rows, head), len(head))
     return pack_whole(records, length)[:count]
 
 

@@ -26,12 +26,15 @@ def tokenize_record(record: Record, tokenizer: Any, head: Sequence[int]) -> Toke
 
 
 def bos_tokens(tokenizer: Any) -> list[int]:
-    """Return a list with the token that the tokenizer puts before every text, or an empty list if there is none.
+    """Return the tokens that the tokenizer puts before every text, or an empty list if there are none.
 
-    The model expects this token at the start of each sequence.
+    The model expects these tokens at the start of each sequence. Most tokenizers add one. That of GLM-4 adds two,
+    `[gMASK]<sop>`.
     """
-    first: int | None = tokenizer.bos_token_id
-    return [first] if first is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [first] else []
+    whole: list[int] = tokenizer("a", verbose=False)["input_ids"]
+    text = text_tokens("a", tokenizer)
+    starts = (start for start in range(len(whole)) if text and whole[start : start + len(text)] == text)
+    return whole[: next(starts, 0)]
 
 
 def text_tokens(text: str, tokenizer: Any) -> list[int]:

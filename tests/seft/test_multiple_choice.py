@@ -36,16 +36,17 @@ def test_the_chosen_answer_has_the_largest_log_probability() -> None:
         assert (result.accuracy, result.accuracy_per_byte) == (answer == best, answer == best_per_byte)
 
 
-def test_a_choice_follows_the_start_token_and_has_no_end_token() -> None:
+@pytest.mark.parametrize(("head", "start"), [("<pad>", [0]), ("<pad> <eos>", [0, 1])])
+def test_a_choice_follows_the_start_tokens_and_has_no_end_token(head: str, start: list[int]) -> None:
     model = untrained_tiny().double()
     plain = tiny_tokenizer()
     question = Question("Which statement?", ["return", "the statement that follows"], 0)
-    encoded = [_tokens(beginning_tokenizer(), question.prompt, choice) for choice in question.choices]
+    encoded = [_tokens(beginning_tokenizer(head), question.prompt, choice) for choice in question.choices]
     result = _likelihoods(TokenLoss(model), model, encoded)
     for choice, likelihood in zip(question.choices, result.tolist(), strict=True):
         before, whole = (plain(text)["input_ids"] for text in (question.prompt, f"{question.prompt} {choice}"))
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([[0, *whole]])).logits[0].log_softmax(-1)
+            logits = model(input_ids=torch.tensor([[*start, *whole]])).logits[0].log_softmax(-1)[len(start) - 1 :]
         expected = sum(float(logits[index, whole[index]]) for index in range(len(before), len(whole)))
         assert likelihood == pytest.approx(expected, rel=1e-6)
 

@@ -12,6 +12,7 @@ from seft import stages
 from seft.config import RepairConfig, Retain
 from seft.config.repair import READ_ONCE, READS
 from seft.data.packing import Packed
+from seft.data.tokens import bos_tokens
 from seft.distill import Distillation
 from seft.errors import ConfigError, StateError
 from seft.evaluate import mean_loss
@@ -74,7 +75,7 @@ def test_a_step_has_its_share_of_retained_windows_and_no_window_is_skipped(share
             assert sorted(read[epoch : epoch + count]) == list(range(count))
 
 
-@pytest.mark.parametrize("tokenizer", [tiny_tokenizer(), beginning_tokenizer()])
+@pytest.mark.parametrize("tokenizer", [tiny_tokenizer(), beginning_tokenizer(), beginning_tokenizer("<pad> <eos>")])
 @pytest.mark.parametrize("template", [None, CHAT, "{{ raise_exception('no') }}"])
 def test_written_text_follows_from_the_seed_and_changes_nothing_else(tokenizer: Any, template: str | None) -> None:
     tokenizer.chat_template = template
@@ -90,7 +91,8 @@ def test_written_text_follows_from_the_seed_and_changes_nothing_else(tokenizer: 
     assert not first.trained[:, : len(start)].any()
     assert first.trained[:, len(start) :].all()
     text = tokenizer.decode(first.tokens[0])
-    assert text.startswith("<|user|>" if template == CHAT else tokenizer.bos_token or tokenizer.eos_token)
+    before = tokenizer.decode(bos_tokens(tokenizer)) or tokenizer.eos_token
+    assert text.startswith("<|user|>" if template == CHAT else before)
 
 
 @pytest.mark.parametrize("steps", range(1, 40))

@@ -37,8 +37,9 @@ def parts_of(record: object, tokenizer: Any) -> list[tuple[str, bool]]:
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA3, MARKED])
 def test_tokens_and_mask_are_those_of_training(template: str) -> None:
-    tokenizers = [tokenizer_with(template), beginning_tokenizer()]
-    tokenizers[1].chat_template = template
+    tokenizers = [tokenizer_with(template), beginning_tokenizer(), beginning_tokenizer("<eos> <pad>")]
+    for tokenizer in tokenizers[1:]:
+        tokenizer.chat_template = template
     for tokenizer in tokenizers:
         for record in (CHAT, COMPLETION, INSTRUCTION, {"text": "a text"}):
             parsed = Parser()(1, line(record))

@@ -150,33 +150,53 @@ def test_cut_windows_are_all_full_windows_and_share_memory() -> None:
     assert rows.data_ptr() == tokens.data_ptr()
 
 
-def test_the_bos_token_is_added_and_never_trained_on() -> None:
-    tokenizer, bos = beginning_tokenizer(), tiny_tokenizer().pad_token_id
-    plain = tiny_tokenizer()
+heads = pytest.mark.parametrize("head", ["<pad>", "<pad> <eos>"])
+"""The tokens before every text. GLM-4 has two."""
+
+
+@heads
+def test_the_tokens_before_every_text_are_added_and_never_trained_on(head: str) -> None:
+    tokenizer, plain, before = beginning_tokenizer(head), tiny_tokenizer(), [0, END][: len(head.split())]
     (completion,) = encode([Completion("The value of x", " is known.")], tokenizer)
-    assert completion.tokens.tolist() == [bos, *plain("The value of x is known.")["input_ids"], END]
+    assert completion.tokens.tolist() == [*before, *plain("The value of x is known.")["input_ids"], END]
     assert tokenizer.decode(completion.tokens[completion.trained]) == " is known.<eos>"
     texts = encode(["one text " * 5, "another one"], tokenizer)
     whole = tokenize(["one text " * 5, "another one"], plain)
     assert torch.equal(tokenize(["one text " * 5, "another one"], tokenizer), whole)
-    evaluated = evaluation_windows(texts, 6, 3)
-    assert evaluated.tokens.tolist() == [[bos, *whole[start : start + 5].tolist()] for start in (0, 5, 10)]
+    evaluated, room = evaluation_windows(texts, 6, 3), 6 - len(before)
+    starts = (0, room, 2 * room)
+    assert evaluated.tokens.tolist() == [[*before, *whole[start : start + room].tolist()] for start in starts]
+    assert torch.equal(evaluated.trained, evaluated.positions >= len(before))
     for order in CalibrationOrder:
         drawn = windows(whole, 6, 3, order, 0, head=bos_tokens(tokenizer))
-        assert torch.equal(drawn[:, 1:], windows(whole, 5, 3, order, 0))
-        assert (drawn[:, 0] == bos).all()
+        assert torch.equal(drawn[:, len(before) :], windows(whole, room, 3, order, 0))
+        assert (drawn[:, : len(before)] == torch.tensor(before)).all()
 
 
-def test_every_part_of_a_text_in_a_window_begins_with_the_bos_token() -> None:
-    tokenizer, bos = beginning_tokenizer(), tiny_tokenizer().pad_token_id
+@heads
+def test_every_part_of_a_text_in_a_window_begins_with_the_tokens_before_every_text(head: str) -> None:
+    tokenizer, before = beginning_tokenizer(head), [0, END][: len(head.split())]
     texts = ["one text " * 5, "another one", "a third of them"]
     packed = pack(encode(texts, tokenizer), 8)
-    starts = packed.positions == 0
-    assert (packed.tokens[starts] == bos).all()
-    assert torch.equal(packed.trained, ~starts)
+    for place, token in enumerate(before):
+        assert (packed.tokens[packed.positions == place] == token).all()
+    assert torch.equal(packed.trained, packed.positions >= len(before))
     tokens = packed.tokens[packed.trained]
     assert torch.equal(tokens, tokenize(texts, tiny_tokenizer())[: len(tokens)])
-    assert int(starts.sum()) > len(packed) > 3
+    assert int((packed.positions == 0).sum()) > len(packed) > 3
+
+
+def test_a_window_without_room_for_text_is_an_error() -> None:
+    tokenizer = beginning_tokenizer("<pad> <eos>")
+    texts, completions = (encode([record] * 5, tokenizer) for record in ("one text", Completion("one", " text")))
+    for use in (
+        lambda: pack(texts, 2),
+        lambda: pack(completions, 2),
+        lambda: evaluation_windows(texts, 2, 3),
+        lambda: windows(tokenize(["one text"], tokenizer), 2, 3, RANDOM, 0, head=bos_tokens(tokenizer)),
+    ):
+        with pytest.raises(DataError, match=r"more than 2 tokens, .* it has 2\. Set more tokens per sequence"):
+            use()
 
 
 ANSWER = Message(Role.ASSISTANT, "This is a long answer. " * 5)
@@ -184,21 +204,23 @@ SPOKEN = "{% for each in messages %}{{ each['content'] }}{% endfor %}"
 TRAINED = "{% generation %}{{ bos_token + messages[0]['content'] + messages[1]['content'] }}{% endgeneration %}"
 
 
+@heads
 @pytest.mark.parametrize(
     ("template", "begins"), [("{{ bos_token }}" + SPOKEN, True), (TRAINED, True), (SPOKEN, False), (None, True)]
 )
-def test_every_piece_of_a_long_record_begins_with_the_bos_token_if_the_record_does(
-    template: str | None, *, begins: bool
+def test_every_piece_of_a_long_record_begins_with_the_tokens_before_every_text_if_the_record_does(
+    template: str | None, head: str, *, begins: bool
 ) -> None:
-    tokenizer, bos = beginning_tokenizer(), tiny_tokenizer().pad_token_id
-    tokenizer.chat_template = template
+    tokenizer, before = beginning_tokenizer(head), [0, END][: len(head.split())]
+    tokenizer.chat_template = template and template.replace("bos_token", repr(head.replace(" ", "")))
     record = Chat((Message(Role.USER, "Question? "), ANSWER)) if template else Completion("Text: ", "a long one " * 9)
     encoded = encode([record], tokenizer)
     packed = pack(encoded, 8)
-    starts = packed.positions == 0
-    assert int(starts.sum()) >= len(packed) > 3
-    assert ((packed.tokens[starts] == bos) == begins).all()
-    assert not (packed.tokens[~starts & packed.trained] == bos).any()
+    assert int((packed.positions == 0).sum()) >= len(packed) > 3
+    for place, token in enumerate(before):
+        assert ((packed.tokens[packed.positions == place] == token) == begins).all()
+    assert not begins or not packed.trained[packed.positions < len(before)].any()
+    assert not (packed.tokens[packed.trained] == before[0]).any()
     assert not begins or packed.predictions == int(encoded[0].trained.sum())
 
 
@@ -207,3 +229,9 @@ def test_a_bos_token_that_the_tokenizer_does_not_add_is_not_added() -> None:
     tokenizer.bos_token = "<pad>"
     assert bos_tokens(tokenizer) == []
     assert bos_tokens(beginning_tokenizer()) == [tokenizer.bos_token_id]
+
+
+def test_the_tokens_before_every_text_need_not_be_the_bos_token() -> None:
+    tokenizer = beginning_tokenizer("<eos> <pad>")
+    for tokenizer.bos_token in ("<eos>", "<pad>", None):
+        assert bos_tokens(tokenizer) == [END, 0]
