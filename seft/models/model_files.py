@@ -38,7 +38,8 @@ _LICENCE = re.compile(r"^license: *[\"']?([\w.-]+)", re.MULTILINE)
 _DECODER_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _REJECTED_KEYS = {
-    "auto_map": "names Python code to run while loading. Choose an architecture that transformers supports",
+    "auto_map": "names Python code to run while loading. If transformers supports the model without this code, remove"
+    " the key from a copy of the model. Otherwise choose a different model",
     "sparsity_config": "can make loaders run code or skip weights. Save the model with plain dense weights",
     "quantization_config": "means that the weights are quantised. Use the unquantised model, or a GGUF file",
 }

@@ -164,6 +164,13 @@ def test_keys_that_make_loaders_run_code_are_rejected_at_any_depth(model: Path, 
     assert find(str(model)).kind is Kind.FOLDER
 
 
+def test_the_way_out_for_a_model_with_code_that_transformers_supports_itself_works(model: Path) -> None:
+    (model / "config.json").write_text(json.dumps({**CONFIG, "auto_map": {"AutoConfig": "configuration.Config"}}))
+    assert "If transformers supports the model without this code, remove the key from a copy" in rejection(model)
+    (model / "config.json").write_text(json.dumps(CONFIG))
+    assert find(str(model)).kind is Kind.FOLDER
+
+
 @pytest.mark.parametrize(
     "config",
     [
