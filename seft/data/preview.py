@@ -126,7 +126,7 @@ def _load_tokenizer(path: Path) -> Any:
             from seft.models.gguf_header import read_header
             from seft.models.gguf_steps import set_steps
 
-            set_steps(tokenizer.backend_tokenizer, read_header(path, ())[0])
+            set_steps(tokenizer, read_header(path, ())[0])
         return tokenizer
     except Exception as error:
         raise SourceError("model_refused", f"the tokenizer must load in transformers; it fails: {error}") from error

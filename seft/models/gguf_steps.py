@@ -1,7 +1,8 @@
 """Gives a tokenizer from a GGUF file the steps that the file means. Needs no torch.
 
 The loader of transformers ignores most names of rules to split text, and whether SentencePiece puts a space before a
-text. Without these steps, a text would have other tokens than in the model's folder and in llama.cpp.
+text. It adds no begin-of-text token if the file of a Llama 3 does not say whether to add one. Without these steps, a
+text would have other tokens than in the model's folder and in llama.cpp.
 """
 
 from collections.abc import Mapping
@@ -11,18 +12,25 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
 from seft.models.gguf_tokenizer import SPACE, steps_by_name
 
+_ADDS_BOS = "tokenizer.ggml.add_bos_token"
+"""Key of a GGUF file: whether a text begins with the begin-of-text token. The files of 2024 often have no such key."""
 
-def set_steps(tokenizer: Tokenizer, header: Mapping[str, Any]) -> None:
-    """Let a tokenizer that transformers loaded split text as the keys of its file mean.
+
+def set_steps(tokenizer: Any, header: Mapping[str, Any]) -> None:
+    """Let a tokenizer that transformers loaded read text as the keys of its file mean.
 
     Raises ValueError if no loader has the rule that the file names.
     """
     match header.get("tokenizer.ggml.model"):
         case "gpt2":
-            _set_split(tokenizer, *steps_by_name(header))
+            steps, whole_words_first = steps_by_name(header)
+            _set_split(tokenizer.backend_tokenizer, steps, whole_words_first)
+            if whole_words_first and _ADDS_BOS not in header:  # llama.cpp assumes both for the same rules
+                tokenizer.add_bos_token = True
         case "llama":
             gemma = str(header.get("general.architecture")).startswith("gemma")  # its oldest files have no such key
-            _set_space(tokenizer, adds_space=bool(header.get("tokenizer.ggml.add_space_prefix", not gemma)))
+            adds_space = bool(header.get("tokenizer.ggml.add_space_prefix", not gemma))
+            _set_space(tokenizer.backend_tokenizer, adds_space=adds_space)
 
 
 def _set_split(tokenizer: Tokenizer, steps: tuple[str, ...], whole_words_first: bool) -> None:

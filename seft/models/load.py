@@ -124,7 +124,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     with _source_errors(source.reference), _location(source) as (folder, options):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
         if options:
-            set_steps(tokenizer.backend_tokenizer, source.config)
+            set_steps(tokenizer, source.config)
     return tokenizer
 
 

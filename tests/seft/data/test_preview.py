@@ -18,7 +18,8 @@ from seft.errors import ConfigError
 from seft.models.load import load_tokenizer
 from seft.models.source import find
 from tests.seft.data.test_chat import CHATML, LLAMA3, MARKED, tokenizer_with
-from tests.tiny import beginning_tokenizer, tiny_tokenizer
+from tests.seft.gguf_files import write_gguf
+from tests.tiny import beginning_tokenizer, tiny_tokenizer, untrained_tiny
 
 CHAT = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4 🙂"}]}
 COMPLETION = {"prompt": "Größe: ", "completion": "数据 🙂"}
@@ -104,11 +105,16 @@ def test_the_process_needs_no_torch_and_stops_an_endless_template(tmp_path: Path
         assert process.returncode == status, process.stderr
 
 
-def test_a_gguf_file_splits_text_as_in_a_job() -> None:
+@pytest.mark.parametrize("file", ["SmolLM2", "Llama 3 without the key for the first token"])
+def test_a_gguf_file_gives_the_tokens_of_a_job(file: str, tmp_path: Path) -> None:
+    path = gguf_path()
+    if file != "SmolLM2":
+        path = write_gguf(tmp_path / "m.gguf", untrained_tiny(), "llama-bpe", {"tokenizer.ggml.bos_token_id": 0})
     text = "x = 10\n    20"
-    request = json.dumps({"path": str(gguf_path()), "lines": [json.dumps({"text": text})], "show": 1})
+    request = json.dumps({"path": str(path), "lines": [json.dumps({"text": text})], "show": 1})
     script = "import seft.data.preview as preview; preview.main()"
     process = subprocess.run([sys.executable, "-c", script], input=request, capture_output=True, text=True, check=False)
     assert not process.returncode, process.stderr
-    (trained,) = encode([text], load_tokenizer(find(str(gguf_path()))))
-    assert json.loads(process.stdout)["tokens"] == len(trained.tokens) + 1  # the end-of-text token
+    tokenizer = load_tokenizer(find(str(path)))
+    trained = tokenize_record(text, tokenizer, bos_tokens(tokenizer))
+    assert json.loads(process.stdout)["tokens"] == len(trained.tokens)

@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from local.demo import gguf_path
+from seft.data.tokens import bos_tokens
 from seft.errors import SourceError
 from seft.models.gguf_tokenizer import steps_by_name
 from seft.models.load import load_tokenizer
 from seft.models.source import find
-from tests.seft.models.test_load import write_gguf
+from tests.seft.gguf_files import write_gguf
 from tests.tiny import tiny_texts, untrained_tiny
 
 WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -61,6 +63,21 @@ def test_a_file_is_read_if_its_rule_is_known_or_not_named(name: str | None, tmp_
     if name not in {"stablelm2", "tekken"}:
         text = "Don't  5 or\n    12"
         assert backend.pre_tokenizer.pre_tokenize_str(text) == splits.get(name or "", WORDS).pre_tokenize_str(text)
+
+
+@pytest.mark.parametrize("name", ["llama-bpe", "llama3", "tekken", "smollm", "gpt-2"])
+@pytest.mark.parametrize("key", [None, True, False])
+def test_a_text_begins_as_the_key_says_or_as_llama_cpp_assumes_for_the_rule(
+    name: str, key: bool | None, tmp_path: Path
+) -> None:
+    keys: dict[str, int] = {"tokenizer.ggml.bos_token_id": 0}
+    if key is not None:
+        keys["tokenizer.ggml.add_bos_token"] = key
+    tokenizer = load_tokenizer(find(str(write_gguf(tmp_path / "tiny.gguf", untrained_tiny(), name, keys))))
+    begins = name in {"llama-bpe", "llama3", "tekken"} if key is None else key
+    assert bos_tokens(tokenizer) == [0] * begins
+    tokenizer.save_pretrained(tmp_path)
+    assert bos_tokens(AutoTokenizer.from_pretrained(tmp_path)) == [0] * begins
 
 
 @pytest.mark.parametrize("name", ["falcon", "deepseek-llm", "of-tomorrow"])

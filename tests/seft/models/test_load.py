@@ -6,7 +6,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
 from jaxtyping import Float
@@ -19,24 +18,12 @@ from seft.errors import SourceError
 from seft.models.load import load
 from seft.models.source import find
 from tests.seft.architectures import ARCHITECTURES
+from tests.seft.gguf_files import write_gguf
 from tests.tiny import tiny_tokenizer, untrained_tiny
 from tests.worker.peaks import private_bytes
 
 TEXT = "Pruned, and mended: 'ünïcode' too.\n"
 WINDOW = torch.arange(2, 20)[None]
-GGUF_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 @pytest.fixture
@@ -50,54 +37,6 @@ def logits(model: Any) -> Float[Tensor, "batch tokens cols"]:
     with torch.no_grad():
         result: Tensor = model(input_ids=WINDOW).logits
     return result
-
-
-def write_gguf(path: Path, model: LlamaForCausalLM, split: str | None = None) -> None:
-    """Write a GGUF file like llama.cpp's converter: its tensor names, and query and key rows in its rotary order.
-
-    `split` is the name of the rule to split text.
-    """
-    config: Any = model.config
-    bpe = json.loads(tiny_tokenizer().backend_tokenizer.to_str())["model"]
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    if split is not None:
-        writer.add_tokenizer_pre(split)
-    writer.add_token_list(sorted(bpe["vocab"], key=bpe["vocab"].__getitem__))
-    writer.add_token_types([gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * (len(bpe["vocab"]) - 2))
-    writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
-    writer.add_eos_token_id(1)
-    for name, weight in model.named_parameters():
-        writer.add_tensor(gguf_name(name), rotary_order(name, weight.detach(), config).numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def gguf_name(name: str) -> str:
-    module = name.removesuffix(".weight")
-    if module.startswith("model.layers."):
-        _, _, number, inner = module.split(".", 3)
-        return f"blk.{number}.{GGUF_NAMES[inner]}.weight"
-    return f"{GGUF_NAMES[module]}.weight"
-
-
-def rotary_order(name: str, weight: Tensor, config: Any) -> Tensor:
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-    if heads is None:
-        return weight
-    rows, cols = weight.shape
-    return weight.view(heads, 2, rows // heads // 2, cols).transpose(1, 2).reshape(rows, cols)
 
 
 def test_a_folder_gives_its_weights_and_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
