@@ -28,6 +28,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from seft.errors import DISK_FULL, SourceError
+from seft.models.gguf_header import read_shapes
+from seft.models.gguf_settings import unread_settings
 from seft.models.gguf_steps import set_steps
 from seft.models.loadable import loadable
 from seft.models.model_files import GENERATION_CONFIG
@@ -172,7 +174,11 @@ def _load_model(source: ModelSource, folder: Path, options: dict[str, str], dtyp
             for name in file.keys():  # noqa: SIM118 (not a dictionary)
                 tensor = file.get_slice(name)
                 require_floats(source.reference, name, tensor.get_dtype(), tensor.get_shape())
-    rope = source.rope_parameters
+    settings = {}
+    if source.kind is Kind.GGUF and source.path is not None:
+        settings = unread_settings(source.config, read_shapes(source.path))
+    if source.rope_parameters:
+        settings["rope_parameters"] = source.rope_parameters
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
@@ -181,7 +187,7 @@ def _load_model(source: ModelSource, folder: Path, options: dict[str, str], dtyp
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are rejected below, by name
         **options,
-        **({"rope_parameters": rope} if rope else {}),  # transformers does not read it from the file
+        **settings,
     )
     _require_match(source.reference, info)
     if options:

@@ -1,0 +1,67 @@
+"""Settings that transformers does not read from a GGUF file. A file gives the logits of the model that was written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from seft.models.gguf_settings import unread_settings
+from seft.models.load import load
+from seft.models.source import find
+from tests.seft.gguf_files import write_gguf
+from tests.seft.models.test_load import logits
+from tests.tiny import VOCABULARY
+
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+}
+EPSILON = {"attention.layer_norm_epsilon": 1e-5}
+CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, float]]] = {
+    "biases": ("llama", "refact", {"attention_bias": True, "mlp_bias": True}, {}),
+    "bias of the MLP": ("llama", "refact", {"mlp_bias": True}, {}),
+    "StarCoder2": (
+        "starcoder2",
+        "starcoder",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        EPSILON,
+    ),
+    "StableLM": (
+        "stablelm",
+        "stablelm2",
+        {
+            "use_qkv_bias": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
+        },
+        {**EPSILON, "rope.dimension_count": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "split", "settings", "keys"), CASES.values(), ids=CASES)
+def test_a_file_gives_the_logits_of_the_model_that_was_written(
+    tmp_path: Path, name: str, split: str, settings: dict[str, Any], keys: dict[str, float]
+) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **SIZES, **settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    path = write_gguf(tmp_path / "m.gguf", model, split, {f"{name}.{key}": value for key, value in keys.items()}, name)
+    loaded = load(find(str(path))).model
+    assert sum(map(torch.numel, loaded.parameters())) == sum(map(torch.numel, model.parameters()))
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_gemma_2_27b_scales_its_attention_by_another_number_than_the_smaller_ones() -> None:
+    header = {"general.architecture": "gemma2", "gemma2.block_count": 46}
+    assert unread_settings(header, []) == {"query_pre_attn_scalar": 144}
+    assert unread_settings({**header, "gemma2.block_count": 42}, []) == {}
