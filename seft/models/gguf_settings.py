@@ -1,8 +1,17 @@
-"""Settings of a GGUF file for the config of its model that transformers does not read from the file."""
+"""Which GGUF files transformers can load, and settings of a file that it does not read."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
+LOADABLE = {
+    **dict.fromkeys(("bloom", "deci", "falcon", "gemma2", "gemma3", "gemma4", "gpt2", "lfm2", "llama", "nemotron")),
+    **dict.fromkeys(("phi3", "qwen2", "qwen3", "stablelm", "starcoder2")),
+    "gpt-oss": "gpt_oss",
+    "minimax-m2": "minimax_m2",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+}
+"""Architectures of the decoder models that the GGUF loader of transformers can load -> their name there, if another."""
 BIASES = {
     "attention_bias": frozenset({"blk.0.attn_q.bias", "blk.0.attn_output.bias"}),
     "mlp_bias": frozenset({"blk.0.ffn_up.bias"}),
@@ -13,6 +22,15 @@ BASE = 10_000.0
 LARGEST_GEMMA2, LARGEST_GEMMA2_SCALAR = 46, 144
 """Number of blocks of Gemma 2 27B, and its `query_pre_attn_scalar`: the hidden size per head. llama.cpp knows the model
 by this number too. For the smaller ones, it is the head size, which transformers assumes."""
+
+
+def require_loadable(header: Mapping[str, Any]) -> None:
+    """Raise ValueError if transformers cannot load a GGUF file with this header. The error says what the file has."""
+    name = str(header.get("general.architecture"))
+    if name not in LOADABLE:
+        raise ValueError(f"the architecture {name}")
+    if name == "llama" and header.get("llama.expert_count"):
+        raise ValueError(f"a Llama with {header['llama.expert_count']} experts")
 
 
 def unread_settings(header: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:

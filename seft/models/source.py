@@ -21,6 +21,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from seft.errors import DISK_FULL, SourceError
 from seft.models.gguf_header import read_header
 from seft.models.gguf_positions import TENSORS, read_rope_parameters
+from seft.models.gguf_settings import require_loadable
 from seft.models.gguf_tokenizer import steps_by_name
 from seft.models.hub_files import (
     HUB_SECONDS,
@@ -242,6 +243,11 @@ def _find_gguf(reference: str, path: Path) -> ModelSource:
         raise SourceError(REFUSED, f"{reference!r} is only a part of a model. Give a GGUF file with the whole model.")
     if architecture.startswith("t5") or "bert" in architecture or f"{architecture}.block_count" not in header:
         raise not_decoder(reference, architecture)
+    try:
+        require_loadable(header)
+    except ValueError as error:
+        message = f"a GGUF file must have an architecture that transformers can load; {reference!r} has {error}."
+        raise SourceError(REFUSED, f"{message} Give the model's folder instead.") from error
     require_counts(reference, {key.removeprefix(f"{architecture}."): value for key, value in header.items()})
     if "tokenizer.ggml.tokens" not in header:
         raise SourceError(REFUSED, f"{reference!r} has no tokenizer. Give a GGUF file that contains the vocabulary.")

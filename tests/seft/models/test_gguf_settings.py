@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
-from seft.models.gguf_settings import unread_settings
+from seft.errors import SourceError
+from seft.models.gguf_settings import LOADABLE, unread_settings
 from seft.models.load import load
 from seft.models.source import find
 from tests.seft.gguf_files import write_gguf
@@ -59,6 +61,28 @@ def test_a_file_gives_the_logits_of_the_model_that_was_written(
     loaded = load(find(str(path))).model
     assert sum(map(torch.numel, loaded.parameters())) == sum(map(torch.numel, model.parameters()))
     torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_the_loadable_architectures_are_those_of_the_installed_transformers() -> None:
+    """Encoder-decoder models, models without decoder blocks and names that no file has are left out."""
+    others = {"general", "tokenizer", "mamba", "mistral", "t5", "umt5"}
+    assert {other or name for name, other in LOADABLE.items()} == set(GGUF_SUPPORTED_ARCHITECTURES) - others
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        ({"general.architecture": "granite", "granite.block_count": 2}, "the architecture granite"),
+        ({"general.architecture": "llama", "llama.block_count": 2, "llama.expert_count": 8}, "a Llama with 8 experts"),
+    ],
+)
+def test_a_file_that_transformers_cannot_load_is_refused_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], value: str
+) -> None:
+    monkeypatch.setattr("seft.models.source.read_header", lambda *_: (keys, {}))
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(SourceError, match=f"has {value}. Give the model's folder instead."):
+        find("m.gguf", roots=[tmp_path])
 
 
 def test_gemma_2_27b_scales_its_attention_by_another_number_than_the_smaller_ones() -> None:
