@@ -98,8 +98,7 @@ class Packed:
     """Windows of equal length. `positions` count from 0 in each record. `trained` marks the tokens that are predicted.
 
     The first token of a record is never predicted, because nothing comes before it. The tokens that a tokenizer puts
-    before every text are not predicted either. `teacher` has what another model
-    predicted for the windows.
+    before every text are not predicted either. `teacher` has what another model predicted for the windows.
     """
 
     tokens: Int[Tensor, "windows length"]

@@ -5,27 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
 from seft.errors import SourceError
 from seft.models.gguf_settings import LOADABLE, unread_settings
 from seft.models.load import load
 from seft.models.source import find
+from tests.seft.architectures import Architecture
 from tests.seft.gguf_files import write_gguf
 from tests.seft.models.test_load import logits
-from tests.tiny import VOCABULARY
 
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": False,
-}
+SHAPE = {"num_key_value_heads": 2, "tie_word_embeddings": False}
 EPSILON = {"attention.layer_norm_epsilon": 1e-5}
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, float]]] = {
     "biases": ("llama", "refact", {"attention_bias": True, "mlp_bias": True}, {}),
@@ -45,6 +35,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, float]]] = {
         },
         {**EPSILON, "rope.dimension_count": 2},
     ),
+    "Gemma 2 27B": (
+        "gemma2",
+        "default",
+        {"num_hidden_layers": 46, "head_dim": 8, "query_pre_attn_scalar": 144, "tie_word_embeddings": True},
+        {"attention.key_length": 8, "attention.value_length": 8, "attention.sliding_window": 4096},
+    ),
 }
 
 
@@ -52,11 +48,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, float]]] = {
 def test_a_file_gives_the_logits_of_the_model_that_was_written(
     tmp_path: Path, name: str, split: str, settings: dict[str, Any], keys: dict[str, float]
 ) -> None:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **SIZES, **settings)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model = Architecture(name, 0, {**SHAPE, **settings}).model()
     path = write_gguf(tmp_path / "m.gguf", model, split, {f"{name}.{key}": value for key, value in keys.items()}, name)
     loaded = load(find(str(path))).model
     assert sum(map(torch.numel, loaded.parameters())) == sum(map(torch.numel, model.parameters()))
