@@ -10,6 +10,7 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -29,22 +30,26 @@ def launch(count: int, run: Callable[[], None]) -> None:
     """Call `run` in `count` processes, which are forks of this one. Return when they have ended.
 
     If this process receives SIGTERM, it sends SIGTERM to them. Raises ChildFailedError if one of them fails.
+
+    This process must not initialize CUDA, because a fork cannot use CUDA then.
     """
     # Imported here, because a job on one device does not need them.
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        rdzv_backend="c10d",
-        rdzv_endpoint=f"{LOOPBACK}:0",
-        local_addr=LOOPBACK,
-        max_restarts=0,
-        start_method="fork",
-        shutdown_timeout=int(PAUSE_SECONDS),
-    )
+    # LaunchConfig asks whether there is CUDA, to choose the cores of each process. That initializes CUDA.
+    with patch.object(torch.cuda, "is_available", return_value=False):
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            rdzv_backend="c10d",
+            rdzv_endpoint=f"{LOOPBACK}:0",
+            local_addr=LOOPBACK,
+            max_restarts=0,
+            start_method="fork",
+            shutdown_timeout=int(PAUSE_SECONDS),
+        )
     try:
         elastic_launch(config, _enter)(os.getpid(), run)
     except SignalException:

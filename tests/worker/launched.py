@@ -1,7 +1,8 @@
 """The processes of a job on two devices with scripted work: `python -m tests.worker.launched SCENARIO FOLDER`.
 
 The launcher, the connection of the processes and the handling of errors and signals are real. A scenario names what
-happens. Its work takes the place of the pipeline in the first process, and of the replica in the second.
+happens. Its work takes the place of the pipeline in the first process, and of the replica in the second. The launcher
+fails if it asks for CUDA devices.
 """
 
 import os
@@ -81,6 +82,12 @@ def take_part(folder: Path, task: Task) -> bool:
     return True
 
 
+def no_cuda() -> bool:
+    """Stand for `torch.cuda.is_available`, which initializes CUDA. No fork can use CUDA after that."""
+    assert os.getpid() != LAUNCHER, "The launcher initializes CUDA before it forks."
+    return False
+
+
 def run(task: Task, store: FormatStore) -> None:
     """Run one of the processes. Then the second one prints whether its model is still in memory."""
     training._run_one_of_several(Path(), task, partial(print, flush=True), store)
@@ -89,7 +96,8 @@ def run(task: Task, store: FormatStore) -> None:
 
 
 if __name__ == "__main__":
-    SCENARIO = sys.argv[1]
+    SCENARIO, LAUNCHER = sys.argv[1], os.getpid()
+    torch.cuda.is_available = no_cuda
     tempfile.tempdir = sys.argv[2]
     pipeline.Pipeline, replica.take_part = First, take_part  # type: ignore[assignment,misc]
     task: Any = SimpleNamespace(spec=SimpleNamespace(devices=2))
