@@ -3,6 +3,9 @@
 import ctypes
 import os
 import sys
+import warnings
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -12,6 +15,10 @@ from seft.float32_products import use_float32_products
 
 AMPERE = 8
 """First compute capability of CUDA devices with instructions for bfloat16."""
+ATTENTION = ("_scaled_dot_product_flash_attention_backward", "_scaled_dot_product_efficient_attention_backward")
+"""Torch's gradients of attention on CUDA. With `warn_only`, they are added up in an order that changes."""
+
+_registered: list[torch.library.Library] = []
 
 
 def choose_device(name: str) -> str:
@@ -69,5 +76,34 @@ def configure_torch(threads: int, *, deterministic: bool = True) -> None:
         torch.set_num_threads(threads)
     use_float32_products()
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    _fix_order_of_attention()
     # Filling memory that is overwritten anyway costs time and does not change results.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _fix_order_of_attention() -> None:
+    """Make the gradients of attention on CUDA deterministic where the rest of this process is. This is idempotent.
+
+    The kernels of cuDNN, which torch prefers on some devices, are not used, because they have no fixed order.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if _registered or not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        return
+    library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators")
+        for name in ATTENTION:
+            strict = partial(_call_strictly, torch.library.get_kernel(f"aten::{name}", "CUDA"))
+            library.impl(name, strict, "CUDA", with_keyset=True, allow_override=True)  # type: ignore[no-untyped-call]
+    _registered.append(library)
+
+
+def _call_strictly(kernel: Any, keys: Any, *operands: Any, **options: Any) -> Any:
+    """Call a kernel of torch without `warn_only`, if torch is deterministic."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        return kernel.call_boxed(keys, *operands, **options)
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
