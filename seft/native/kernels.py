@@ -66,8 +66,12 @@ class Factored(ctypes.Structure):
 
 @cache
 def can_compile_for_cuda() -> bool:
-    """Return whether Triton is installed, with the C compiler that it needs before it runs its first kernel."""
-    return find_spec("triton") is not None and has_compiler()
+    """Return whether Triton is installed, with what it needs before it runs its first kernel.
+
+    It needs a C compiler and the headers of Python.
+    """
+    headers = Path(sysconfig.get_paths("posix_prefix")["include"], "Python.h")
+    return find_spec("triton") is not None and has_compiler() and headers.exists()
 
 
 def has_compiler() -> bool:

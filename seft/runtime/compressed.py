@@ -56,8 +56,8 @@ class Compressed:
             return self
         if not kernels.can_compile_for_cuda():
             raise AccelerateError(
-                "products on CUDA need the package triton and a C compiler. Run pip install triton and install gcc, or"
-                " use the CPU."
+                "products on CUDA need the package triton, a C compiler and the headers of Python. Run pip install"
+                " triton and install gcc and python3-dev, or use the CPU."
             )
         names = ("masks", "values", "starts", "scales", "bias")
         parts = {name: part.to(device) for name in names if (part := getattr(self, name)) is not None}
