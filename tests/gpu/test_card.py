@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from core.settings import Settings
 from core.states import Status
@@ -16,6 +17,7 @@ from seft.devices import configure_torch
 from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
 from seft.repair import Repair
+from seft.repair.window import Window
 from seft.report import Step
 from tests.seft.repair.repairing import TOKENS, pruned_tiny, short
 from tests.tiny import untrained_tiny
@@ -27,6 +29,7 @@ __all__ = ["open_backend"]
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no card")
 CARD = "cuda"
+DRAWS = Window._draws
 Weights = dict[str, torch.Tensor]
 NEAR = (0.99, 0.02)
 """Smallest fraction of the zeros in the same places, and largest difference of the weights, relative to their norm."""
@@ -80,11 +83,31 @@ def repaired_on(device: str, **changes: Any) -> tuple[Weights, list[float]]:
     return {name: target.weight.detach().cpu() for name, target in target_linears(model).items()}, losses
 
 
+def draws_of_cpu(self: Window, gradient: torch.Tensor, rows: slice) -> torch.Tensor:
+    return DRAWS(self, gradient.cpu(), rows).to(gradient.device)
+
+
 @pytest.mark.parametrize("density", ["all", 0.02])
-def test_a_repair_on_a_card_has_the_losses_and_weights_of_the_cpu(density: Any) -> None:
+def test_a_repair_on_a_card_has_the_losses_and_weights_of_the_cpu(
+    density: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Window, "_draws", draws_of_cpu)  # a card has other random numbers, so other positions grow
     (expected, losses), (found, others) = (repaired_on(device, density=density) for device in ("cpu", CARD))
     assert others == pytest.approx(losses, rel=1e-3)
     require_near(found, expected, *NEAR)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_gradients_of_attention_on_a_card_have_the_same_bits(dtype: torch.dtype, masked: bool) -> None:
+    operands = [torch.randn(2, 8, 2048, 64, device=CARD, dtype=dtype, requires_grad=True) for _ in range(3)]
+    mask = torch.ones(2048, 2048, dtype=torch.bool, device=CARD).tril() if masked else None
+    query, key, value = operands
+    out = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=not masked)
+    gradient = torch.randn_like(out)
+    expected = torch.autograd.grad(out, operands, gradient, retain_graph=True)
+    for _ in range(10):
+        assert all(map(torch.equal, expected, torch.autograd.grad(out, operands, gradient, retain_graph=True)))
 
 
 @pytest.mark.parametrize("density", ["all", 0.02])
