@@ -187,10 +187,10 @@ def _delete_of_doctor(sessions: sessionmaker[Session], storage: Storage, page: l
 def _is_unused(folder: Path) -> bool:
     """Return whether nothing in a folder was written within `UNREFERENCED_AGE`. A running job saves its state often."""
     try:
-        newest = max(folder.stat().st_mtime, *(each.stat(follow_symlinks=False).st_mtime for each in entries(folder)))
+        times = [folder.stat().st_mtime, *(each.stat(follow_symlinks=False).st_mtime for each in entries(folder))]
     except FileNotFoundError:  # a file was just deleted, so the folder is in use
         return False
-    return time.time() - newest > UNREFERENCED_AGE.total_seconds()
+    return time.time() - max(times) > UNREFERENCED_AGE.total_seconds()
 
 
 def _deletable_period(session: Session) -> tuple[datetime, datetime]:

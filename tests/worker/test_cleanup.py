@@ -189,8 +189,12 @@ def test_nothing_of_a_deleted_job_stays_whoever_dies(backend: Backend, job_id: s
     sweep.clear_scratch()
     assert late.exists(), "a running job of another service writes such files"
     os.utime(late / "job.json", (time.time() - 90_000,) * 2)
+    (empty := backend.settings.scratch / "job_empty").mkdir()
     sweep.clear_scratch()
     assert not late.parent.exists()
+    os.utime(empty, (time.time() - 90_000,) * 2)
+    sweep.clear_scratch()
+    assert not empty.exists()
     sweep.expire()
     assert backend.storage.keys("jobs/") == []
 
