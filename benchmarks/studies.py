@@ -301,8 +301,8 @@ def thousand() -> Study:
     """Return 1,000 steps on GSM8K's text, because WikiText-2 is too short for so many.
 
     The experiments are the default, the default with one change (other rates, equally sparse linears, nothing
-    retained), the other methods, and the ceiling. The rate of each other method is the best one of the study `rates`
-    in 1,000 steps, or half of `auto` where the study has no such rows.
+    retained), the other methods, and the ceiling. The first rate of each other method is the best one of the study
+    `rates` in 1,000 steps, or half of `auto` where the study has no such rows. The others are half and twice this rate.
     """
     high = _default(steps=1000, rate=1e-3)
     peers = {"seft": 0.015, "fixed_mask": 0.015, "masked_lora": 0.005, "spp": 0.015, "masked_full": 5e-4}
@@ -319,13 +319,14 @@ def thousand() -> Study:
             f"uniform, nothing retained, rate {rate:g}": Cell(
                 ADMM, replace(high, learning_rate=rate, retain=Retain.NONE), text="gsm8k"
             )
-            for rate in (2.5e-4, 1e-3)
+            for rate in (2.5e-4, 5e-4, 1e-3)
         },
         **{
-            f"uniform, nothing retained, {name} {rate:g}": Cell(
-                ADMM, replace(RECIPES[name].config(rate, steps=1000), update_interval=60), text="gsm8k"
+            f"uniform, nothing retained, {name} {rate * factor:g}": Cell(
+                ADMM, replace(RECIPES[name].config(rate * factor, steps=1000), update_interval=60), text="gsm8k"
             )
             for name, rate in peers.items()
+            for factor in (1, 0.5, 2)
         },
         "wanda": Cell(WANDA, text="gsm8k"),
     }
