@@ -4,11 +4,27 @@ Each has a stable `code` for programs, and a message for people that says what m
 """
 
 import errno
+import sys
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of the errors of a disk without space, and of a user who may use no more of it."""
 NO_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 """Part of the message of torch if the machine has no memory for a tensor. torch has no class of its own for this."""
+_NO_DEVICE_MEMORY = ("CUDA error: out of memory", "Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Parts of the messages if the device has no memory for something else than a tensor, such as a kernel."""
+
+
+def is_host_memory_full(error: BaseException) -> bool:
+    """Return whether an error means that the machine ran out of memory."""
+    return isinstance(error, MemoryError) or NO_HOST_MEMORY in str(error)
+
+
+def is_device_memory_full(error: BaseException) -> bool:
+    """Return whether an error means that a device ran out of memory. Imports no torch."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_DEVICE_MEMORY)
 
 
 class SeftError(Exception):

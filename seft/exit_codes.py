@@ -13,7 +13,6 @@ from typing import Any
 
 from seft.errors import (
     DISK_FULL,
-    NO_HOST_MEMORY,
     BitsDifferError,
     EvaluateError,
     PruneError,
@@ -22,6 +21,8 @@ from seft.errors import (
     SourceError,
     TrainError,
     VerifyError,
+    is_device_memory_full,
+    is_host_memory_full,
 )
 
 EXTRA = "Run pip install '.[torch]' in the folder of the repository."
@@ -105,7 +106,7 @@ def _described(error: BaseException, command: str) -> tuple[Exit, str, str]:
         case ModuleNotFoundError():
             message = f"`{command}` works on this machine and needs the package {error.name}. {EXTRA}"
             return Exit.USAGE, "package_missing", message
-        case _ if _is_out_of_memory(error):
+        case _ if is_host_memory_full(error) or is_device_memory_full(error):
             lines = str(error).splitlines() or ["there is too little for Python"]
             message = (
                 f"`{command}` must fit the memory: {lines[0]}. Use fewer tokens per window or a smaller model, and to"
@@ -131,16 +132,6 @@ def exit_of(error: SeftError) -> Exit:
             return Exit.FAILED
         case _:
             return Exit.USAGE
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Return whether the memory of the machine or of a device is full. Imports no torch."""
-    torch = sys.modules.get("torch")
-    return (
-        isinstance(error, MemoryError)
-        or NO_HOST_MEMORY in str(error)
-        or (torch is not None and isinstance(error, torch.OutOfMemoryError))
-    )
 
 
 def accept_all_text() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from core.infra import sandbox
 from core.states import OUT_OF_MEMORY
-from seft.errors import NO_HOST_MEMORY
+from seft.errors import NO_HOST_MEMORY, is_device_memory_full, is_host_memory_full
 from seft.parent_process import end_with_parent
 from worker.format_store import FormatStore
 from worker.protocol import Failed, Message, Task
@@ -90,9 +90,7 @@ def run(folder: Path, task: Task, send: Callable[[Message], None], store: Format
 def _compute(
     folder: Path, task: Task, send: Callable[[Message], None], stopping: Callable[[], bool], store: FormatStore
 ) -> bool:
-    """Import torch, and run the job or the part of this process. Return whether it was finished."""
-    import torch
-
+    """Run the job or the part of this process. Return whether it was finished."""
     from seft.checkpoint.verify import standby
     from seft.devices import trim_memory
     from worker import launch, replica
@@ -108,13 +106,13 @@ def _compute(
                 trim_memory()
                 return finished
             Pipeline(folder, task, send, stopping, store).run()
-    except torch.OutOfMemoryError as error:
-        send(Failed(user_error=True, code=OUT_OF_MEMORY, message=str(error).splitlines()[0]))
-        return False
     except RuntimeError as error:
-        if NO_HOST_MEMORY not in str(error):
-            raise
-        raise MemoryError(str(error).partition(NO_HOST_MEMORY)[2].strip(" :")) from error
+        if is_device_memory_full(error):
+            send(Failed(user_error=True, code=OUT_OF_MEMORY, message=str(error).splitlines()[0]))
+            return False
+        if is_host_memory_full(error):
+            raise MemoryError(str(error).partition(NO_HOST_MEMORY)[2].strip(" :")) from error
+        raise
     return True
 
 

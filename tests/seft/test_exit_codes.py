@@ -53,6 +53,8 @@ def test_a_signal_has_the_exit_code_of_the_table() -> None:
     [
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore lines"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA error: out of memory\nmore lines"),
         RuntimeError(f"[enforce fail at alloc_cpu.cpp:118] . {NO_HOST_MEMORY}: you tried to allocate 9 bytes."),
     ],
 )

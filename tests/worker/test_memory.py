@@ -103,11 +103,10 @@ def test_a_kill_by_the_kernel_of_the_process_that_verifies_is_lack_of_memory(
     assert retried.data["error"]["code"] == code
 
 
-def test_a_tensor_for_which_the_machine_has_no_memory_is_lack_of_memory_of_the_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def lacking_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Callable[[Pipeline], object]) -> Failed:
+    """Return the message of a training process whose work, `run`, runs out of memory."""
     monkeypatch.setattr("seft.checkpoint.verify.standby", lambda _: nullcontext())
-    monkeypatch.setattr(Pipeline, "run", lambda _: torch.empty(1 << 50))
+    monkeypatch.setattr(Pipeline, "run", run)
     write_job(tmp_path / "job", ["one"], model="tiny")
     sent = list[Message]()
     handler = signal.getsignal(signal.SIGTERM)
@@ -117,8 +116,27 @@ def test_a_tensor_for_which_the_machine_has_no_memory_is_lack_of_memory_of_the_m
         signal.signal(signal.SIGTERM, handler)
     (failed,) = sent
     assert isinstance(failed, Failed)
+    return failed
+
+
+def test_a_tensor_for_which_the_machine_has_no_memory_is_lack_of_memory_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = lacking_memory(monkeypatch, tmp_path, lambda _: torch.empty(1 << 50))
     assert (failed.user_error, failed.code, failed.of_host) == (True, "out_of_memory", True)
     assert "you tried to allocate" in failed.message
+
+
+@pytest.mark.parametrize("message", ["Triton Error [CUDA]: out of memory", "CUDA error: out of memory"])
+def test_a_kernel_for_which_the_device_has_no_memory_is_lack_of_memory_of_the_device(
+    message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_kernel(_: Pipeline) -> None:
+        raise RuntimeError(message)
+
+    failed = lacking_memory(monkeypatch, tmp_path, load_kernel)
+    assert (failed.user_error, failed.code, failed.of_host) == (True, "out_of_memory", False)
+    assert failed.message == message
 
 
 def test_memory_that_runs_out_while_the_other_processes_load_the_model_belongs_to_training(
