@@ -62,7 +62,6 @@ CODE = (
     "distill.py",
     "evaluate.py",
     "loss.py",
-    "objective.py",
     "retain.py",
     "seeds.py",
     "stages.py",

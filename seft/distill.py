@@ -4,7 +4,7 @@ The student learns from the teacher's predictions and block outputs. The logits 
 at a time, so they are never in memory completely.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,17 @@ from torch import Tensor
 
 from seft.config import RepairConfig
 from seft.data.packing import Packed
+from seft.errors import ConfigError
 from seft.fit import require_teacher_fit
-from seft.loss import Criterion, cross_entropy, losses, top_divergence, with_recorded
+from seft.loss import Criterion, TokenLoss, cross_entropy, losses, top_divergence, with_recorded
 from seft.models.predictor import Predictor
 
 TOP_LOGITS = 64
 """Number of the largest teacher logits, which are used per prediction. The others cost time and add little."""
+
+
+Objective = Callable[[Packed], Float[Tensor, ""]]
+"""Function from a batch to the sum of the losses of its predicted tokens, differentiable in the trained weights."""
 
 
 class Distillation:
@@ -92,3 +97,23 @@ def square_head(
             if factor:
                 terms.append(factor * far.sum() / large.sum())
     return torch.stack(terms).sum() / len(blocks)
+
+
+def make_objective(model: Any, config: RepairConfig, teacher: Any | None) -> Objective:
+    """Return the objective that `config` describes: distillation if there is a teacher, else the sum of `TokenLoss`."""
+    require_teacher(config, teacher)
+    if teacher is not None:
+        return Distillation(model, teacher, config)
+    token_losses = TokenLoss(model)
+    return lambda batch: token_losses(batch).sum()
+
+
+def require_teacher(config: RepairConfig, teacher: object | None) -> None:
+    """Raise ConfigError if `config` distills and there is no teacher, or if it does not and there is one."""
+    if config.distills and teacher is None:
+        way_out = "Give the original model, from before pruning, or set distill_weight and hidden_weight to 0."
+        raise ConfigError("teacher", "must be given for distillation", None, way_out)
+    if teacher is not None and not config.distills:
+        value = teacher if isinstance(teacher, str) else type(teacher).__name__
+        way_out = "Set distill_weight or hidden_weight, or give no teacher."
+        raise ConfigError("teacher", "must not be set without distillation", value, way_out)

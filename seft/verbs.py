@@ -27,7 +27,7 @@ from seft.data import records
 from seft.data.packing import Packed
 from seft.data.text import encode, evaluation_windows, named
 from seft.devices import choose_device, choose_dtype
-from seft.distill import require_same_shape
+from seft.distill import require_same_shape, require_teacher
 from seft.errors import ConfigError, EvaluateError
 from seft.evaluate import perplexity
 from seft.fit import fitting, require_dense_model, require_same_sizes
@@ -35,7 +35,6 @@ from seft.models.dimensions import context_length
 from seft.models.load import Loaded, load
 from seft.models.source import ModelSource, find
 from seft.multiple_choice import Accuracy, accuracy, read_questions
-from seft.objective import require_teacher
 from seft.prune.detect_zeros import MIN_SPARSITY
 from seft.repair.best import require_held_out
 from seft.report import Phase, Progress, Reporter, silent

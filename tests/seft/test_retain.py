@@ -13,11 +13,10 @@ from seft.config import RepairConfig, Retain
 from seft.config.repair import READ_ONCE, READS
 from seft.data.packing import Packed
 from seft.data.tokens import bos_tokens
-from seft.distill import Distillation
+from seft.distill import Distillation, make_objective
 from seft.errors import ConfigError, StateError
 from seft.evaluate import mean_loss
 from seft.loss import TokenLoss
-from seft.objective import cross_entropy
 from seft.repair import Repair, schedule
 from seft.report import Evaluated, Progress, Report, Step
 from seft.retain import load_retained, save_retained, split_retained, start_tokens, with_predictions, write_windows
@@ -43,7 +42,7 @@ def test_recorded_predictions_have_the_loss_and_gradient_of_a_teacher_in_memory(
     for recorded in (True, False):
         model = untrained_tiny()
         if recorded:
-            loss = cross_entropy(model)(retained())
+            loss = make_objective(model, short(), None)(retained())
         else:
             loss = Distillation(model, untrained_tiny(3), short(distill_weight=1.0))(OTHER)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -54,7 +53,7 @@ def test_recorded_predictions_have_the_loss_and_gradient_of_a_teacher_in_memory(
 
 def test_the_loss_of_a_mixed_batch_is_the_sum_of_its_parts() -> None:
     model, text = untrained_tiny(), Packed.plain(TOKENS[: 3 * LENGTH].view(3, LENGTH))
-    loss = cross_entropy(model)
+    loss = make_objective(model, short(), None)
     with torch.no_grad():
         torch.testing.assert_close(loss(text + retained()), loss(text) + loss(retained()))
         torch.testing.assert_close(loss(text), TokenLoss(model)(text.tokens).sum())
@@ -150,7 +149,7 @@ def test_both_texts_have_their_share_of_the_loss_although_few_tokens_are_trained
     step = Repair(model, few, config, retained=retained()).advance()[0]
     rows = schedule.rows_of_step(config, 8, 1)
     kept = schedule.retained_rows_of_step(config, 6, 1)
-    model, loss = pruned_tiny(), cross_entropy(pruned_tiny())
+    model, loss = pruned_tiny(), make_objective(pruned_tiny(), short(), None)
     with torch.no_grad():
         parts = [float(loss(each)) / each.predictions for each in (few[rows], retained()[kept])]
     assert isinstance(step, Step)
@@ -201,7 +200,7 @@ def test_the_model_keeps_what_it_knows_of_the_retained_text() -> None:
         config = replace(config, retain=Retain.DATASET if share else Retain.NONE)
         Repair(model, TOKENS[: -6 * LENGTH], config, retained=retained() if share else None).run()
         with torch.no_grad():
-            losses.append(float(cross_entropy(model)(retained())))
+            losses.append(float(make_objective(model, short(), None)(retained())))
     assert losses[1] < 0.9 * losses[0]
 
 
