@@ -5,7 +5,7 @@ Torch and transformers take seconds to import, which is longer than reading most
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -28,18 +28,6 @@ UNITS: dict[int, type[np.unsignedinteger[Any]]] = {8: np.uint8, 16: np.uint16, 3
 
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-
-
-class _Counted(NamedTuple):
-    """The name of a tensor and the counts of its matrices.
-
-    If the tensor is pruned, `blocks` is the list of blocks that contains it, and `block` its block in this list.
-    """
-
-    name: str
-    counts: list[Count]
-    blocks: str | None
-    block: int = -1
 
 
 def inspect(folder: Path) -> tuple[Sparsity, Record | None]:
@@ -94,28 +82,26 @@ def count_zeros(folder: Path, config: Mapping[str, Any]) -> Sparsity:
 
     Raises SourceError if the files have no blocks with linear layers, or a dtype whose zeros cannot be counted.
     """
-    values = text_config(config)
-    experts = expert_count(config)
-    counted = [
-        _count(file, name, tensor, experts)
-        for file, name, tensor in tensors(folder)
-        if name != HEAD or values.get(TIED) is not True
-    ]
-    weights = dict[str, int]()
-    for each in counted:
-        if each.blocks is not None:
-            weights[each.blocks] = weights.get(each.blocks, 0) + sum(count.weights for count in each.counts)
-    if not weights:
+    values, experts = text_config(config), expert_count(config)
+    model, lists = Count(0, 0), dict[str, list[tuple[int, str, list[Count]]]]()
+    for content, name, tensor in tensors(folder):
+        if name == HEAD and values.get(TIED) is True:
+            continue
+        place = place_in_blocks(name)
+        pruned = place is not None and is_pruned(place[2], tensor.shape, experts)
+        parts = tensor.shape[0] if pruned and len(tensor.shape) == 3 else 1
+        counts = [_zeros(name, part, tensor.dtype) for part in np.split(content[tensor.begin : tensor.end], parts)]
+        model = sum(counts, model)
+        if place and pruned:
+            lists.setdefault(place[0], []).append((place[1], name.removesuffix(".weight"), counts))
+    if not lists:
         message = f"a model must have blocks with linear layers; {str(folder)!r} has none. Give another folder."
         raise SourceError(REFUSED, message)
-    decoder = max(weights, key=lambda blocks: weights[blocks])
+    decoder = max(lists.values(), key=lambda found: sum(count.weights for *_, counts in found for count in counts))
     layers: dict[str, Count] = {}
-    for each in sorted(counted, key=lambda each: each.block):
-        if each.blocks == decoder:
-            name = each.name.removesuffix(".weight")
-            stack = len(each.counts) > 1
-            layers |= {f"{name}.{number}" if stack else name: count for number, count in enumerate(each.counts)}
-    model = sum((count for each in counted for count in each.counts), Count(0, 0))
+    for _, name, counts in sorted(decoder, key=lambda each: each[0]):
+        stack = len(counts) > 1
+        layers |= {f"{name}.{number}" if stack else name: count for number, count in enumerate(counts)}
     return Sparsity(layers, sum(layers.values(), Count(0, 0)), model)
 
 
@@ -131,14 +117,6 @@ def tensors(folder: Path) -> Iterator[tuple[Bytes, str, Tensor]]:
         content = np.memmap(path, np.uint8, "r")
         for tensor_name, tensor in header.tensors.items():
             yield content, tensor_name, tensor
-
-
-def _count(content: Bytes, name: str, tensor: Tensor, experts: int) -> _Counted:
-    place = place_in_blocks(name)
-    pruned = place is not None and is_pruned(place[2], tensor.shape, experts)
-    data, parts = content[tensor.begin : tensor.end], tensor.shape[0] if pruned and len(tensor.shape) == 3 else 1
-    counts = [_zeros(name, part, tensor.dtype) for part in np.split(data, parts)]
-    return _Counted(name, counts, *place[:2]) if place and pruned else _Counted(name, counts, None)
 
 
 def _zeros(name: str, data: Bytes, dtype: str) -> Count:

@@ -5,7 +5,7 @@ with random weights and only warn.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -68,32 +68,22 @@ class Loaded:
     source: ModelSource
 
 
-def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Loaded:
+def load(
+    source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch.float32, keep_buffers: bool = True
+) -> Loaded:
     """Load the model and the tokenizer of a source onto `device`, with the weights in `dtype`.
 
-    Buffers keep their float32 values, so that a model has the same buffers now and when its checkpoint is verified. The
-    weights are copies, so a later change of a file does not change them. Raises SourceError if the files are not a
-    complete model.
+    Buffers keep their float32 values, so that a model has the same buffers now and when its checkpoint is verified.
+    Without `keep_buffers`, they are those that transformers gives it for weights in `dtype`, because some architectures
+    cannot compute with buffers of another dtype. The weights are copies, so a later change of a file does not change
+    them. Raises SourceError if the files are not a complete model.
     """
-    return _load(source, device, dtype, _restore_buffers)
-
-
-def load_to_run(source: ModelSource, *, dtype: torch.dtype) -> Loaded:
-    """Load a model as `load` does, but with the buffers that transformers gives it for weights in `dtype`.
-
-    Some architectures cannot compute with buffers of another dtype. Raises SourceError.
-    """
-    return _load(source, "cpu", dtype, lambda _: True)
-
-
-def _load(source: ModelSource, device: str, dtype: torch.dtype, restored: Callable[[Any], bool]) -> Loaded:
-    """Load a source. If `restored` returns False for its model, load it in float32 and convert its weights."""
     source = replace(source, path=fetch(source))
     with _header_read_once():
         tokenizer = load_tokenizer(source)
         with _source_errors(source.reference), _location(source) as (folder, options):
             model = _load_model(source, folder, options, dtype)
-            if not restored(model):
+            if keep_buffers and not _restore_buffers(model):
                 del model
                 model = _load_model(source, folder, options)
     model.config.use_cache = False

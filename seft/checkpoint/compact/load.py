@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import EllipsisType
@@ -74,7 +74,7 @@ def load(reference: str | Path, *, device: str = "cpu", dtype: torch.dtype | Non
     cannot load it, and ContainerError if a tensor is damaged.
     """
     require_device(device)
-    if path := _container_of(reference):
+    if path := container_of(reference):
         with _opened(path) as (container, source):
             tensors = _tensors(container)
             return dense.load_tensors(source, tensors, device=device, dtype=dtype or _dtype(source.config))
@@ -90,9 +90,9 @@ def load_whole(
     The weights are in `dtype`, or in the dtype `int8` if it is given and the matrices are stored as int8. Opens a
     container once. Raises the errors of `load`.
     """
-    path = _container_of(reference)
+    path = container_of(reference)
     if path is None:
-        return dense.load_to_run(find(reference), dtype=dtype), None
+        return dense.load(find(reference), dtype=dtype, keep_buffers=False), None
     with _opened(path) as (container, source):
         kinds = (integer_kind(container, file) for file in _root_files(container).values())
         kind = next((each for each in kinds if each), None)
@@ -103,34 +103,23 @@ def load_whole(
 
 def load_tokenizer(reference: str | Path) -> Any:
     """Return the tokenizer of a model. Downloads only the tokenizer and the configuration of a remote container."""
-    if path := _container_of(reference):
+    if path := container_of(reference):
         with _opened(path) as (_, source):
             return dense.load_tokenizer(source)
     return dense.load_tokenizer(find(str(reference)))
 
 
-def is_container(reference: str | Path) -> bool:
-    """Return whether a reference is a compact container, by its name or first bytes. Every address counts as one."""
-    if isinstance(reference, str) and is_address(reference):
-        return True
-    path = _expanded(reference)
-    if not _is_file(path):
-        return False
-    if path.suffix == COMPACT:
-        return True
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
-
-
-def _container_of(reference: str | Path) -> str | Path | None:
+def container_of(reference: str | Path) -> str | Path | None:
     """Return the container that a reference names, or None if it names a dense model.
 
     A folder without config.json names its container, because a downloaded checkpoint may have no dense model.
     """
     if isinstance(reference, str) and is_address(reference):
         return reference
-    folder = _expanded(reference)
-    if is_container(folder):
+    folder = Path(reference)
+    with suppress(RuntimeError):  # the system knows no user of this name
+        folder = folder.expanduser()
+    if _is_container(folder):
         return folder
     if _is_file(folder / CONFIG):
         return None
@@ -138,13 +127,14 @@ def _container_of(reference: str | Path) -> str | Path | None:
     return next((path for path in paths if _is_file(path)), None)
 
 
-def _expanded(reference: str | Path) -> Path:
-    """Return a path with the home directory in place of `~`, or the path itself if the system knows no such user."""
-    path = Path(reference)
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        return path
+def _is_container(path: Path) -> bool:
+    """Return whether a path is a compact container, by its name or first bytes."""
+    if not _is_file(path):
+        return False
+    if path.suffix == COMPACT:
+        return True
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def _is_file(path: Path) -> bool:

@@ -49,11 +49,8 @@ class Code(IntEnum):
 def encode(plane: Bytes, options: Mapping[int, int]) -> tuple[Code, bytes]:
     """Return the shortest code of a plane, and its stored bytes. They never have more bytes than the plane."""
     raw = plane.tobytes()
-    best: tuple[Code, bytes] = Code.RAW, raw
     stored = zstd.compress(raw, options=options)
-    if len(stored) < len(raw):
-        best = Code.ZSTD, stored
-    return best
+    return (Code.ZSTD, stored) if len(stored) < len(raw) else (Code.RAW, raw)
 
 
 def encode_frequent(plane: Bytes) -> tuple[Code, bytes]:

@@ -10,10 +10,9 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple
 
 from seft.checkpoint.compact import chunk, index
 from seft.checkpoint.compact.chunk import FILE, Values
@@ -28,13 +27,6 @@ from seft.models.shapes import file_header
 from seft.models.tensors import expert_count
 
 _SUFFIX = ".safetensors"
-
-
-class Output(Protocol):
-    """What a container is written to, from its first byte to its last."""
-
-    def write(self, content: bytes, /) -> object:
-        """Append some bytes."""
 
 
 class Sizes(NamedTuple):
@@ -78,46 +70,9 @@ class _Coded(NamedTuple):
     sha256: bytes
 
 
-@dataclass(slots=True)
-class _Counter:
-    """Writes to a file and counts the bytes."""
-
-    file: Output
-    at: int = 0
-
-    def write(self, content: bytes) -> None:
-        self.file.write(content)
-        self.at += len(content)
-
-
-@dataclass(slots=True)
-class _Entries:
-    """The entries of the index, made while the parts are written."""
-
-    files: list[FileEntry] = field(default_factory=list)
-    tensors: list[TensorEntry] = field(default_factory=list)
-
-    def add(self, part: _Part, span: Span) -> None:
-        if part.tensor is None:
-            self._close()
-            self.files.append(FileEntry(part.file, part.end - part.begin, span))
-        else:
-            self.tensors.append(TensorEntry(part.name, part.tensor.dtype, part.tensor.shape, span))
-
-    def finish(self) -> list[FileEntry]:
-        self._close()
-        return self.files
-
-    def _close(self) -> None:
-        if self.tensors:
-            file = self.files.pop()
-            self.files.append(FileEntry(file.name, file.own_bytes, file.span, tuple(self.tensors)))
-            self.tensors = []
-
-
 def write(
     folder: Path,
-    file: Output,
+    file: BinaryIO,
     *,
     names: Collection[str] | None = None,
     integers: IntegerKind | None = None,
@@ -131,26 +86,31 @@ def write(
     a weight is not finite and becomes an integer.
     """
     parts = list(_parts(folder, names, integers))
-    out, entries = _Counter(file), _Entries()
-    out.write(HEAD)
-    chunks = (each for part in parts for each in part.chunks())
+    files: list[tuple[_Part, Span, list[TensorEntry]]] = []
+    file.write(HEAD)
+    at, chunks = len(HEAD), (each for part in parts for each in part.chunks())
     with closing(ordered(_encode, chunks, threads or default_threads())) as coded:
         for part in parts:
-            begin, hashes = out.at, hashlib.sha256()
+            begin, hashes = at, hashlib.sha256()
             for _ in part.chunks():
                 each = next(coded)
-                out.write(each.stored)
+                file.write(each.stored)
+                at += len(each.stored)
                 hashes.update(each.sha256)
-            entries.add(part, Span(begin, out.at, hashes.hexdigest()))
-    content, folder_bytes = index.dump(entries.finish()), sum(part.end - part.begin for part in parts)
+            span = Span(begin, at, hashes.hexdigest())
+            if part.tensor is None:
+                files.append((part, span, []))
+            else:
+                files[-1][2].append(TensorEntry(part.name, part.tensor.dtype, part.tensor.shape, span))
+    entries = [FileEntry(own.file, own.end - own.begin, span, tuple(tensors)) for own, span, tensors in files]
+    content, folder_bytes = index.dump(entries), sum(part.end - part.begin for part in parts)
     try:
-        index.require_expansion(folder_bytes, out.at)
+        index.require_expansion(folder_bytes, at)
     except ValueError as error:
         raise ContainerError(f"{error}. The weights are nearly all zero; keep the folder instead.") from error
-    footer = index.pack_footer(content, out.at)
-    out.write(content)
-    out.write(footer)
-    return Sizes(out.at, folder_bytes)
+    end = content + index.pack_footer(content, at)
+    file.write(end)
+    return Sizes(at + len(end), folder_bytes)
 
 
 def pack(folder: Path, path: Path, *, threads: int | None = None) -> Sizes:

@@ -231,19 +231,19 @@ def test_a_server_that_sends_too_slowly_is_named(monkeypatch: pytest.MonkeyPatch
 
 def test_a_container_is_found_in_the_home_directory(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(container.parent))
-    assert load.is_container(f"~/{container.name}")
+    assert load.container_of(f"~/{container.name}") == container
     assert seft.load(f"~/{container.name}").state_dict().keys() == seft.load(container).state_dict().keys()
-    assert not load.is_container("~nobody-has-this-name/x")
+    assert load.container_of("~nobody-has-this-name/x") is None
 
 
 def test_the_scheme_of_an_address_may_have_capitals(container: Path) -> None:
     with served(Web(container.read_bytes())) as url:
         address = url.replace("http", "HTTP").replace("//", "//user:secret@")
-        assert load.is_container(address)
+        assert load.container_of(address) == address
         assert public_name(address + "?secret") == url.replace("http", "HTTP")
         with open_container(address) as remote, open_container(container) as local:
             assert remote.files == local.files
-    assert load.is_container("S3://bucket/key")
+    assert load.container_of("S3://bucket/key") == "S3://bucket/key"
 
 
 def test_an_address_of_s3_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
