@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,6 @@ from seft.client.responses import Dataset, Json
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
     from seft.client.http import Client
 
@@ -134,8 +133,8 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 @contextmanager
-def bytes_bar(words: str) -> Iterator["Progress | None"]:
-    """Yield a progress bar that counts bytes, or None if stderr is not a terminal."""
+def bytes_bar(words: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Yield the function that shows how many of all bytes are done on a bar, or None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -145,22 +144,14 @@ def bytes_bar(words: str) -> Iterator["Progress | None"]:
     text = TextColumn("{task.description}", markup=False)
     columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console(stderr=True)) as bar:
-        bar.add_task(words, total=None)
-        yield bar
-
-
-def advance(bar: "Progress | None", done: int, total: int) -> None:
-    """Set the bar to `done` of `total`. Do nothing if there is no bar."""
-    if bar:
-        bar.update(bar.task_ids[0], completed=done, total=total)
+        task = bar.add_task(words, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def uploaded(service: "Client", path: Path, skip: float = 0.0) -> Dataset:
     """Upload a file with a progress bar. `skip` is the percentage of invalid records to leave out."""
     with bytes_bar(path.name) as bar:
-        return service.upload_dataset(
-            path, invalid_sample_skip_percentage=skip, progress=lambda done, total: advance(bar, done, total)
-        )
+        return service.upload_dataset(path, invalid_sample_skip_percentage=skip, progress=bar)
 
 
 def confirm(question: str, *, yes: bool) -> None:

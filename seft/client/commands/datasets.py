@@ -13,7 +13,6 @@ from seft.client.shell import (
     AsJson,
     Exit,
     Yes,
-    advance,
     bytes_bar,
     confirm,
     connected,
@@ -92,9 +91,7 @@ def download(
     """Download the records of a dataset as JSONL and check the SHA-256. Resumes an interrupted download."""
     with connected(as_json, patient=True) as service:
         with bytes_bar(path.name) as bar:
-            service.download_dataset(
-                dataset_id, path, at_once=at_once, progress=lambda done, total: advance(bar, done, total)
-            )
+            service.download_dataset(dataset_id, path, at_once=at_once, progress=bar)
         show({"file": str(path)}, as_json, str(path))
 
 

@@ -18,7 +18,6 @@ from seft.client.shell import (
     Settings,
     Sparsity,
     Yes,
-    advance,
     assigned,
     bytes_bar,
     confirm,
@@ -209,7 +208,7 @@ def download(
                 folder,
                 format=format,
                 at_once=at_once,
-                progress=lambda done, total: advance(bar, done, total),
+                progress=bar,
             )
         show({"files": [str(path) for path in paths]}, as_json, "\n".join(map(str, paths)))
 
