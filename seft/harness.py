@@ -13,20 +13,15 @@ from seft.errors import ConfigError, EvaluateError
 Scores = dict[str, float]
 
 
-def require_installed(task: str) -> None:
-    """Raise ConfigError if lm-evaluation-harness is not installed."""
-    if find_spec("lm_eval") is None:
-        way_out = "Install the extra: pip install '.[tasks]' in the folder of the repository."
-        raise ConfigError("task", "needs the package lm-eval", task, way_out)
-
-
 def find_task(task: str, folder: Path | None = None) -> Any:
     """Return the task manager of the harness that has the task with this name. Loads no model.
 
     `folder` contains YAML files of tasks, which are used instead of the harness's tasks. Raises ConfigError if
     lm-evaluation-harness is not installed or the task is unknown.
     """
-    require_installed(task)
+    if find_spec("lm_eval") is None:
+        way_out = "Install the extra: pip install '.[tasks]' in the folder of the repository."
+        raise ConfigError("task", "needs the package lm-eval", task, way_out)
     from lm_eval.tasks import TaskManager
 
     tasks = TaskManager(include_path=str(folder) if folder else None, include_defaults=folder is None)

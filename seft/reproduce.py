@@ -206,7 +206,7 @@ class _Rerun:
         loaded = self._load(self.source, machine if job else replace(machine, device="cpu"))
         found = describe_model(loaded.source)().files
         require_same_files(self.facts.base, found, "--model")
-        training, judged = self._encode(loaded.tokenizer)
+        training, judged = (encode(part, loaded.tokenizer) for part in self._split())
         if self.facts.evaluate:
             self.held_out = evaluation_windows(judged, self.facts.evaluate.tokens, self.facts.evaluate.windows)
         repair = self.facts.repair
@@ -232,11 +232,6 @@ class _Rerun:
         if self.teacher is not self.source and self.facts.teacher:
             require_same_files(self.facts.teacher, describe_model(loaded.source)().files, "--teacher")
         return loaded
-
-    def _encode(self, tokenizer: Any) -> tuple[list[Encoded], list[Encoded]]:
-        """Return the tokenized records to train on, and those to evaluate on."""
-        training, judged = self._split()
-        return encode(training, tokenizer), encode(judged, tokenizer)
 
     def _split(self) -> tuple[list[records.Record], list[records.Record]]:
         """Return the records to train on, and those to evaluate on."""

@@ -38,9 +38,16 @@ def intercept_products(handlers: Mapping[Target, Handler]) -> Callable[[], None]
     modules: dict[nn.Module, dict[Target, Handler]] = {}
     for target, handler in handlers.items():
         modules.setdefault(target.module, {})[target] = handler
-    originals = {module: vars(module).get("forward") for module in modules}
-    for module, own in modules.items():
-        module.forward = _intercepted_forward(module, module.forward, own)
+    return replace_forwards(
+        {module: _intercepted_forward(module, module.forward, own) for module, own in modules.items()}
+    )
+
+
+def replace_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Callable[[], None]:
+    """Replace the forward functions of modules. Returns a function that restores the original ones."""
+    originals = {module: vars(module).get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        module.forward = forward
 
     def restore() -> None:
         for module, forward in originals.items():

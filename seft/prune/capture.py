@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import recursively_apply
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ class Call:
 
     def run(self, block: nn.Module, hidden: Hidden, device: torch.device) -> Hidden:
         """Call the block on `device`. Returns its hidden state, moved back to the device of `hidden`."""
-        args, kwargs = map_tensors((self.args, self.kwargs), lambda tensor: tensor.to(device))
+        args, kwargs = recursively_apply(lambda tensor: tensor.to(device), (self.args, self.kwargs))
         return hidden_state(block(hidden.to(device), *args, **kwargs)).to(hidden.device)
 
 
@@ -50,7 +51,7 @@ def capture(
         if number == 0:
             hidden.append(state)
             calls.append([])
-        calls[-1].append(Call(*map_tensors((call.args, call.kwargs), pool)))
+        calls[-1].append(Call(*recursively_apply(pool, (call.args, call.kwargs))))
         if number == len(blocks) - 1:
             raise _LastBlockError
         return state
@@ -113,16 +114,3 @@ class Pool:
                 return stored
         self._tensors.append(tensor)
         return tensor
-
-
-def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a copy of nested tuples, lists and dictionaries with `change` applied to every tensor in them."""
-    match value:
-        case Tensor():
-            return change(value)
-        case tuple() | list():
-            return type(value)(map_tensors(inner, change) for inner in value)
-        case dict():
-            return {key: map_tensors(inner, change) for key, inner in value.items()}
-        case _:
-            return value

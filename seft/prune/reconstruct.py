@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import recursively_apply
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seft.config import PruneConfig
 from seft.dtypes import master_dtype
 from seft.models.targets import Hidden, Target, block_linears, decoder_blocks, hidden_state
-from seft.prune.capture import Pool, map_tensors
+from seft.prune.capture import Pool
 from seft.prune.walk import Runs, Walk
 from seft.report import Phase, Reconstructed, Reporter, silent
 from seft.seeds import generator
@@ -118,7 +119,7 @@ class _Part:
         return gradients
 
     def _output(self, number: int, module: nn.Module) -> Hidden:
-        args, kwargs = map_tensors(self._inputs[number], lambda tensor: tensor.to(self._device))
+        args, kwargs = recursively_apply(lambda tensor: tensor.to(self._device), self._inputs[number])
         return hidden_state(module(*args, **kwargs))
 
 
@@ -148,7 +149,7 @@ def _inputs(
     """Return the arguments of `module` for each run of its block, with `keep` applied to every tensor."""
     inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     hook = module.register_forward_pre_hook(
-        lambda _, *arguments: inputs.append(map_tensors(arguments, keep)), with_kwargs=True
+        lambda _, *arguments: inputs.append(recursively_apply(keep, arguments)), with_kwargs=True
     )
     try:
         for run in runs:

@@ -16,10 +16,10 @@ from torch import Tensor
 from seft.dtypes import master_dtype
 from seft.fit import Shape, ranks
 from seft.models.products import Product
+from seft.models.targets import Target
 from seft.repair import optimizer
-from seft.repair.in_place import OneByOne
+from seft.repair.in_place import OneByOne, SingleTrainer
 from seft.repair.method import Work
-from seft.repair.product import trained_product
 from seft.repair.sampled import row_chunks
 from seft.repair.values import Values, Vector
 from seft.report import Reporter
@@ -31,7 +31,12 @@ Rows = Float[Tensor, "chunk cols"]
 class Formula(Protocol):
     """Computes the change of a weight matrix from one vector of trained values."""
 
-    def __init__(self, shape: Shape, rank: int) -> None: ...
+    rank: int
+    rows: int
+    cols: int
+
+    def __init__(self, shape: Shape, rank: int) -> None:
+        self.rank, self.rows, self.cols = rank, *shape
 
     def initial(self, generator: torch.Generator) -> Vector:
         """Return the initial vector, for which the change is zero."""
@@ -55,26 +60,17 @@ class Formula(Protocol):
         """
 
 
-class ChangedLinear:
+class ChangedLinear(SingleTrainer):
     """A linear that computes with its pruned weight matrix plus the change that a formula computes."""
 
-    def __init__(self, weight: Float[Tensor, "rows cols"], formula: Formula, generator: torch.Generator) -> None:
-        self.weight, self.formula = weight, formula
-        dtype = master_dtype(weight.dtype)
-        self._adopt(Values.start(formula.initial(generator).to(weight.device, dtype)))
-
-    @property
-    def trained_values(self) -> int:
-        """Number of trained values."""
-        return len(self.vector.values)
+    def __init__(self, target: Target, formula: Formula, generator: torch.Generator) -> None:
+        self._target, self.formula = target, formula
+        dtype = master_dtype(self.weight.dtype)
+        self._adopt(Values.start(formula.initial(generator).to(self.weight.device, dtype)))
 
     def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
-        """Return the linear's outputs with the changed weights.
-
-        `plain` is the forward function of the linear, which has the pruned weights. The backward pass adds to the
-        gradient that `take_gradient` returns.
-        """
-        return trained_product(inputs, self._leaf, self, lambda each: self._outputs(each, plain))
+        """Return the linear's outputs with the changed weights. `plain` has the pruned weights."""
+        return super().product(inputs, lambda each: self._outputs(each, plain))
 
     def input_gradient(self, left: Float[Tensor, "*batch rows"]) -> Float[Tensor, "*batch cols"]:
         """Return the gradient of the inputs, summed in float32 or wider. `left` is the gradient of the outputs."""
@@ -94,11 +90,6 @@ class ChangedLinear:
             return torch.zeros_like(values)
         return self.formula.gradient(values, self.weight, left, right)
 
-    def take_gradient(self) -> Vector:
-        """Return the gradient accumulated since the last call, and reset it. It is zero if the linear got no tokens."""
-        gradient, self._leaf.grad = self._leaf.grad, None
-        return torch.zeros_like(self.vector.values) if gradient is None else gradient
-
     def update(self, gradient: Vector, rate: float, weight_decay: float) -> None:
         """Take one optimizer step with this gradient."""
         optimizer.step(self.vector, gradient, rate, weight_decay)
@@ -107,10 +98,6 @@ class ChangedLinear:
         """Write the changed weights into the weight matrix. Call it once, after the last step."""
         for rows, changed in self._changed_rows():
             self.weight[rows] = changed
-
-    def reactivated_count(self) -> int:
-        """Return 0, because zeros stay zero."""
-        return 0
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the vector and its moments. The changed weights follow from them and the pruned weights."""
@@ -156,7 +143,7 @@ class DenseChange(OneByOne):
         self._linears, shapes = {}, work.shapes
         for name, rank in ranks(shapes, work.config).items():
             formula = self.formula(shapes[name], rank)
-            self._linears[name] = ChangedLinear(work.targets[name].weight, formula, generator(work.config.seed, name))
+            self._linears[name] = ChangedLinear(work.targets[name], formula, generator(work.config.seed, name))
         super().__init__(work, self._linears)
 
     def finish(self, report: Reporter) -> None:

@@ -10,34 +10,48 @@ from torch import Tensor
 from seft.config import RepairConfig
 from seft.models.products import Handler, Product, intercept_products
 from seft.models.targets import Target, count_nonzeros
-from seft.repair.method import MethodDefaults, Work
+from seft.repair.method import Method, Work
 from seft.repair.product import Trainer, trained_product, with_bias_gradient
 from seft.report import Reporter
 
 
-class LinearTrainer(Protocol):
-    """Trains one target: a linear layer that is pruned."""
+class LinearTrainer(Trainer, Protocol):
+    """Base of the trainers of one target, a linear layer that is pruned. Most change its weight matrix in place."""
+
+    _target: Target
+    _leaf: Tensor
+    """The trained values, or an empty tensor if no gradient is accumulated in autograd."""
 
     @property
     def weight(self) -> Float[Tensor, "rows cols"]:
         """The weight matrix."""
+        return self._target.weight
 
     @property
     def trained_values(self) -> int:
         """Number of trained values."""
+        return len(self._leaf)
 
     def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
         """Return the linear's outputs with the present weights.
 
-        `plain` is the forward function of the linear. The backward pass adds to the gradient that `take_gradient`
-        returns.
+        `plain` is the forward function of the linear. The result is differentiable in the inputs and the trained
+        values. The backward pass adds to the gradient that `take_gradient` returns.
         """
+        return trained_product(inputs, self._leaf, self, plain)
+
+    def input_gradient(self, left: Float[Tensor, "*batch rows"]) -> Float[Tensor, "*batch cols"]:
+        """Return the gradient of the linear's inputs. `left` is the gradient of its outputs."""
+        return left @ self.weight
 
     def take_gradient(self) -> Float[Tensor, "values"]:
         """Return the gradient accumulated since the last call, and reset it. It is zero if the linear got no tokens."""
+        gradient, self._leaf.grad = self._leaf.grad, None
+        return torch.zeros_like(self._leaf) if gradient is None else gradient
 
     def reactivated_count(self) -> int:
         """Return the number of weights that were zero when pruning ended and are nonzero now."""
+        return 0
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors that are needed to resume."""
@@ -53,32 +67,7 @@ class SingleTrainer(LinearTrainer, Protocol):
         """Take one optimizer step with this gradient."""
 
 
-class InPlaceLinear(Trainer):
-    """Base of the trainers that change the weight matrix of a target in place."""
-
-    _target: Target
-    _leaf: Tensor
-    """The trained values, or an empty tensor if no gradient is accumulated in autograd."""
-
-    @property
-    def weight(self) -> Float[Tensor, "rows cols"]:
-        """The weight matrix."""
-        return self._target.weight
-
-    def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
-        """Return `plain(inputs)`, the linear's outputs with the present weights.
-
-        `plain` is the forward function of the linear. The result is differentiable in the inputs and the trained
-        values.
-        """
-        return trained_product(inputs, self._leaf, self, plain)
-
-    def input_gradient(self, left: Float[Tensor, "*batch rows"]) -> Float[Tensor, "*batch cols"]:
-        """Return the gradient of the linear's inputs. `left` is the gradient of its outputs."""
-        return left @ self.weight
-
-
-class InPlaceMethod(MethodDefaults):
+class InPlaceMethod(Method):
     """Base of the methods with one trainer per target. It has no topology events, and no optimizer."""
 
     def __init__(self, work: Work, linears: Mapping[str, LinearTrainer]) -> None:

@@ -16,7 +16,7 @@ from seft.models.targets import Target, count_nonzeros
 from seft.prune.mask import require_pattern
 from seft.repair import optimizer, topology
 from seft.repair.active import Active, sample_nonzeros
-from seft.repair.in_place import InPlaceLinear
+from seft.repair.in_place import LinearTrainer
 from seft.repair.positions import BasePositions, entries, fields_of, named_fields, put
 from seft.repair.processes import sum_over_processes
 from seft.repair.sampled import sampled_product
@@ -28,7 +28,7 @@ MOST_ZEROS = 0.01
 may grow). As many nonzeros become zero at once, before any step could adapt the other weights to it."""
 
 
-class RepairedLinear(InPlaceLinear):
+class RepairedLinear(LinearTrainer):
     """A linear under repair: its active positions, its budget of nonzeros, and the positions that events set to zero.
 
     The weight matrix of `target` is changed in place. It differs from the initial matrix only at the positions in
@@ -66,11 +66,6 @@ class RepairedLinear(InPlaceLinear):
         self.active = active
         self._leaf = active.values.detach().requires_grad_()
 
-    @property
-    def trained_values(self) -> int:
-        """Number of active positions."""
-        return len(self.active)
-
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors that are needed to resume.
 
@@ -100,11 +95,6 @@ class RepairedLinear(InPlaceLinear):
         """Start to collect gradients for the topology event at step `event`, which chooses `count` positions."""
         self.window, self._event = self._window_type(self._target, count, self._seed + event, self.pattern), event
         return self.window
-
-    def take_gradient(self) -> Float[Tensor, "positions"]:
-        """Return the gradient accumulated since the last call, and reset it. It is zero if the linear got no tokens."""
-        gradient, self._leaf.grad = self._leaf.grad, None
-        return torch.zeros_like(self.active.values) if gradient is None else gradient
 
     def evolve(self, count: int, steps: int, pieces: int) -> Change:
         """Run a topology event, which replaces `count` active positions, and close the gradient window.

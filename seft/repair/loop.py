@@ -6,6 +6,7 @@ takes the steps. The file format of a saved state is in `seft.repair.state`. The
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,19 +15,20 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from seft.config import PruneConfig, RepairConfig, require_repair_of
 from seft.data.packing import Packed, cut_windows
 from seft.data.text import require_known_tokens
+from seft.distill import Objective, make_objective
 from seft.errors import ConfigError, StateError, TrainError
+from seft.models.products import replace_forwards
 from seft.models.targets import decoder_blocks, target_linears
-from seft.objective import Objective, make_objective
 from seft.repair import schedule, state
 from seft.repair.best import Best, HeldOutLoss
 from seft.repair.method import Work
 from seft.repair.methods import make_method
 from seft.repair.processes import own_windows, process_count, sum_each_over_processes, sum_over_processes
-from seft.repair.recompute import Recompute
 from seft.repair.swaps import CHECK_WINDOWS
 from seft.report import Evaluated, Evolved, Phase, Progress, Reporter, Step, silent
 from seft.retain import require_retained
@@ -102,7 +104,8 @@ class Repair:
         except BaseException:
             self._freeze(frozen=False)
             raise
-        self._recompute = Recompute(decoder_blocks(model) if config.activation_checkpointing else ())
+        blocks = decoder_blocks(model) if config.activation_checkpointing else ()
+        self._release = replace_forwards({block: _recomputed(block.forward) for block in blocks})
 
     @property
     def grown_zeros(self) -> int:
@@ -163,7 +166,7 @@ class Repair:
             raise TrainError("the sparsity must rise before the end; no step was taken. Take at least one step.")
         if self.kept_step != self.step:
             self._method.resume(self._best.tensors)
-        self._recompute.undo()
+        self._release()
         self._method.finish(report)
         self._freeze(frozen=False)
         return RepairResult(self.step, self.kept_step, self.grown_zeros, self.peak_rate)
@@ -256,3 +259,15 @@ def _split_checked(windows: Packed) -> tuple[Packed, Packed]:
         rule = f"must be 0 if the text has only {len(windows)} windows, because {CHECK_WINDOWS} are held out"
         raise ConfigError("swap_tokens", rule, len(windows), "Give a longer text.", lead="the number of windows is")
     return windows[:-CHECK_WINDOWS], windows[-CHECK_WINDOWS:]
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward function whose activations are computed again in the backward pass. The bits are the same."""
+
+    def run(*args: Any, **options: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **options)
+        # No random numbers are drawn: the model is in evaluation mode.
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **options)
+
+    return run

@@ -20,13 +20,13 @@ from seft.prune.loop import prune_model
 from seft.prune.mask import smallest_overall, zeros_first
 from seft.repair import optimizer
 from seft.repair.masked_lora import SCALE, LowRank
-from seft.repair.method import MethodDefaults, Work
+from seft.repair.method import Method, Work
 from seft.repair.values import Values
 from seft.report import Reporter
 from seft.seeds import generator
 
 
-class LoraReprune(MethodDefaults):
+class LoraReprune(Method):
     """Trains a PEFT adapter per target. The ranks are chosen so that all have the configured number of values together.
 
     Raises ConfigError if it is unknown how the model was pruned, or if the model stacks the matrices of its experts.
@@ -46,12 +46,17 @@ class LoraReprune(MethodDefaults):
         ]
         self._parameters, self._peft = _adapted(work)
         self._vectors = {name: Values.start(each.detach().view(-1)) for name, each in self._parameters.items()}
-        self.grown_zeros = 0
+        self._grown = 0
 
     @property
     def trained_values(self) -> int:
         """Number of trained values: all entries of all adapters."""
         return sum(parameter.numel() for parameter in self._parameters.values())
+
+    @property
+    def grown_zeros(self) -> int:
+        """Number of weights that were zero when pruning ended and are nonzero now."""
+        return self._grown
 
     def take_gradients(self) -> list[Tensor]:
         """Return the accumulated gradient of each adapter matrix, and reset it."""
@@ -92,7 +97,7 @@ class LoraReprune(MethodDefaults):
             # With a pattern, pruning may leave more nonzeros than before, because the dense model had zeros.
             score = zeros_first(target.weight.abs(), target.weight)
             target.weight.masked_fill_(smallest_overall(score, int(zeros.sum())), 0.0)
-            self.grown_zeros += int((zeros & (target.weight != 0)).sum())
+            self._grown += int((zeros & (target.weight != 0)).sum())
 
 
 def _adapted(work: Work) -> tuple[dict[str, torch.nn.Parameter], Any]:

@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seft.fit import Shape
-from seft.repair.dense_change import DenseChange, Rows
+from seft.repair.dense_change import DenseChange, Formula, Rows
 from seft.repair.sampled import product_rows, row_chunks
 from seft.repair.values import Vector
 
@@ -18,14 +17,11 @@ SCALE = 2.0
 """Scale of the product `B A`, which LoRA calls alpha / r; the same for every rank."""
 
 
-class LowRank:
+class LowRank(Formula):
     """The formula of masked LoRA.
 
     The trained vector has the entries of `A` (rank, cols), then those of `B` (rows, rank).
     """
-
-    def __init__(self, shape: Shape, rank: int) -> None:
-        self.rank, self.rows, self.cols = rank, *shape
 
     def initial(self, generator: torch.Generator) -> Vector:
         """Return the vector with `A` uniform within +-1 / sqrt(cols), as in the code of LoRA, and `B` zero."""

@@ -73,11 +73,13 @@ class Method(Protocol):
     def grown_zeros(self) -> int:
         """Number of weights that were zero when pruning ended and are nonzero now. Also valid after `finish`."""
 
-    def before_step(self, step: int, /) -> None:
-        """Prepare a step. The loop calls it before the first micro-batch of the step."""
+    def before_step(self, _: int, /) -> None:
+        """Prepare a step, if needed. The loop calls it before the first micro-batch of the step."""
+        return
 
     def after_micro_batch(self) -> None:
-        """Do what must wait for the end of a backward pass."""
+        """Do what must wait for the end of a backward pass, if anything."""
+        return
 
     def take_gradients(self) -> list[Tensor]:
         """Return the gradients accumulated since the last call, always in the same order, and reset them.
@@ -88,8 +90,9 @@ class Method(Protocol):
     def update(self, gradients: Sequence[Tensor], rate: float, scale: float) -> None:
         """Take one optimizer step with these gradients. Clipping has already multiplied them by `scale`."""
 
-    def evolve(self, step: int, /) -> Evolved | None:
+    def evolve(self, _: int, /) -> Evolved | None:
         """Run the topology event that is due after a step. Returns None if none is due."""
+        return None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors that are needed to resume. Most of them are the tensors in use, not copies.
@@ -102,17 +105,3 @@ class Method(Protocol):
 
     def finish(self, report: Reporter, /) -> None:
         """Restore the model's modules, with the trained weights in them."""
-
-
-class MethodDefaults:
-    """Base of the methods. Nothing is prepared for a step, and there are no topology events. A method may add both."""
-
-    def before_step(self, _: int, /) -> None:
-        """Do nothing."""
-
-    def after_micro_batch(self) -> None:
-        """Do nothing."""
-
-    def evolve(self, _: int, /) -> Evolved | None:
-        """Return None."""
-        return None

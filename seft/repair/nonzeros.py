@@ -19,9 +19,10 @@ from seft.dtypes import master_dtype
 from seft.errors import TrainError
 from seft.models.targets import SPLIT, Target, count_nonzeros
 from seft.prune import curvature
+from seft.prune.mask import smallest_overall
 from seft.repair import factored, rise, swaps
 from seft.repair.factored import Moments
-from seft.repair.in_place import InPlaceLinear
+from seft.repair.in_place import SingleTrainer
 from seft.repair.positions import fields_of, named_fields
 from seft.repair.processes import is_first, process_count, sum_over_processes
 from seft.repair.sampled import row_chunks
@@ -46,7 +47,7 @@ class Plan:
     collects: bool = False
 
 
-class NonzeroLinear(InPlaceLinear):
+class NonzeroLinear(SingleTrainer):
     """A linear whose nonzeros are all trained. Zeros stay zero, except those that `swap` lets grow.
 
     The weight matrix of `target` is changed in place. The caller must call `product` instead of the linear's forward
@@ -153,7 +154,7 @@ class NonzeroLinear(InPlaceLinear):
         importance = self.importance()
         chosen = rise.choose(importance, zeros, compare, pattern) & (importance >= 0)
         if (count := int(chosen.sum())) > missing:  # some rows already have more zeros than their part of `zeros`
-            chosen, count = rise.least_important(importance, chosen, missing), missing
+            chosen, count = smallest_overall(importance.masked_fill(~chosen, torch.inf), missing), missing
         self.weight.masked_fill_(chosen, 0)
         self._moments.count(self.weight)
         if self._unpruned is not None:

@@ -10,14 +10,14 @@ prefers, and the other positions that growth draws at random.
 """
 
 import math
-from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from seft.repair.active import Active
 from seft.repair.rounding import round_by_hash
+from seft.repair.values import Values
 from seft.repair.window import GradientSums
 
 MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8
@@ -29,32 +29,8 @@ The rounding of moments depends on the age. At the largest age, the bfloat16 mom
 rounded the same way in every step, so they stop falling.
 """
 
-
-class Trained(Protocol):
-    """Interface of trained values with Adam's moments.
-
-    An age is the number of gradients in the moments. There is one age per value, or one age for all values.
-    """
-
-    @property
-    def values(self) -> Float[Tensor, "values"]:
-        """Trained values."""
-
-    @property
-    def deltas(self) -> Float[Tensor, "values"]:
-        """Differences that weight decay pulls to zero, one per value."""
-
-    @property
-    def means(self) -> Float[Tensor, "values"]:
-        """First moments of Adam, one per value."""
-
-    @property
-    def squares(self) -> Float[Tensor, "values"]:
-        """Second moments of Adam, one per value."""
-
-    @property
-    def ages(self) -> Int[Tensor, "ages"]:
-        """Number of gradients in the moments, per value or for all."""
+Trained = Active | Values
+"""Trained values with Adam's moments. There is one age per value, or one age for all values."""
 
 
 def step(

@@ -5,16 +5,13 @@ A position is the flat index `row * cols + col` as int32, so a matrix has at mos
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self
 
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from seft.repair.values import TensorFields
-
-P = TypeVar("P", bound="Positions")
-"""Type of a list of positions. `Self` is not used because the shape checks of the tests do not support it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +26,11 @@ class Positions(TensorFields):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self: P, chosen: Shaped[Tensor, "chosen"]) -> P:
+    def __getitem__(self, chosen: Shaped[Tensor, "chosen"]) -> Self:
         """Return some of the positions with all fields, chosen by a mask or by increasing places in the list."""
         return type(self)(*(tensor[chosen] for tensor in self.tensors().values()))
 
-    def joined(self: P, other: P) -> P:
+    def joined(self, other: Self) -> Self:
         """Return both lists merged into one sorted list. They must have no position in common."""
         order = torch.cat([self.indices, other.indices]).argsort()
         pairs = zip(self.tensors().values(), other.tensors().values(), strict=True)

@@ -48,21 +48,22 @@ def sum_each_over_processes(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its sum over all processes. Many small tensors are sent together, in a copy."""
     if process_count() == 1:
         return
-    for part in _sent_together(tensors):
+    for group in groups([tensor.numel() for tensor in tensors], SENT_TOGETHER):
+        part = tensors[group]
         flat = sum_over_processes(torch.cat([tensor.flatten() for tensor in part]) if len(part) > 1 else part[0])
         for tensor, piece in zip(part, torch.split(flat.view(-1), [tensor.numel() for tensor in part]), strict=True):
             tensor.copy_(piece.view(tensor.shape))
 
 
-def _sent_together(tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """Yield the tensors in groups. A group of several has at most `SENT_TOGETHER` values."""
-    first, values = 0, 0
-    for number, tensor in enumerate(tensors):
-        if values and values + tensor.numel() > SENT_TOGETHER:
-            yield tensors[first:number]
-            first, values = number, 0
-        values += tensor.numel()
-    yield tensors[first:]
+def groups(sizes: Sequence[int], most: int) -> Iterator[slice]:
+    """Yield slices that together cover the sizes. A slice with several sizes above 0 has a sum of at most `most`."""
+    first = total = 0
+    for place, size in enumerate(sizes):
+        if total and total + size > most:
+            yield slice(first, place)
+            first, total = place, 0
+        total += size
+    yield slice(first, len(sizes))
 
 
 def broadcast(value: Any) -> Any:

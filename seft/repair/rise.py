@@ -44,10 +44,3 @@ def choose(
         allowed = smallest_in_groups(score, pattern) | (score < 0)
         return smallest_overall(score.masked_fill(~allowed, torch.inf), min(zeros, int(allowed.sum())))
     return Rule(zeros, compare).choose(score)
-
-
-def least_important(
-    score: Float[Tensor, "rows cols"], chosen: Bool[Tensor, "rows cols"], count: int
-) -> Bool[Tensor, "rows cols"]:
-    """Return the mask of the `count` entries with the smallest scores among those in `chosen`."""
-    return smallest_overall(score.masked_fill(~chosen, torch.inf), count)

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from seft.fit import Shape
-from seft.repair.dense_change import DenseChange, Rows
+from seft.repair.dense_change import DenseChange, Formula, Rows
 from seft.repair.sampled import product_rows, row_chunks
 from seft.repair.values import Vector
 
@@ -17,14 +16,11 @@ SCALE = 2.0
 """Factor 2 in the formula; the same for every rank."""
 
 
-class Scaling:
+class Scaling(Formula):
     """The formula of SPP. The trained vector has the entries of `alpha`, then those of `beta`.
 
     If the rank does not divide the number of rows, some groups have one row more.
     """
-
-    def __init__(self, shape: Shape, rank: int) -> None:
-        self.rank, self.rows, self.cols = rank, *shape
 
     def initial(self, generator: torch.Generator) -> Vector:
         """Return the vector with `alpha` uniform within +-1 / sqrt(cols), as in the published code, and `beta` zero."""

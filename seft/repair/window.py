@@ -20,7 +20,7 @@ count as zero, which can only lower its score.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TypeVar
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -35,9 +35,6 @@ from seft.repair.processes import sum_over_processes
 from seft.repair.sampled import row_chunks, sampled_product
 from seft.repair.selection import largest
 from seft.seeds import generator
-
-W = TypeVar("W", bound="GradientSums")
-"""Type of a list of gradient sums. See `P` in `seft.repair.positions`."""
 
 CANDIDATES_PER_POSITION = 4
 """Number of candidates for growth, and for removal, per position that the event chooses."""
@@ -61,11 +58,11 @@ class GradientSums(Positions):
         none = like.new_zeros(0)
         return GradientSums(none.int(), none, none)
 
-    def updated(self: W, gradients: Float[Tensor, "positions"]) -> W:
+    def updated(self, gradients: Float[Tensor, "positions"]) -> Self:
         """Return the sums with the gradients of one more micro-batch added."""
         return replace(self, sums=self.sums + gradients, squares=self.squares + gradients**2)
 
-    def scaled(self: W, scale: float) -> W:
+    def scaled(self, scale: float) -> Self:
         """Return the sums that would result if every gradient were multiplied by `scale`."""
         return replace(self, sums=self.sums * scale, squares=self.squares * scale**2)
 

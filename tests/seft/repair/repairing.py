@@ -16,7 +16,7 @@ from seft.config import Pattern, PruneConfig, PruneMethod, RepairConfig
 from seft.models.targets import Target, target_linears
 from seft.prune.loop import prune_model
 from seft.repair import Repair
-from seft.repair.flat import FlatOptimizer
+from seft.repair.fixed_mask import FlatOptimizer
 from seft.repair.linear import RepairedLinear
 from seft.repair.window import Window
 from tests.tiny import VOCABULARY, untrained_tiny

@@ -15,7 +15,7 @@ from seft.repair.dense_change import ChangedLinear, Formula
 from seft.repair.masked_lora import LowRank
 from seft.repair.sampled import CHUNK
 from seft.repair.spp import Scaling
-from tests.seft.repair.repairing import TOKENS, Allocated, pruned_tiny, short, sparse_linear
+from tests.seft.repair.repairing import TOKENS, Allocated, as_target, pruned_tiny, short, sparse_linear
 
 ROWS, COLS, RANK = 24, 16, 5
 FORMULAS = [LowRank, Scaling]
@@ -41,7 +41,7 @@ REFERENCES = {LowRank: masked_lora, Scaling: spp}
 
 def changed(formula: type[Formula], rows: int = ROWS, cols: int = COLS, **options: Any) -> tuple[Target, ChangedLinear]:
     target = Target(sparse_linear(rows, cols, 0.6, **options))
-    owner = ChangedLinear(target.weight, formula((rows, cols), RANK), torch.Generator().manual_seed(0))
+    owner = ChangedLinear(target, formula((rows, cols), RANK), torch.Generator().manual_seed(0))
     intercept_products({target: owner.product})
     return target, owner
 
@@ -145,7 +145,7 @@ def test_zeros_stay_zero_and_the_vector_is_the_whole_state(formula: type[Formula
         gradient = torch.randn(owner.trained_values, generator=torch.Generator().manual_seed(seed))
         owner.update(gradient, 0.1, 0.01)
     assert torch.equal(target.weight, before)
-    again = ChangedLinear(before.clone(), formula((ROWS, COLS), RANK), torch.Generator())
+    again = ChangedLinear(as_target(before.clone()), formula((ROWS, COLS), RANK), torch.Generator())
     again.resume({name: tensor.clone() for name, tensor in owner.tensors().items()})
     for each in (owner, again):
         each.merge()
@@ -157,7 +157,7 @@ def test_zeros_stay_zero_and_the_vector_is_the_whole_state(formula: type[Formula
 @both
 def test_rank_zero_trains_nothing_and_passes_gradients_on(formula: type[Formula]) -> None:
     linear = nn.Linear(4, 3, bias=False)
-    owner = ChangedLinear(linear.weight.detach(), formula((3, 4), 0), torch.Generator())
+    owner = ChangedLinear(Target(linear), formula((3, 4), 0), torch.Generator())
     inputs = torch.randn(5, 4, requires_grad=True)
     owner.product(inputs, linear).sum().backward()  # type: ignore[no-untyped-call]
     owner.update(owner.take_gradient(), 0.1, 0.0)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from seft.repair import optimizer
 from seft.repair.active import Active
-from seft.repair.flat import FlatOptimizer
+from seft.repair.fixed_mask import FlatOptimizer
 from seft.repair.linear import RepairedLinear
 from tests.seft.repair.repairing import as_target, sparse_linear
 
