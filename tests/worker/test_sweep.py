@@ -87,6 +87,7 @@ def test_a_job_that_is_paused_again_and_again_waits_longer_each_time(
     waits = []
     for _ in range(4):
         with backend.sessions.begin() as session:
+            session.execute(text("UPDATE job_events SET created_at = created_at - interval '5 hours'"))
             attempts.pause_for(session, backend.claim(), Reason.DISK_FULL, "m", needs=1)
         waited = 0
         while not resumed():
@@ -94,7 +95,7 @@ def test_a_job_that_is_paused_again_and_again_waits_longer_each_time(
                 session.execute(text("UPDATE job_events SET created_at = created_at - interval '30 s'"))
             waited += 30
         waits.append(waited)
-    assert waits == [0, 30, 90, 210]
+    assert waits == [0, 30, 90, 210], "all pauses of a day count"
     with backend.sessions.begin() as session:
         session.execute(text("UPDATE job_events SET created_at = created_at - interval '1 day'"))
         attempts.pause_for(session, backend.claim(), Reason.DISK_FULL, "m", needs=1)

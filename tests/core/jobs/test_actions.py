@@ -146,6 +146,7 @@ def test_a_stopped_job_stays_stopped_in_later_attempts(sessions: Sessions, make_
     act(sessions, actions.pause, job_id)
     job = act(sessions, actions.stop, job_id)
     assert (job.status, job.stopping, job.pausing) == (Status.RUNNING, True, False)
+    assert event_types(sessions, job_id)[-2:] == ["job.pausing", "job.stopping"]
     with sessions.begin() as session:
         assert attempts.heartbeat(session, attempt, LEASE, 0.0) == PendingActions(pausing=False, stop_step=7)
         attempts.release(session, attempt)

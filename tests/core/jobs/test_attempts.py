@@ -222,6 +222,16 @@ def test_a_resumed_attempt_starts_from_the_saved_state(sessions: Sessions, make_
     assert second.scores == {"dense": 20.0, "pruned": 50.0}
 
 
+def test_a_job_keeps_the_start_of_its_first_attempt(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    attempt = claimed(sessions)
+    started_at = row(sessions, job_id).started_at
+    with sessions.begin() as session:
+        attempts.release(session, attempt)
+    claimed(sessions)
+    assert row(sessions, job_id).started_at == started_at
+
+
 def test_metrics_of_a_repeated_step_are_replaced(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     attempt = claimed(sessions)
