@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import ids
@@ -105,13 +105,19 @@ def accepted(sessions: Sessions, action: Callable[[Session, int], object], count
                 action(session, number)
                 time.sleep(0.1)
         except ProblemError as error:
-            if error.code is Code.LIMIT_REACHED:
+            if error.code in {Code.LIMIT_REACHED, Code.RATE_LIMITED}:
                 return False
             raise
         return True
 
     with ThreadPoolExecutor(count) as pool:
         return sum(pool.map(run, range(count)))
+
+
+def has_waiting_transaction(sessions: Sessions) -> bool:
+    """Return whether a transaction waits until another one ends."""
+    with sessions.begin() as session:
+        return bool(session.scalar(text("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")))
 
 
 @contextmanager

@@ -60,6 +60,7 @@ def test_a_late_heartbeat_keeps_a_job_that_is_not_requeued_yet(sessions: Session
     expire(sessions, job_id)
     with sessions.begin() as session:
         attempts.heartbeat(session, attempt, 60, 0.0)
+        assert requeue_lost(sessions) == [], "the heartbeat is not committed yet"
     assert requeue_lost(sessions) == []
 
 

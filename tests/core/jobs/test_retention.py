@@ -1,12 +1,13 @@
 """What expires when, and that data in use is kept."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from sqlalchemy import Result, event, select, text
-from sqlalchemy.orm import ORMExecuteState
+from sqlalchemy.orm import ORMExecuteState, Session
 
 from core.datasets import datasets
 from core.errors import Code, ProblemError
@@ -30,6 +31,18 @@ def run(sessions: Sessions, statement: str) -> None:
 def expire_datasets(sessions: Sessions, days: int = DAYS) -> list[str]:
     with sessions.begin() as session:
         return retention.expire_datasets(session, days)
+
+
+def after_next_query(session: Session, act: Callable[[], None]) -> None:
+    """Call `act` when the session has run its next query, and before it gets the rows."""
+
+    def query(state: ORMExecuteState) -> Result[Any]:
+        event.remove(session, "do_orm_execute", query)
+        rows = state.invoke_statement().freeze()
+        act()
+        return rows()
+
+    event.listen(session, "do_orm_execute", query)
 
 
 def test_a_checkpoint_is_kept_as_requested_up_to_the_operators_limit(spec: JobSpec, settings: Settings) -> None:
@@ -83,15 +96,8 @@ def test_a_checkpoint_is_kept_if_its_push_was_requested_before_it_was_locked(
         pushes.request(session, jobs.get(session, "ours", job_id), PushSpec(repository="acme/sparse"))
     run(sessions, "UPDATE checkpoints SET expires_at = expires_at - interval '10 days'")
     run(sessions, "UPDATE pushes SET due_at = NULL")
-
-    def request_again(state: ORMExecuteState) -> Result[Any]:
-        event.remove(session, "do_orm_execute", request_again)
-        locked = state.invoke_statement().freeze()
-        run(sessions, "UPDATE pushes SET due_at = now()")
-        return locked()
-
     with sessions.begin() as session:
-        event.listen(session, "do_orm_execute", request_again)
+        after_next_query(session, lambda: run(sessions, "UPDATE pushes SET due_at = now()"))
         assert retention.expire_checkpoints(session) == []
     run(sessions, "UPDATE pushes SET due_at = NULL")
     with sessions.begin() as session:
@@ -118,6 +124,20 @@ def test_a_dataset_is_kept_while_jobs_use_it_and_for_some_days_after(
     assert expire_datasets(sessions) == []
     with sessions.begin() as session:
         assert session.scalars(select(AuditEntry.target)).all() == [spec.dataset]
+
+
+def test_a_dataset_is_kept_if_it_came_into_use_before_it_was_locked(
+    sessions: Sessions, spec: JobSpec, make_job: MakeJob
+) -> None:
+    """The query that locks it has not seen the job, because the job was committed while the query ran."""
+    make_job()
+    run(sessions, "UPDATE datasets SET uploaded_at = now() - interval '11 days'")
+    run(sessions, "UPDATE jobs SET finished_at = now() - interval '11 days'")
+    with sessions.begin() as session:
+        after_next_query(session, lambda: run(sessions, "UPDATE jobs SET finished_at = NULL"))
+        assert retention.expire_datasets(session, DAYS) == []
+    run(sessions, "UPDATE jobs SET finished_at = now() - interval '11 days'")
+    assert expire_datasets(sessions) == [spec.dataset]
 
 
 def test_all_datasets_of_a_job_are_kept_equally_long(
