@@ -117,6 +117,16 @@ def test_a_tenant_that_was_idle_gets_no_extra_turns(sessions: Sessions, make: Ma
     assert served(sessions, 4) == ["theirs", "ours", "theirs", "ours"]
 
 
+def test_a_tenant_that_was_idle_since_its_last_turn_gets_no_extra_turns(sessions: Sessions, make: MakeFor) -> None:
+    make("theirs")
+    for _ in range(9):
+        make("ours")
+    assert served(sessions, 7).count("theirs") == 1
+    for _ in range(4):
+        make("theirs")
+    assert served(sessions, 4).count("theirs") == 2
+
+
 def test_a_job_that_no_worker_can_run_does_not_hold_up_other_tenants(sessions: Sessions, make: MakeFor) -> None:
     stuck, theirs, ours = make("ours", 9), make("theirs"), make("ours")
     with sessions.begin() as session:
@@ -177,13 +187,19 @@ def test_jobs_of_a_key_at_its_limit_do_not_hide_those_of_other_keys(
     assert claim_each(sessions, 4, key_running=1) == [mine[0], other, nobodys, None]
 
 
+@pytest.mark.parametrize("waiting", [0, 4])
 def test_concurrent_requests_cannot_exceed_the_limit_of_waiting_jobs(
-    sessions: Sessions, spec: JobSpec, settings: Settings
+    sessions: Sessions, spec: JobSpec, settings: Settings, monkeypatch: pytest.MonkeyPatch, waiting: int
 ) -> None:
+    """This is also true if the limit is so high that the first requests of a tenant take no lock."""
+    monkeypatch.setattr(fairness, "CONCURRENT", 4)
     caller = Caller("ours", "key_a", Scope.WRITE, "req")
+    with sessions.begin() as session:
+        for _ in range(waiting):
+            jobs.create(session, "ours", spec, None, "")
 
     def create(session: Session, _: int) -> None:
-        fairness.require_waiting_quota(session, caller, settings.model_copy(update={"tenant_waiting": 2}))
+        fairness.require_waiting_quota(session, caller, settings.model_copy(update={"tenant_waiting": waiting + 2}))
         jobs.create(session, "ours", spec, None, "")
 
     assert accepted(sessions, create) == 2

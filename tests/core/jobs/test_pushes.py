@@ -123,3 +123,15 @@ def test_a_tenant_whose_pushes_are_in_work_comes_last(sessions: Sessions, job_id
     for revision in "efg":
         request(sessions, job_id, revision, "theirs")
     assert [claim_due(sessions).tenant for _ in range(4)] == ["theirs"] * 3 + ["ours"]
+
+
+def test_a_push_whose_worker_died_does_not_put_its_tenant_last(sessions: Sessions, job_id: str) -> None:
+    request(sessions, job_id, "a")
+    claim_due(sessions)
+    for revision in "bc":
+        request(sessions, job_id, revision, "theirs")
+        push = claim_due(sessions)
+        with sessions.begin() as session:
+            pushes.record_success(session, push, "")
+    request(sessions, job_id, "d", "theirs")
+    assert claim(sessions).tenant == "ours", "the other tenant had two turns"
