@@ -1,4 +1,4 @@
-"""Imports while the object storage or the source is not available."""
+"""Imports while the object storage or the source is not available, or keeps only a part of what it received."""
 
 import gzip
 import os
@@ -25,8 +25,8 @@ from core.datasets import imports
 from core.errors import Code, ProblemError
 from core.infra.storage import Storage
 from core.tables import Import
-from tests.api.conftest import let_leases_end
-from tests.api.test_imports import RIGHT, Sessions, ready, settled
+from tests.api.conftest import let_leases_end, problem
+from tests.api.test_imports import RIGHT, Sessions, begin, parts, ready, settled
 from tests.core.infra.test_storage import before_sending
 from tests.waiting import wait_for
 
@@ -138,3 +138,15 @@ def test_an_import_whose_parts_always_vanish_is_given_up(app: FastAPI, client: T
             Importer(app.state.services).poll()
         let_leases_end(sessions)
     assert settled(app, client, upload)["status"] == "failed"
+
+
+def test_a_part_whose_end_the_storage_does_not_have_counts_as_missing(
+    app: FastAPI, client: TestClient, sessions: Sessions
+) -> None:
+    upload = begin(client, len(RIGHT))
+    with sessions.begin() as session:
+        row = session.get_one(Import, upload["id"])
+    app.state.services.storage.upload_part(imports.key(row.id), row.upload, 1, RIGHT[:-1])
+    assert [part["received"] for part in parts(client, upload)] == [False]
+    report = problem(client.post(f"/imports/{row.id}/complete"), 409, "conflict")
+    assert report["errors"][0]["value"] == "incomplete or missing for the numbers 1"

@@ -156,11 +156,17 @@ class DeniesDeletion(BaseHTTPRequestHandler):
         """Log nothing."""
 
 
-def test_an_object_that_could_not_be_deleted_is_an_error(settings: Settings) -> None:
+def test_an_object_that_could_not_be_deleted_is_an_error_after_the_others_are_deleted(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_module, "DELETE_BATCH", 1)
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), DeniesDeletion)) as server:
-        local = settings.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{server.server_port}"})
+        local = Storage(settings.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{server.server_port}"}))
+        requests = list[Any]()
+        before_sending(local, "DeleteObjects", requests.append)
         with pytest.raises(ClientError, match="AccessDenied"):
-            Storage(local).delete(["a"])
+            local.delete(["a", "b"])
+    assert len(requests) == 2
 
 
 def test_a_host_with_a_wrong_clock_signs_with_the_time_of_the_storage(storage: Storage, tmp_path: Path) -> None:
