@@ -94,6 +94,14 @@ def test_written_text_follows_from_the_seed_and_changes_nothing_else(tokenizer: 
     assert text.startswith("<|user|>" if template == CHAT else before)
 
 
+def test_windows_that_are_written_in_different_batches_have_different_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seft.config.repair.WRITTEN_AT_ONCE", 2 * LENGTH)
+    config = replace(short(), retain=Retain.WRITTEN, retain_tokens=5 * LENGTH)
+    assert config.written_at_once == 2
+    written = write_windows(untrained_tiny(), [1], config).tokens
+    assert len({tuple(window) for window in written.tolist()}) == 5
+
+
 @pytest.mark.parametrize("steps", range(1, 40))
 def test_no_more_text_is_written_than_the_training_reads(steps: int) -> None:
     config = short(steps=steps, retain=Retain.WRITTEN, retain_tokens=1 << 20, batch_tokens=2 * LENGTH)

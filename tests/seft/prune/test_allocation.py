@@ -169,6 +169,7 @@ def test_counts_are_in_proportion_unless_a_limit_is_reached() -> None:
     assert apportion([1.0, 2.0, 3.0], [100] * 3, 60) == [10, 20, 30]
     assert apportion([1.0, 1.0, 1.0], [100] * 3, 10) in ([4, 3, 3], [3, 4, 3], [3, 3, 4])
     assert apportion([1.0, 9.0], [100, 50], 100) == [50, 50]
+    assert apportion([1.2, 1.8], [100] * 2, 1) == [0, 1], "the larger remainder gets the missing one"
 
 
 @pytest.mark.parametrize("method", [PruneMethod.MAGNITUDE, PruneMethod.WANDA])

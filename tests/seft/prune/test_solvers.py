@@ -245,6 +245,8 @@ def test_a_hessian_without_factor_is_damped_more_and_then_rejected() -> None:
     hessian = torch.eye(10)
     hessian[0, 0] = -0.05
     assert torch.equal(inverse_factor(hessian, 0.01), inverse_factor(hessian, 0.1))
+    hessian[0, 0] = -0.5
+    assert torch.equal(inverse_factor(hessian, 0.01), inverse_factor(hessian, 1.0))
     hessian[0, 0] = -5.0
     with pytest.raises(PruneError, match=r"none at damping 0\.01"):
         inverse_factor(hessian, 0.01)

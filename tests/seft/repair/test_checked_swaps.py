@@ -1,5 +1,6 @@
 """Laws of swaps in a whole repair: the windows that check an event, which no step reads, and the steps with events."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from seft.repair.nonzeros import NonzeroLinear
 from seft.repair.swaps import CHECK_WINDOWS
 from seft.report import Evolved
 from tests.seft.architectures import ARCHITECTURES
-from tests.seft.repair.repairing import PRUNED, TOKENS, pruned_tiny, short, zero_smallest
+from tests.seft.repair.repairing import PRUNED, TOKENS, pruned_tiny, short, weights, zero_smallest
 
 WINDOWS = Packed.plain(TOKENS[:1984].view(62, 32))
 
@@ -61,6 +62,18 @@ def test_an_event_is_undone_exactly_if_it_raises_the_loss_of_the_windows_that_ch
     events = [report for _ in range(4) for report in repair.advance() if isinstance(report, Evolved)]
     assert [(event.step, event.undone) for event in events] == [(2, contrary)]
     assert events[0].grown
+
+
+def test_an_event_after_which_the_loss_is_not_a_number_is_undone() -> None:
+    model, repair = started(WINDOWS, swapping(steps=4))
+    repair.advance()
+    before = weights(model)
+    repair._method._check = iter([1.0, math.nan]).__next__  # type: ignore[attr-defined]
+    (event,) = (report for report in repair.advance() if isinstance(report, Evolved))
+    assert event.undone
+    assert event.grown
+    after = weights(model)
+    assert all(torch.equal(after[name] == 0, weight == 0) for name, weight in before.items())
 
 
 def test_a_swap_compares_experts_by_the_tokens_that_reach_all_linears(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,19 +8,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from seft.config import PruneConfig, PruneMethod, RepairMethod
+from seft.config import Pattern, PruneConfig, PruneMethod, RepairMethod
 from seft.errors import ConfigError, DataError
 from seft.loss import TokenLoss
 from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
+from seft.prune.mask import overfull_groups
 from seft.repair import Repair, lora_reprune
 from seft.repair.lora_reprune import LoraReprune
 from seft.repair.method import Work
 from seft.report import silent
 from tests.seft.architectures import ARCHITECTURES
-from tests.seft.repair.repairing import PRUNED, TOKENS, nonzeros, pruned_tiny, short, weights
+from tests.seft.repair.repairing import PRUNED, TOKENS, by_magnitude, in_pattern, nonzeros, pruned_tiny, short, weights
 
 CONFIG = short(method=RepairMethod.LORA_REPRUNE, density=0.05)
+
+
+def draw_adapters(method: LoraReprune) -> None:
+    """Give the second adapter matrices, which are zero at the start, random values."""
+    for tensor in (each for name, each in method.tensors().items() if name.endswith("/B.values")):
+        tensor.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
 
 
 def test_it_equals_merging_and_pruning_by_hand() -> None:
@@ -28,8 +35,7 @@ def test_it_equals_merging_and_pruning_by_hand() -> None:
     before, budget = weights(model), nonzeros(model)
     targets = target_linears(model)
     method = LoraReprune(Work(model, targets, CONFIG, TOKENS, PruneConfig(0.6, PruneMethod.MAGNITUDE)))
-    for tensor in (each for name, each in method.tensors().items() if name.endswith("/B.values")):
-        tensor.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+    draw_adapters(method)
     adapters = {name: tensor.clone() for name, tensor in method.tensors().items()}
     with torch.no_grad():
         method.finish(silent)
@@ -44,6 +50,21 @@ def test_it_equals_merging_and_pruning_by_hand() -> None:
         grown += int(expected[weight == 0].count_nonzero())
     assert method.grown_zeros == grown > 0
     assert nonzeros(model) == budget
+
+
+def test_groups_that_had_more_zeros_than_their_pattern_asks_for_get_no_more_nonzeros() -> None:
+    pattern = Pattern(2, 4)
+    model = in_pattern(pattern)
+    targets = target_linears(model)
+    for target in targets.values():
+        target.weight.view(-1, 4)[::2, :3] = 0
+    budget = nonzeros(model)
+    method = LoraReprune(Work(model, targets, CONFIG, TOKENS, by_magnitude(pattern)))
+    draw_adapters(method)
+    with torch.no_grad():
+        method.finish(silent)
+    assert all(count <= budget[name] for name, count in nonzeros(model).items())
+    assert not any(overfull_groups(target.weight, pattern) for target in targets.values())
 
 
 def test_the_second_pruning_has_no_masks_of_the_first_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,3 +110,8 @@ def test_swaps_come_once_in_so_many_tokens_after_the_first_step_and_leave_time_t
         27,
         29,
     ]
+
+
+def test_the_last_step_that_leaves_time_to_settle_may_have_a_swap() -> None:
+    config = RepairConfig(40, density="all", batch_tokens=96, sequence_tokens=32, swap_tokens=240, settle=0.25)
+    assert [step for step in range(1, 41) if swaps.is_event(config, 0, step)][-1] == config.last_event == 30
