@@ -224,7 +224,15 @@ def test_a_plane_that_a_chunk_does_not_have_must_be_empty(number: int) -> None:
         expanded(replaced(1, "dense", chunk))
 
 
-def replaced(file: int, name: str, record: bytes) -> bytes:
+def test_a_record_with_bytes_after_its_last_chunk_is_refused() -> None:
+    dense = INDEX["files"][1]["tensors"][0]
+    record = WHOLE[dense["begin"] : dense["end"]]
+    assert expanded(replaced(1, "dense", record, dense["sha256"])) == FILES
+    with pytest.raises(ContainerError, match=r"'dense' in .* is damaged: it has 64 bytes after its last chunk"):
+        expanded(replaced(1, "dense", record + bytes(64), dense["sha256"]))
+
+
+def replaced(file: int, name: str, record: bytes, sha256: str = hashlib.sha256().hexdigest()) -> bytes:
     """Return a container with another record of a tensor. All places in the index fit."""
     old = next(tensor for tensor in INDEX["files"][file]["tensors"] if tensor["name"] == name)
     shift = len(record) - (old["end"] - old["begin"])
@@ -234,7 +242,7 @@ def replaced(file: int, name: str, record: bytes) -> bytes:
             part["begin"] += shift if part["begin"] > old["begin"] else 0
             part["end"] += shift if part["end"] > old["begin"] else 0
             if part["name"] == name:
-                part["sha256"] = hashlib.sha256().hexdigest()
+                part["sha256"] = sha256
 
     return forged(change, WHOLE[: old["begin"]] + record + WHOLE[old["end"] : BEGIN])
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -225,6 +226,15 @@ def test_a_record_without_its_parts_is_detected(folder: Path) -> None:
 
     edit_record(folder, edit)
     with pytest.raises(VerifyError, match="fingerprint"):
+        check(folder)
+
+
+def test_a_wrong_token_in_the_fingerprint_is_detected(folder: Path) -> None:
+    def edit(record: dict[str, dict[str, Any]]) -> None:
+        record["fingerprint"]["tokens"][-1] += 1
+
+    edit_record(folder, edit)
+    with pytest.raises(VerifyError, match="log-probabilities"):
         check(folder)
 
 

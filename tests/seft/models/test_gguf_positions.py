@@ -23,6 +23,12 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 128,
+    "num_attention_heads": 1,
+    "max_position_embeddings": 8192,
+}
 
 
 def float32(factors: list[float]) -> list[float]:
@@ -108,13 +114,13 @@ def test_the_factors_of_gemma_4_are_those_of_its_configuration() -> None:
     ids=str,
 )
 def test_scaling_that_a_file_cannot_have_is_refused(rope: dict[str, Any]) -> None:
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 128,
-        "num_attention_heads": 1,
-        "max_position_embeddings": 8192,
-        "rope_parameters": {"rope_theta": 5e5, **rope},
-    }
+    config = {**CONFIG, "rope_parameters": {"rope_theta": 5e5, **rope}}
     assert require_expressible({**config, "rope_parameters": LLAMA3}) == "llama"
     with pytest.raises(ConfigError, match="may contain GGUF only for a model with"):
         require_expressible(config)
+
+
+def test_a_window_as_long_as_the_context_is_no_window() -> None:
+    assert require_expressible({**CONFIG, "sliding_window": 8192}) == "llama"
+    with pytest.raises(ConfigError, match="has 'sliding_window 8191'"):
+        require_expressible({**CONFIG, "sliding_window": 8191})

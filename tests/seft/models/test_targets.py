@@ -17,12 +17,14 @@ from transformers import (
     MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
 )
 
 from seft.config import Pattern, PruneConfig, PruneMethod
 from seft.errors import SourceError
 from seft.evaluate import perplexity
-from seft.models.targets import block_linears, count_nonzeros, decoder_blocks, target_linears
+from seft.models.targets import block_linears, count_nonzeros, decoder_blocks, norms_and_biases, target_linears
 from seft.prune.loop import prune_model
 from tests.tiny import untrained_tiny
 
@@ -148,6 +150,12 @@ def test_embeddings_head_and_norms_are_not_targets() -> None:
     model = untrained_tiny()
     others = {name for name, _ in model.named_parameters()} - {f"{name}.weight" for name in target_linears(model)}
     assert {name.split(".")[-2].split("_")[-1] for name in others} == {"tokens", "layernorm", "norm"}
+
+
+def test_the_bias_of_a_head_is_no_norm_or_bias() -> None:
+    model = PhiForCausalLM(PhiConfig(**SMALL, intermediate_size=32, pad_token_id=0))
+    vectors = {name for name, parameter in model.named_parameters() if parameter.ndim == 1}
+    assert vectors - set(norms_and_biases(model)) == {"lm_head.bias"}
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 5), (5, 0), (70_000,), (300, 700), (3, 200, 200)])
