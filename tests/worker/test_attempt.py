@@ -126,7 +126,7 @@ def test_an_object_that_is_damaged_on_its_way_is_downloaded_again(backend: Backe
 def test_a_state_of_other_software_is_replaced_by_one_of_an_earlier_step(backend: Backend, job_id: str) -> None:
     supervisor(backend, "reject_the_state").run()
     with backend.sessions.begin() as session:
-        session.get_one(Job, job_id).scores = {"dense": 1.0, "pruned": 3.0, "repaired": 2.0}
+        session.get_one(Job, job_id).scores = {"dense": 1.0, "pruned": 3.0, "repaired": 2.0, "repaired_retained": 2.0}
     supervisor(backend, "reject_the_state").run()
     job = backend.job(job_id)
     assert "state.refused" in backend.events(job_id)

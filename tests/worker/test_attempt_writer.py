@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
+from core.errors import LeaseLostError
 from core.jobs import attempts
+from core.jobs.attempts import PendingActions
+from core.states import Phase
 from tests.worker.conftest import Backend, supervisor
 from worker.attempt_writer import FLUSH_SECONDS, AttemptWriter
-from worker.protocol import Measured
+from worker.protocol import Measured, Progressed
 
 
 def test_a_transaction_that_the_server_ended_is_tried_again(backend: Backend, job_id: str) -> None:
@@ -55,6 +58,43 @@ def test_reports_are_collected_between_two_slow_writes(
         writer.tick()
     assert written == [8, 8, 8]
     assert len(backend.metrics(job_id)) == 24
+
+
+def test_the_lease_and_the_run_time_count_from_the_start_of_a_slow_renewal(
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, started, ran = 0.0, list[float](), list[float]()
+    settings = backend.settings
+
+    def slow(session: Session, attempt: Any, lease_seconds: float, seconds: float) -> PendingActions:
+        nonlocal now
+        started.append(now)
+        ran.append(seconds)
+        now += lease_seconds + 1
+        return PendingActions(pausing=False, stop_step=None)
+
+    def fail(session: Session) -> None:
+        raise OperationalError("SELECT 1", None, Exception("the server does not answer"))
+
+    monkeypatch.setattr(attempts, "heartbeat", slow)
+    monkeypatch.setattr("worker.attempt_writer.time", SimpleNamespace(monotonic=lambda: now, sleep=pytest.fail))
+    writer = AttemptWriter(backend.sessions, backend.claim(), settings)
+    for _ in range(3):
+        now += settings.heartbeat_seconds
+        writer.tick()
+    assert sum(ran) == pytest.approx(started[-1])
+    with pytest.raises(LeaseLostError):
+        writer.write(fail)
+
+
+def test_a_phase_that_is_shorter_than_the_time_between_two_writes_has_an_event(backend: Backend, job_id: str) -> None:
+    writer = AttemptWriter(backend.sessions, backend.claim(), backend.settings)
+    for progress, phase in enumerate((Phase.LOADING, Phase.PRUNING, Phase.PRUNING)):
+        writer.add(Progressed(phase=phase, progress=progress / 10, step=0))
+    writer.flush()
+    began = [event.data["phase"] for event in backend.event_rows(job_id) if event.type == "phase.began"]
+    assert began == [Phase.LOADING, Phase.PRUNING]
+    assert backend.job(job_id).progress == 0.2
 
 
 def test_messages_that_wait_are_handled_before_the_next_write(

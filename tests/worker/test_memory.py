@@ -72,9 +72,12 @@ def test_kills_in_other_containers_do_not_count(monkeypatch: pytest.MonkeyPatch,
     assert memory.oom_kills() == 2
 
 
-@pytest.mark.parametrize(("age", "code"), [(59, "out_of_memory"), (121, "training_process_died")])
+@pytest.mark.parametrize(
+    ("killed", "age", "code"),
+    [(900, 59, "out_of_memory"), (950, 59, "out_of_memory"), (900, 121, "training_process_died")],
+)
 def test_a_process_that_dies_long_after_a_kill_by_the_kernel_was_not_killed_by_it(
-    set_oom_kills: Callable[[int], object], monkeypatch: pytest.MonkeyPatch, age: int, code: str
+    set_oom_kills: Callable[[int], object], monkeypatch: pytest.MonkeyPatch, killed: int, age: int, code: str
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
@@ -84,9 +87,9 @@ def test_a_process_that_dies_long_after_a_kill_by_the_kernel_was_not_killed_by_i
     for second in range(2000):
         now[0] = float(second)
         failures.observe()
-        if second == 900:
+        if second == killed:
             set_oom_kills(2)
-        if second == 900 + age:
+        if second == killed + age:
             break
     assert failures.of_exit(-signal.SIGKILL, "").code == code
 

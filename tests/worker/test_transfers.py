@@ -13,7 +13,9 @@ from botocore.exceptions import ClientError
 from core.infra.storage import Storage
 from core.states import Status
 from tests.core.infra.test_storage import before_sending
-from tests.worker.conftest import Backend, supervisor
+from tests.waiting import wait_for
+from tests.worker.conftest import Backend, Running, supervisor
+from worker.lifecycle import State
 from worker.transfers import GoneError, Transfers
 
 LARGE = bytes(range(256)) * 40_000
@@ -79,6 +81,24 @@ def test_credentials_that_the_storage_rejects_for_some_seconds_fail_no_attempt(b
     supervisor(replace(backend, storage=OtherPassword(backend.settings)), "succeed").run()
     assert (backend.job(job_id).status, backend.job(job_id).failures) == (Status.SUCCEEDED, 0)
     assert (downloads, uploads) == ([], [])
+
+
+def test_a_job_is_released_after_its_last_state_is_stored(backend: Backend, job_id: str) -> None:
+    class Slow(Storage):
+        """Stores a file long after the training process has ended."""
+
+        def upload(self, source: Path | BinaryIO, key: str, sent: Callable[[int], None] | None = None) -> None:
+            wait_for(lambda: running.lifecycle.state is not State.TRAINING)
+            backend.wait_for_renewals(job_id)
+            super().upload(source, key, sent)
+
+    running = supervisor(replace(backend, storage=Slow(backend.settings)), "save_when_asked")
+    with Running(running):
+        wait_for(lambda: backend.job(job_id).step == 4)
+        running.draining.set()
+    job = backend.job(job_id)
+    assert job.resume is not None
+    assert (job.status, job.resume["step"]) == (Status.QUEUED, 5)
 
 
 def test_an_upload_that_has_vanished_begins_again(backend: Backend, transfers: Transfers) -> None:

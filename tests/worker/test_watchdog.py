@@ -10,6 +10,7 @@ from worker.watchdog import (
     LOOK_SECONDS,
     RECORD_BYTES_PER_SECOND,
     RECORD_SECONDS,
+    REMEMBERED,
     SILENT_SECONDS,
     STATE_BYTES_PER_SECOND,
     STEP_MEDIANS,
@@ -41,6 +42,18 @@ def test_a_step_may_take_ten_times_as_long_as_usual_however_long_that_is(wait: C
     wait(2)
     assert watchdog.overdue is not None
     assert not watchdog.overdue.user_error
+
+
+def test_reports_of_an_evaluation_are_not_steps(wait: Callable[[float], None]) -> None:
+    watchdog, usual = Watchdog(lambda: 0, lambda: 0), STEP_SECONDS / 2
+    for step in range(4):
+        watchdog.record(Progressed(phase=Phase.TRAINING, progress=0.5, step=step))
+        wait(usual)
+    for _ in range(REMEMBERED):
+        watchdog.record(Progressed(phase=Phase.TRAINING, progress=0.5, step=3))
+        wait(1)
+    wait((STEP_MEDIANS - 1) * usual)
+    assert watchdog.overdue is None
 
 
 def test_a_step_may_take_longer_while_its_state_is_written_and_only_then(wait: Callable[[float], None]) -> None:
