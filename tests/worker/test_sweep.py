@@ -274,7 +274,9 @@ def test_a_full_bucket_pauses_the_job_until_it_accepts_objects(backend: Backend,
             raise ClientError({}, "PutObject")
 
     full = Full(backend.settings)
-    supervisor(Backend(backend.settings, backend.sessions, full), "succeed").run()
+    assert supervisor(Backend(backend.settings, backend.sessions, full), "succeed").run(), (
+        "the worker may claim the next job at once"
+    )
     job = backend.job(job_id)
     assert job.reason is not None
     assert (job.status, job.failures, job.reason["code"]) == (Status.PAUSED, 0, Reason.STORAGE_FULL)
