@@ -8,12 +8,12 @@ from api.schemas.jobs import JobDetail
 from api.usecases import jobs
 from core.errors import Code
 
-ERRORS = responses(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID_REQUEST)
+ERRORS = responses(Code.NOT_FOUND, Code.CONFLICT)
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
 
 
-@router.post("/cancel", operation_id="cancel_job", responses=ERRORS)
+@router.post("/cancel", responses=ERRORS)
 def cancel_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetail:
     """Cancel a job immediately and publish nothing. Idempotent.
 
@@ -22,19 +22,19 @@ def cancel_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDet
     return jobs.act(services, caller, job_id, "cancel")
 
 
-@router.post("/pause", operation_id="pause_job", responses=ERRORS)
+@router.post("/pause", responses=ERRORS)
 def pause_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetail:
     """Pause a job until it is resumed. A running job saves its state first. Idempotent."""
     return jobs.act(services, caller, job_id, "pause")
 
 
-@router.post("/resume", operation_id="resume_job", responses=ERRORS)
+@router.post("/resume", responses=ERRORS)
 def resume_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetail:
     """Resume a paused job from its newest saved state. Idempotent."""
     return jobs.act(services, caller, job_id, "resume")
 
 
-@router.post("/stop", operation_id="stop_job", responses=ERRORS)
+@router.post("/stop", responses=ERRORS)
 def stop_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetail:
     """End training early and publish the result so far. Idempotent.
 
@@ -43,7 +43,7 @@ def stop_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetai
     return jobs.act(services, caller, job_id, "stop")
 
 
-@router.post("/start", operation_id="start_job", responses=ERRORS)
+@router.post("/start", responses=ERRORS)
 def start_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetail:
     """Queue a job that was created with `auto_start: false`. Idempotent."""
     return jobs.act(services, caller, job_id, "start")

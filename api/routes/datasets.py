@@ -49,15 +49,9 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
 
 @router.post(
     "",
-    operation_id="create_dataset",
     status_code=HTTPStatus.CREATED,
     openapi_extra=UPLOAD,
-    responses=responses(
-        *BODY,
-        Code.INVALID_DATASET,
-        Code.LIMIT_REACHED,
-        Code.BUSY,
-    ),
+    responses=responses(*BODY, Code.INVALID_DATASET, Code.LIMIT_REACHED, Code.BUSY),
 )
 async def create_dataset(
     services: CurrentServices,
@@ -89,7 +83,7 @@ async def _receive(services: Services, caller: Caller, request: Request, skip_pe
         return await usecases.upload(services, caller, file.file, file.filename, skip_percentage)
 
 
-@router.get("", operation_id="list_datasets", responses=responses(Code.INVALID_REQUEST))
+@router.get("")
 def list_datasets(
     services: CurrentServices,
     caller: Auth,
@@ -104,11 +98,7 @@ def list_datasets(
     return DatasetPage(data=[DatasetView.of(row) for row in rows], has_more=more)
 
 
-@router.get(
-    "/{dataset_id}",
-    operation_id="get_dataset",
-    responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST),
-)
+@router.get("/{dataset_id}", responses=responses(Code.NOT_FOUND))
 def get_dataset(
     services: CurrentServices,
     caller: Auth,
@@ -119,11 +109,7 @@ def get_dataset(
         return DatasetView.of(datasets.get(session, caller.tenant, dataset_id))
 
 
-@router.get(
-    "/{dataset_id}/file",
-    operation_id="get_dataset_file",
-    responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST),
-)
+@router.get("/{dataset_id}/file", responses=responses(Code.NOT_FOUND))
 def get_dataset_file(
     services: CurrentServices,
     caller: Auth,
@@ -135,7 +121,6 @@ def get_dataset_file(
 
 @router.get(
     "/{dataset_id}/preview",
-    operation_id="preview_dataset",
     responses=responses(
         Code.NOT_FOUND,
         Code.INVALID_REQUEST,
@@ -166,11 +151,7 @@ async def preview_dataset(
     return await while_connected(request, preview)
 
 
-@router.delete(
-    "/{dataset_id}",
-    operation_id="delete_dataset",
-    responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST, Code.CONFLICT),
-)
+@router.delete("/{dataset_id}", responses=responses(Code.NOT_FOUND, Code.CONFLICT))
 def delete_dataset(
     services: CurrentServices,
     caller: Auth,

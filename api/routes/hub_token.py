@@ -12,11 +12,7 @@ from core.errors import Code
 router = APIRouter(prefix="/hub-token", tags=["models"], route_class=JsonRoute)
 
 
-@router.put(
-    "",
-    operation_id="put_hub_token",
-    responses=responses(*BODY, Code.CONFLICT, Code.HUB_UNREACHABLE, Code.HUB_BUSY),
-)
+@router.put("", responses=responses(*BODY, Code.CONFLICT, Code.HUB_UNREACHABLE, Code.HUB_BUSY))
 def put_hub_token(services: CurrentServices, caller: Admin, body: HubTokenRequest) -> HubTokenView:
     """Store the token with which your tenant uses private repositories of the model hub. Replaces an earlier token.
 
@@ -29,14 +25,14 @@ def put_hub_token(services: CurrentServices, caller: Admin, body: HubTokenReques
     return audited(services, caller, "put_hub_token", HubTokenView.of, hub_tokens.put, encrypted, name)
 
 
-@router.get("", operation_id="get_hub_token", responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST))
+@router.get("", responses=responses(Code.NOT_FOUND))
 def get_hub_token(services: CurrentServices, caller: Auth) -> HubTokenView:
     """Get the name of the hub account that owns your tenant's token, and the time when the token was stored."""
     with services.sessions.begin() as session:
         return HubTokenView.of(hub_tokens.get(session, caller.tenant))
 
 
-@router.delete("", operation_id="delete_hub_token", responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST))
+@router.delete("", responses=responses(Code.NOT_FOUND))
 def delete_hub_token(services: CurrentServices, caller: Admin) -> HubTokenView:
     """Delete your tenant's hub token. Files that running jobs downloaded with it are deleted when those jobs end."""
     return audited(services, caller, "delete_hub_token", HubTokenView.of, hub_tokens.remove)

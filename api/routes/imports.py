@@ -21,17 +21,12 @@ from core.states import ImportState
 from core.tables import Import
 
 ImportId = Annotated[str, Path(description="Import id.", examples=[IMPORT_ID])]
-ERRORS = responses(Code.NOT_FOUND, Code.INVALID_REQUEST)
+ERRORS = responses(Code.NOT_FOUND)
 
 router = APIRouter(prefix="/imports", tags=["datasets"], route_class=JsonRoute)
 
 
-@router.post(
-    "",
-    operation_id="create_import",
-    status_code=HTTPStatus.CREATED,
-    responses=responses(*BODY, Code.LIMIT_REACHED),
-)
+@router.post("", status_code=HTTPStatus.CREATED, responses=responses(*BODY, Code.LIMIT_REACHED))
 def create_import(services: CurrentServices, caller: Auth, body: ImportRequest, response: Response) -> ImportView:
     """Begin an import: send a file in parts, or have the service fetch a source.
 
@@ -43,7 +38,7 @@ def create_import(services: CurrentServices, caller: Auth, body: ImportRequest, 
     return view
 
 
-@router.get("", operation_id="list_imports", responses=responses(Code.INVALID_REQUEST))
+@router.get("")
 def list_imports(
     services: CurrentServices,
     caller: Auth,
@@ -58,14 +53,14 @@ def list_imports(
         return ImportPage(data=[ImportView.of(row) for row in rows], has_more=more)
 
 
-@router.get("/{import_id}", operation_id="get_import", responses=ERRORS)
+@router.get("/{import_id}", responses=ERRORS)
 def get_import(services: CurrentServices, caller: Auth, import_id: ImportId) -> ImportView:
     """Get one import: its status, and the id of its dataset or the error."""
     with services.sessions.begin() as session:
         return ImportView.of(imports.get(session, caller.tenant, import_id))
 
 
-@router.get("/{import_id}/parts", operation_id="list_import_parts", responses=ERRORS)
+@router.get("/{import_id}/parts", responses=ERRORS)
 def list_import_parts(
     services: CurrentServices,
     caller: Auth,
@@ -100,10 +95,7 @@ def list_import_parts(
 
 
 @router.post(
-    "/{import_id}/complete",
-    operation_id="complete_import",
-    status_code=HTTPStatus.ACCEPTED,
-    responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST, Code.CONFLICT),
+    "/{import_id}/complete", status_code=HTTPStatus.ACCEPTED, responses=responses(Code.NOT_FOUND, Code.CONFLICT)
 )
 def complete_import(services: CurrentServices, caller: Auth, import_id: ImportId) -> ImportView:
     """Complete an import after you have sent all parts. The file is then checked like an upload. Idempotent.
@@ -123,7 +115,7 @@ def complete_import(services: CurrentServices, caller: Auth, import_id: ImportId
         return ImportView.of(row)
 
 
-@router.delete("/{import_id}", operation_id="delete_import", responses=ERRORS)
+@router.delete("/{import_id}", responses=ERRORS)
 def delete_import(services: CurrentServices, caller: Auth, import_id: ImportId) -> ImportView:
     """Delete an import and the parts that were sent. The dataset of a finished import is kept."""
     with services.sessions.begin() as session:

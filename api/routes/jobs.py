@@ -61,12 +61,7 @@ Overrides = Annotated[
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
 
 
-@router.post(
-    "",
-    operation_id="create_job",
-    status_code=HTTPStatus.ACCEPTED,
-    responses={**ACCEPTED, **responses(*CREATE_ERRORS)},
-)
+@router.post("", status_code=HTTPStatus.ACCEPTED, responses={**ACCEPTED, **responses(*CREATE_ERRORS)})
 def create_job(
     services: CurrentServices, caller: Auth, spec: JobSpec, response: Response, idempotency_key: Idempotency = None
 ) -> JobDetail:
@@ -76,26 +71,14 @@ def create_job(
 
 @router.post(
     "/estimate",
-    operation_id="estimate_job",
-    responses=responses(
-        *BODY,
-        Code.MODEL_NOT_FOUND,
-        Code.MODEL_REFUSED,
-        Code.HUB_UNREACHABLE,
-        Code.HUB_BUSY,
-    ),
+    responses=responses(*BODY, Code.MODEL_NOT_FOUND, Code.MODEL_REFUSED, Code.HUB_UNREACHABLE, Code.HUB_BUSY),
 )
 def estimate_job(services: CurrentServices, caller: Auth, spec: EstimateSpec) -> EstimateView:
     """Estimate a job's memory, time and storage, and which workers can run it. No job is created."""
     return usecases.estimate(services, caller, spec)
 
 
-@router.get(
-    "",
-    operation_id="list_jobs",
-    response_model=JobPage,
-    responses={**TAGGED, **responses(Code.INVALID_REQUEST)},
-)
+@router.get("", response_model=JobPage, responses=TAGGED)
 def list_jobs(
     services: CurrentServices,
     caller: Auth,
@@ -126,11 +109,7 @@ def list_jobs(
 
 
 @router.get(
-    "/{job_id}",
-    operation_id="get_job",
-    dependencies=LIMITED_WAITS,
-    response_model=JobDetail,
-    responses={**TAGGED, **responses(Code.NOT_FOUND, Code.INVALID_REQUEST)},
+    "/{job_id}", dependencies=LIMITED_WAITS, response_model=JobDetail, responses={**TAGGED, **responses(Code.NOT_FOUND)}
 )
 async def get_job(
     services: CurrentServices,
@@ -160,11 +139,7 @@ async def get_job(
     return response
 
 
-@router.delete(
-    "/{job_id}",
-    operation_id="delete_job",
-    responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST, Code.CONFLICT),
-)
+@router.delete("/{job_id}", responses=responses(Code.NOT_FOUND, Code.CONFLICT))
 def delete_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetail:
     """Delete a job that has ended, with its events, metrics and checkpoints.
 
@@ -175,7 +150,6 @@ def delete_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDet
 
 @router.post(
     "/{job_id}/clone",
-    operation_id="clone_job",
     status_code=HTTPStatus.ACCEPTED,
     responses={**ACCEPTED, **responses(Code.NOT_FOUND, *CREATE_ERRORS)},
 )

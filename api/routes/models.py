@@ -14,7 +14,7 @@ from core.request_fields import Revision, StorableText
 router = APIRouter(prefix="/models", tags=["models"])
 
 
-@router.get("", operation_id="list_models", responses=responses(Code.INVALID_REQUEST))
+@router.get("")
 def list_models(
     services: CurrentServices,
     caller: Auth,
@@ -29,7 +29,6 @@ def list_models(
 
 @router.get(
     "/{model_id:path}",
-    operation_id="get_model",
     responses=responses(Code.NOT_FOUND, Code.MODEL_REFUSED, Code.HUB_UNREACHABLE, Code.HUB_BUSY, Code.INVALID_REQUEST),
 )
 def get_model(

@@ -15,13 +15,13 @@ REQUIRED = ("database", "storage")
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/livez", operation_id="livez")
+@router.get("/livez")
 async def livez() -> Alive:
     """Report that the process runs. Checks no other server."""
     return Alive()
 
 
-@router.get("/readyz", operation_id="readyz", responses=responses(Code.UNAVAILABLE))
+@router.get("/readyz", responses=responses(Code.UNAVAILABLE))
 async def readyz(services: CurrentServices) -> Ready:
     """Check the database, the object storage and the broker. The result may be one second old.
 
@@ -39,7 +39,7 @@ async def readyz(services: CurrentServices) -> Ready:
     return Ready(status="ready" if set(checks.values()) == {"ok"} else "degraded", checks=checks)
 
 
-@router.get("/version", operation_id="version")
+@router.get("/version")
 async def version() -> Version:
     """Return the version of the service."""
     return Version(version=core.__version__)

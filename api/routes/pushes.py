@@ -15,7 +15,6 @@ router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"], route_class=JsonRoute
 
 @router.post(
     "/push",
-    operation_id="push_job",
     status_code=HTTPStatus.ACCEPTED,
     responses=responses(*BODY, Code.NOT_FOUND, Code.CONFLICT, Code.LIMIT_REACHED),
 )
@@ -27,7 +26,7 @@ def push_job(services: CurrentServices, caller: Auth, job_id: JobId, target: Pus
     return pushes.push(services, caller, job_id, target)
 
 
-@router.get("/pushes", operation_id="list_job_pushes", responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST))
+@router.get("/pushes", responses=responses(Code.NOT_FOUND))
 def list_job_pushes(services: CurrentServices, caller: Auth, job_id: JobId) -> PushList:
     """List the pushes of a job: status, address of the commit, error."""
     return PushList(data=pushes.list_all(services, caller, job_id))

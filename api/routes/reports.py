@@ -40,7 +40,7 @@ KEEPALIVE_SECONDS = 15.0
 STREAM_PAGE = 100
 """Maximum number of events that a stream reads from the database at a time."""
 
-ERRORS = responses(Code.NOT_FOUND, Code.INVALID_REQUEST)
+ERRORS = responses(Code.NOT_FOUND)
 Accept = Annotated[str, Header(include_in_schema=False)]
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
@@ -48,7 +48,6 @@ router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
 
 @router.get(
     "/events",
-    operation_id="list_job_events",
     dependencies=LIMITED_WAITS,
     response_model=EventPage,
     responses={
@@ -91,7 +90,6 @@ def list_job_events(
 
 @router.get(
     "/metrics",
-    operation_id="list_job_metrics",
     response_model=MetricPage,
     responses={
         200: {
@@ -128,7 +126,7 @@ def list_job_metrics(
     return _json(MetricPage(data=views, has_more=more).model_dump_json())
 
 
-@router.get("/checkpoints", operation_id="list_job_checkpoints", responses=ERRORS)
+@router.get("/checkpoints", responses=ERRORS)
 def list_job_checkpoints(services: CurrentServices, caller: Auth, job_id: JobId) -> CheckpointList:
     """List the published checkpoints of a job. Each file has its size, SHA-256 and download links."""
     with services.sessions.begin() as session:

@@ -21,17 +21,12 @@ from core import ids, webhooks
 from core.errors import Code
 
 WebhookId = Annotated[str, Path(description="Webhook id.", examples=[HOOK_ID])]
-ERRORS = responses(Code.NOT_FOUND, Code.INVALID_REQUEST)
+ERRORS = responses(Code.NOT_FOUND)
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=JsonRoute)
 
 
-@router.post(
-    "",
-    operation_id="create_webhook",
-    status_code=HTTPStatus.CREATED,
-    responses=responses(*BODY, Code.LIMIT_REACHED),
-)
+@router.post("", status_code=HTTPStatus.CREATED, responses=responses(*BODY, Code.LIMIT_REACHED))
 def create_webhook(services: CurrentServices, caller: Auth, body: WebhookRequest, response: Response) -> WebhookSecret:
     """Create a webhook: a URL that receives the events of your jobs. Only this response contains its secret."""
     view = usecases.create(services, caller, body)
@@ -40,27 +35,27 @@ def create_webhook(services: CurrentServices, caller: Auth, body: WebhookRequest
     return view
 
 
-@router.get("", operation_id="list_webhooks")
+@router.get("")
 def list_webhooks(services: CurrentServices, caller: Auth) -> WebhookList:
     """List your webhooks, newest first."""
     with services.sessions.begin() as session:
         return WebhookList(data=[WebhookView.of(row) for row in webhooks.list_all(session, caller.tenant)])
 
 
-@router.get("/{webhook_id}", operation_id="get_webhook", responses=ERRORS)
+@router.get("/{webhook_id}", responses=ERRORS)
 def get_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
     """Get one webhook."""
     with services.sessions.begin() as session:
         return WebhookView.of(webhooks.get(session, caller.tenant, webhook_id))
 
 
-@router.delete("/{webhook_id}", operation_id="delete_webhook", responses=ERRORS)
+@router.delete("/{webhook_id}", responses=ERRORS)
 def delete_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
     """Delete a webhook and its deliveries. A message that is already being sent may still arrive."""
     return usecases.delete(services, caller, webhook_id)
 
 
-@router.post("/{webhook_id}/rotate", operation_id="rotate_webhook_secret", responses=ERRORS)
+@router.post("/{webhook_id}/rotate", responses=ERRORS)
 def rotate_webhook_secret(
     services: CurrentServices, caller: Auth, webhook_id: WebhookId, response: Response
 ) -> WebhookSecret:
@@ -69,30 +64,25 @@ def rotate_webhook_secret(
     return usecases.rotate(services, caller, webhook_id)
 
 
-@router.post("/{webhook_id}/disable", operation_id="disable_webhook", responses=ERRORS)
+@router.post("/{webhook_id}/disable", responses=ERRORS)
 def disable_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
     """Disable a webhook. Pending messages wait until it is enabled. New events create no messages. Idempotent."""
     return usecases.disable(services, caller, webhook_id)
 
 
-@router.post("/{webhook_id}/enable", operation_id="enable_webhook", responses=ERRORS)
+@router.post("/{webhook_id}/enable", responses=ERRORS)
 def enable_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
     """Enable a webhook that you disabled, or that was disabled after too many failures. Idempotent."""
     return usecases.enable(services, caller, webhook_id)
 
 
-@router.post(
-    "/{webhook_id}/test",
-    operation_id="test_webhook",
-    status_code=HTTPStatus.ACCEPTED,
-    responses=responses(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID_REQUEST),
-)
+@router.post("/{webhook_id}/test", status_code=HTTPStatus.ACCEPTED, responses=responses(Code.NOT_FOUND, Code.CONFLICT))
 def test_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> DeliveryView:
     """Send a test message of type `webhook.test`. The deliveries show the result."""
     return usecases.test(services, caller, webhook_id)
 
 
-@router.get("/{webhook_id}/deliveries", operation_id="list_webhook_deliveries", responses=ERRORS)
+@router.get("/{webhook_id}/deliveries", responses=ERRORS)
 def list_webhook_deliveries(
     services: CurrentServices,
     caller: Auth,

@@ -3,15 +3,13 @@
 from fastapi import APIRouter, Response
 
 from api.deps import Auth, CurrentServices, Scraper
-from api.errors import responses
 from api.schemas.workers import WorkerList, WorkerView
 from core import prometheus, workers
-from core.errors import Code
 
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/workers", operation_id="list_workers", responses=responses(Code.INVALID_REQUEST))
+@router.get("/workers")
 def list_workers(services: CurrentServices, caller: Auth) -> WorkerList:
     """List all workers of the last day: host, device, versions, job, last heartbeat, and whether they are alive."""
     with services.sessions.begin() as session:
@@ -21,7 +19,6 @@ def list_workers(services: CurrentServices, caller: Auth) -> WorkerList:
 
 @router.get(
     "/metrics",
-    operation_id="get_metrics",
     response_class=Response,
     responses={
         200: {"description": "Metrics as text.", "content": {prometheus.MEDIA_TYPE: {"example": prometheus.EXAMPLE}}}
