@@ -15,7 +15,7 @@ from core.access import hub_tokens, keys
 from core.access.encryption import Encryption
 from core.access.keys import Scope
 from core.infra import bucket_backup, logging
-from core.infra.database import make_engine, make_sessions
+from core.infra.database import one_session
 from core.infra.storage import Storage
 from core.settings import DatabaseSettings, Settings, read
 
@@ -66,10 +66,8 @@ def create_key(
     scope: Annotated[Scope, typer.Option(help="What the key may do.")] = Scope.ADMIN,
 ) -> None:
     """Create an API key and print it. The key is shown only once; only its hash is stored."""
-    engine = make_engine(read(DatabaseSettings))
-    with make_sessions(engine).begin() as session:
+    with one_session(read(DatabaseSettings)) as session:
         _, secret = keys.issue(session, tenant, name, scope)
-    engine.dispose()
     typer.echo(secret)
 
 
@@ -77,10 +75,8 @@ def create_key(
 def encrypt_hub_tokens() -> None:
     """Encrypt all stored tokens with SEFT_SECRET_KEY. SEFT_OLD_SECRET_KEYS must contain the keys used so far."""
     settings = read(Settings)
-    engine = make_engine(settings)
-    with make_sessions(engine).begin() as session:
+    with one_session(settings) as session:
         done, unreadable = hub_tokens.encrypt_again(session, Encryption(settings))
-    engine.dispose()
     typer.echo(f"{done} hub tokens encrypted")
     if unreadable:
         names = ", ".join(unreadable)

@@ -30,7 +30,7 @@ from benchmarks.load_generator import Connection, Request, Response, quantile, s
 from benchmarks.many_jobs import RARE, STEPS, fill
 from core.access import keys, sign_ins
 from core.access.keys import Scope
-from core.infra.database import make_engine, make_sessions
+from core.infra.database import make_engine, make_sessions, one_session
 from core.settings import Settings
 from local.folder import FolderLock
 from local.processes import children_of
@@ -69,10 +69,8 @@ class Site:
 
     def signed_in(self) -> dict[str, str]:
         """Return the headers of a request with a browser's session cookie, which is valid for 15 minutes."""
-        engine = make_engine(self.settings)
-        with make_sessions(engine).begin() as session:
+        with one_session(self.settings) as session:
             visit = sign_ins.begin(session, self.key)
-        engine.dispose()
         assert visit is not None
         return {**self.headers, "Cookie": f"seft_session={visit.token}"}
 
@@ -116,11 +114,9 @@ def _site(servers: Servers, name: str) -> Iterator[Site]:
         connection.execute(f"CREATE DATABASE {name}")
     variables = {**servers.environment(), "SEFT_DATABASE_URL": servers.postgres.url(name)}
     upgrade(settings := make_settings(variables))
-    engine = make_engine(settings)
-    with make_sessions(engine).begin() as session:
+    with one_session(settings) as session:
         _, key = keys.issue(session, "default", "benchmark", Scope.ADMIN)
         _, metrics_key = keys.issue(session, "default", "metrics", Scope.METRICS)
-    engine.dispose()
     lock = FolderLock(servers.lock.folder / name)
     lock.acquire()
     models = _models(lock.folder)

@@ -21,7 +21,7 @@ import httpx2
 
 from benchmarks.turns import resident_bytes
 from core.access.keys import Scope, issue
-from core.infra.database import make_engine, make_sessions
+from core.infra.database import one_session
 from core.settings import Settings
 from local.servers import Servers, make_settings
 from local.stack import Api
@@ -90,10 +90,8 @@ def _api(folder: Path) -> Iterator[tuple[Api, str]]:
 
 
 def _key(settings: Settings) -> str:
-    engine = make_engine(settings)
-    with make_sessions(engine).begin() as session:
+    with one_session(settings) as session:
         _, secret = issue(session, "default", "benchmark", Scope.ADMIN)
-    engine.dispose()
     return secret
 
 

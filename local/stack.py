@@ -17,7 +17,7 @@ import httpx2
 from typing_extensions import override
 
 from core.access.keys import Scope, issue
-from core.infra.database import make_engine, make_sessions
+from core.infra.database import one_session
 from core.settings import Settings
 from local.folder import LOOPBACK, NO_PROXY, FolderLock, write_private
 from local.processes import LocalError
@@ -163,10 +163,8 @@ class Stack:
         """Return the API key of this stack. It is created on first use and stored in the folder."""
         path = self.folder / "api-key"
         if not path.exists():
-            engine = make_engine(settings)
-            with make_sessions(engine).begin() as session:
+            with one_session(settings) as session:
                 _, secret = issue(session, "default", "local", Scope.ADMIN)
-            engine.dispose()
             write_private(path, secret)
         return path.read_text()
 

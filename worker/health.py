@@ -9,7 +9,7 @@ import sys
 from sqlalchemy.exc import SQLAlchemyError
 
 from core import workers
-from core.infra.database import make_engine, make_sessions
+from core.infra.database import one_session
 from core.settings import Settings, read
 
 
@@ -19,14 +19,12 @@ def health() -> int:
     The number is the exit status of the process.
     """
     settings, host = read(Settings), socket.gethostname()
-    engine = make_engine(settings)
     try:
-        with make_sessions(engine).begin() as session:
+        with one_session(settings) as session:
             names = workers.list_on_host(session, host)
             flaws = [f"{name} is not healthy" for name in workers.unhealthy(session, names, settings)]
         flaws += [] if names else [f"no worker of {host} is registered"]
     except SQLAlchemyError as error:  # one line only, because Docker keeps only the beginning of the output
         flaws = [f"the database is unreachable: {str(error).splitlines()[0]}"]
-    engine.dispose()
     sys.stdout.writelines(f"{flaw}\n" for flaw in flaws)
     return int(bool(flaws))

@@ -4,7 +4,8 @@ The import of this module opens no connection.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum, unique
 from typing import Any, TypeVar
 
@@ -111,6 +112,17 @@ def make_sessions(engine: Engine) -> sessionmaker[Session]:
     Objects that were read in a session can still be used after its commit.
     """
     return sessionmaker(engine, expire_on_commit=False)
+
+
+@contextmanager
+def one_session(settings: DatabaseSettings) -> Iterator[Session]:
+    """Connect to the database for one transaction. It is committed unless the `with` block raises an error."""
+    engine = make_engine(settings)
+    try:
+        with make_sessions(engine).begin() as session:
+            yield session
+    finally:
+        engine.dispose()
 
 
 def lock(session: Session | Connection, what: Lock | str) -> None:

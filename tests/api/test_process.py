@@ -12,7 +12,7 @@ import pytest
 
 from core.access import keys
 from core.access.keys import Scope
-from core.infra.database import make_engine, make_sessions
+from core.infra.database import one_session
 from core.settings import Settings
 from local.processes import children_of
 from local.servers import Servers
@@ -49,10 +49,8 @@ def metrics_key(settings: Settings) -> str:
 
 
 def issue(settings: Settings, scope: Scope) -> str:
-    engine = make_engine(settings)
-    with make_sessions(engine).begin() as session:
+    with one_session(settings) as session:
         _, secret = keys.issue(session, "ours", "test", scope)
-    engine.dispose()
     return secret
 
 

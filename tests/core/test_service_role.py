@@ -10,7 +10,7 @@ import pytest
 from psycopg.errors import InsufficientPrivilege, OperationalError
 from pydantic import PostgresDsn
 
-from core.infra.database import make_engine, make_sessions
+from core.infra.database import one_session
 from core.settings import DatabaseSettings, Settings
 from core.tables import Job
 from local.servers import Servers
@@ -38,10 +38,8 @@ def test_the_role_of_the_service_changes_only_rows(settings: Settings, statement
 
 
 def test_the_role_of_the_service_reads_rows(settings: Settings) -> None:
-    engine = make_engine(settings)
-    with make_sessions(engine).begin() as session:
+    with one_session(settings) as session:
         assert session.query(Job).count() == 0
-    engine.dispose()
 
 
 def with_service(servers: Servers, settings: Settings, user: str, password: str) -> DatabaseSettings:

@@ -24,7 +24,7 @@ import yaml
 from botocore.exceptions import BotoCoreError, ClientError
 
 from core import prometheus
-from core.infra.database import make_engine, make_sessions
+from core.infra.database import one_session
 from core.settings import DatabaseSettings, Settings
 from local import processes
 from local.folder import LOOPBACK, port_of, reserve_any
@@ -304,11 +304,9 @@ def test_every_setting_that_the_file_passes_on_exists() -> None:
 
 
 def test_dashboard_and_alerts_use_exactly_the_metrics_that_exist(settings: Settings) -> None:
-    engine = make_engine(settings)
-    with make_sessions(engine).begin() as session:
+    with one_session(settings) as session:
         text = prometheus.render(session, 60).decode()
         metrics = set(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE))
-    engine.dispose()
     board = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
     rules = yaml.safe_load((ROOT / "deploy/alerts.yml").read_text())["groups"][0]["rules"]
     assert all(list(rule["annotations"]) == ["summary"] for rule in rules)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.access.keys import Scope, issue
-from core.infra.database import make_engine, make_sessions
+from core.infra.database import one_session
 from core.settings import Settings
 from local.folder import LOOPBACK, FolderLock
 from local.stack import Api
@@ -63,10 +63,8 @@ def fuzz(settings: Settings, folder: Path, *, examples: int, seed: int | None = 
 @contextmanager
 def _serving(settings: Settings, folder: Path) -> Iterator[tuple[Api, str]]:
     """Start an API, and yield it with an administrator's key. Its hub has no models."""
-    engine = make_engine(settings)
-    with make_sessions(engine).begin() as session:
+    with one_session(settings) as session:
         _, secret = issue(session, "default", "fuzz", Scope.ADMIN)
-    engine.dispose()
     lock = FolderLock(folder)
     lock.acquire()
     with hub({}) as endpoint:
