@@ -5,14 +5,18 @@ push. Each time a tenant is served, its next turn moves back by 1 / weight. A te
 which it had no jobs: its next turn does not start before the turn that was served last.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from enum import StrEnum
+from typing import TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from core.tables import Turn
+from core.infra.database import Lock, lock
+from core.tables import Import, Push, Turn
+
+Row = TypeVar("Row", Import, Push)
 
 
 class Queue(StrEnum):
@@ -31,20 +35,38 @@ def starts(session: Session, queue: Queue, tenants: Collection[str]) -> dict[str
     return {tenant: max(following.get(tenant, now), now) for tenant in tenants}
 
 
-def order(
-    session: Session, queue: Queue, waiting: Collection[str], in_work: Mapping[str, int]
-) -> list[tuple[str, float]]:
-    """Return the tenants in the order in which they are served, each with the start of its turn.
-
-    The tenant with the fewest items in work comes first. Among tenants with equally many, the earliest turn is first.
-    """
-    turns = starts(session, queue, waiting)
-    return sorted(turns.items(), key=lambda turn: (in_work.get(turn[0], 0), turn[1], turn[0]))
-
-
 def take(session: Session, queue: Queue, tenant: str, start: float, weight: float = 1.0) -> None:
     """Record that the tenant was served. `start` is the value of `starts`."""
     row = {"queue": queue, "tenant": tenant, "served": start, "next": start + 1 / weight}
     change = insert(Turn).values(row)
     changed = {"served": change.excluded.served, "next": change.excluded.next}
     session.execute(change.on_conflict_do_update(index_elements=["queue", "tenant"], set_=changed))
+
+
+def claim(
+    session: Session,
+    queue: Queue,
+    guard: Lock,
+    table: type[Row],
+    *,
+    due: ColumnElement[bool],
+    in_work: ColumnElement[bool],
+) -> Row | None:
+    """Lock and return the next due row of a table, and record that its tenant was served. Return None if none is due.
+
+    The tenant with the fewest rows in work is served. Among tenants with equally many, the earliest turn is first.
+    Other claims with the same `guard` wait until this transaction ends.
+    """
+    if session.scalar(select(table.id).where(due).limit(1)) is None:
+        return None
+    lock(session, guard)
+    waiting = session.scalars(select(table.tenant).where(due).distinct()).all()
+    working = select(table.tenant, func.count()).where(in_work).group_by(table.tenant)
+    counts = dict(session.execute(working).all())
+    turns = starts(session, queue, waiting)
+    for tenant, start in sorted(turns.items(), key=lambda turn: (counts.get(turn[0], 0), turn[1], turn[0])):
+        query = select(table).where(due, table.tenant == tenant).order_by(table.due_at).limit(1)
+        if row := session.scalar(query.with_for_update(skip_locked=True)):
+            take(session, queue, tenant, start)
+            return row
+    return None

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from core import fair_queueing, ids
@@ -104,26 +104,18 @@ def claim(session: Session, *, busy: Collection[str] = ()) -> Import | None:
     Imports of the tenants in `busy` are not claimed. An import without tries left is marked as failed and returned.
     Other claims wait until this transaction ends.
     """
-    due = (Import.due_at < func.now(), Import.tenant.not_in(busy))
-    if session.scalar(select(Import.id).where(*due).limit(1)) is None:
+    due = and_(Import.due_at < func.now(), Import.tenant.not_in(busy))
+    leased = and_(Import.tries > 0, Import.due_at.between(func.now(), func.now() + LEASE))
+    row = fair_queueing.claim(session, Queue.IMPORTS, Lock.IMPORT_CLAIM, Import, due=due, in_work=leased)
+    if row is None:
         return None
-    lock(session, Lock.IMPORT_CLAIM)
-    waiting = session.scalars(select(Import.tenant).where(*due).distinct()).all()
-    leased = (Import.tries > 0, Import.due_at.between(func.now(), func.now() + LEASE))
-    working = select(Import.tenant, func.count()).where(*leased)
-    in_work = dict(session.execute(working.group_by(Import.tenant)).all())
-    for tenant, start in fair_queueing.order(session, Queue.IMPORTS, waiting, in_work):
-        query = select(Import).where(*due, Import.tenant == tenant).order_by(Import.due_at)
-        if row := session.scalars(query.limit(1).with_for_update(skip_locked=True)).first():
-            fair_queueing.take(session, Queue.IMPORTS, tenant, start)
-            if tries_left(row) <= 0:
-                fail(row, ProblemError(Code.UNAVAILABLE, f"The import failed {TRIES} times. Contact the operator."))
-            else:
-                row.tries, row.due_at = row.tries + 1, func.now() + LEASE
-            session.flush()
-            session.refresh(row)
-            return row
-    return None
+    if tries_left(row) <= 0:
+        fail(row, ProblemError(Code.UNAVAILABLE, f"The import failed {TRIES} times. Contact the operator."))
+    else:
+        row.tries, row.due_at = row.tries + 1, func.now() + LEASE
+    session.flush()
+    session.refresh(row)
+    return row
 
 
 def tries_left(row: Import) -> int:

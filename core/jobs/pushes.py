@@ -9,13 +9,13 @@ import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.orm import Session
 
 from core import fair_queueing, ids
 from core.errors import Code, Flaw, ProblemError
 from core.fair_queueing import Queue
-from core.infra.database import Lock, lock
+from core.infra.database import Lock
 from core.jobs.transitions import record_event
 from core.spec_parts import PushSpec
 from core.states import STATUS_EVENT_PREFIX, PushState, Status, Transition
@@ -111,33 +111,25 @@ def list_all(session: Session, job_id: str) -> list[Push]:
 
 def claim(session: Session) -> ClaimedPush | None:
     """Claim the next due push for `LEASE`. Returns None if no push is due. Tenants take turns, as for imports."""
-    due = Push.due_at < func.now()
-    if session.scalar(select(Push.id).where(due).limit(1)) is None:
+    due, running = Push.due_at < func.now(), and_(Push.state == PushState.RUNNING, Push.due_at >= func.now())
+    row = fair_queueing.claim(session, Queue.PUSHES, Lock.PUSH_CLAIM, Push, due=due, in_work=running)
+    if row is None:
         return None
-    lock(session, Lock.PUSH_CLAIM)
-    waiting = session.scalars(select(Push.tenant).where(due).distinct()).all()
-    working = select(Push.tenant, func.count()).where(Push.state == PushState.RUNNING, Push.due_at >= func.now())
-    in_work = dict(session.execute(working.group_by(Push.tenant)).all())
-    for tenant, start in fair_queueing.order(session, Queue.PUSHES, waiting, in_work):
-        query = select(Push).where(due, Push.tenant == tenant).order_by(Push.due_at).limit(1)
-        if row := session.scalar(query.with_for_update(skip_locked=True)):
-            fair_queueing.take(session, Queue.PUSHES, tenant, start)
-            row.state, row.tries, row.due_at = PushState.RUNNING, row.tries + 1, func.now() + LEASE
-            session.flush()
-            checkpoint = session.get(Checkpoint, row.checkpoint_id) if row.checkpoint_id else None
-            return ClaimedPush(
-                id=row.id,
-                number=row.tries,
-                requested_at=row.requested_at,
-                tenant=row.tenant,
-                job_id=row.job_id,
-                repository=row.repository,
-                revision=row.revision,
-                private=row.private,
-                prefix=checkpoint.prefix if checkpoint else "",
-                files=checkpoint.files if checkpoint else None,
-            )
-    return None
+    row.state, row.tries, row.due_at = PushState.RUNNING, row.tries + 1, func.now() + LEASE
+    session.flush()
+    checkpoint = session.get(Checkpoint, row.checkpoint_id) if row.checkpoint_id else None
+    return ClaimedPush(
+        id=row.id,
+        number=row.tries,
+        requested_at=row.requested_at,
+        tenant=row.tenant,
+        job_id=row.job_id,
+        repository=row.repository,
+        revision=row.revision,
+        private=row.private,
+        prefix=checkpoint.prefix if checkpoint else "",
+        files=checkpoint.files if checkpoint else None,
+    )
 
 
 def renew(session: Session, push: ClaimedPush) -> bool:
