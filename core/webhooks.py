@@ -108,7 +108,6 @@ def create(session: Session, tenant: str, url: str, events: Sequence[str]) -> We
     row = Webhook(id=ids.new("hook"), tenant=tenant, url=url, events=list(events), secret=_new_secret())
     session.add(row)
     session.flush()
-    session.refresh(row)
     return row
 
 
@@ -183,7 +182,6 @@ def send_test(session: Session, tenant: str, webhook_id: str) -> WebhookDelivery
     now: datetime = session.scalars(select(func.now())).one()
     (delivery,) = _add_deliveries(session, [row.id], type=TEST, at=now, data={"webhook_id": row.id})
     session.flush()
-    session.refresh(delivery)
     return delivery
 
 

@@ -208,7 +208,6 @@ def _add(services: Services, caller: Caller, row: Import) -> ImportView:
         imports.require_import_quota(session, caller.tenant)
         session.add(row)
         session.flush()
-        session.refresh(row)
         audit.record(session, caller, "create_import", row.id)
         return ImportView.of(row)
 

@@ -48,7 +48,6 @@ def issue(session: Session, tenant: str, name: str, scope: Scope) -> tuple[ApiKe
     key = ApiKey(id=ids.new("key"), tenant=tenant, name=name, scope=scope, sha256=digest(secret))
     session.add(key)
     session.flush()
-    session.refresh(key)
     return key, secret
 
 

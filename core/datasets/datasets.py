@@ -103,7 +103,6 @@ def add(session: Session, tenant: str, name: str, content: Content) -> Dataset:
     )
     session.add(row)
     session.flush()
-    session.refresh(row)
     totals.add(session, Sum.UPLOADED_BYTES, Kind.DATASET, content.bytes)
     return row
 
