@@ -132,7 +132,7 @@ def list_job_checkpoints(services: CurrentServices, caller: Auth, job_id: JobId)
     with services.sessions.begin() as session:
         job = jobs.get(session, caller.tenant, job_id)
         rows = reports.checkpoints(session, job.id)
-    return CheckpointList(data=[CheckpointView.of(row, _files(services, row)) for row in rows])
+    return CheckpointList(data=[CheckpointView.of(row, files=_files(services, row)) for row in rows])
 
 
 def _metrics(

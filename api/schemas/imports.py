@@ -1,12 +1,12 @@
 """Requests and responses about imports of datasets."""
 
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, Strict, model_validator
 
 from api.errors import FlawView
-from api.schemas.shared import FILE_ID, SHA256, TIME, example
+from api.schemas.shared import FILE_ID, SHA256, TIME, RowView, example
 from core.datasets import imports
 from core.errors import Code
 from core.infra.storage import part_bytes
@@ -79,7 +79,7 @@ _IMPORT = {
 }
 
 
-class ImportView(BaseModel):
+class ImportView(RowView):
     """An import of a dataset."""
 
     model_config = example(_IMPORT)
@@ -98,13 +98,11 @@ class ImportView(BaseModel):
     created_at: datetime
 
     @classmethod
-    def of(cls, row: Import) -> Self:
+    def of(cls, row: Import, **computed: Any) -> Self:
         """Return the view of a row."""
-        names = ("id", "name", "source", "bytes", "dataset_id", "error", "created_at")
         size = row.bytes
-        parts = (None, None) if size is None else (part_bytes(size), imports.part_count(size))
-        computed = {"status": row.state, "part_bytes": parts[0], "parts": parts[1]}
-        return cls.model_validate({name: getattr(row, name) for name in names} | computed)
+        length, count = (None, None) if size is None else (part_bytes(size), imports.part_count(size))
+        return super().of(row, status=row.state, part_bytes=length, parts=count, **computed)
 
 
 class ImportPage(BaseModel):

@@ -1,11 +1,11 @@
 """Requests and responses about pushes of a job's result into repositories of the model hub."""
 
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field
 
-from api.schemas.shared import JOB_ID, TIME, Passthrough, example
+from api.schemas.shared import JOB_ID, TIME, Passthrough, RowView, example
 from core.spec_parts import PushSpec, Repository
 from core.states import PushState
 from core.tables import Push
@@ -46,7 +46,7 @@ _PUSH = {
 }
 
 
-class PushView(BaseModel):
+class PushView(RowView):
     """A push of the result of a job into a branch of a repository."""
 
     model_config = example(_PUSH)
@@ -68,11 +68,10 @@ class PushView(BaseModel):
     finished_at: datetime | None
 
     @classmethod
-    def of(cls, row: Push) -> Self:
+    def of(cls, row: Push, **computed: Any) -> Self:
         """Return the view of a row."""
-        derived = {"status": row.state, "next_try_at": row.due_at if row.state == PushState.PENDING else None}
-        names = cls.model_fields.keys() - derived
-        return cls.model_validate({name: getattr(row, name) for name in names} | derived)
+        next_try_at = row.due_at if row.state == PushState.PENDING else None
+        return super().of(row, status=row.state, next_try_at=next_try_at, **computed)
 
 
 class PushList(BaseModel):

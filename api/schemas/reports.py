@@ -1,12 +1,11 @@
 """Responses about events, metrics and checkpoints of a job."""
 
 from datetime import datetime
-from typing import Any, Self
+from typing import Any
 
 from pydantic import BaseModel, Field
 
 from api.schemas.shared import FILE, SHA256, TIME, FileView, RowView, example
-from core.tables import Checkpoint
 from seft.config import OutputFormat
 
 
@@ -67,7 +66,7 @@ class CheckpointFileView(FileView):
     )
 
 
-class CheckpointView(BaseModel):
+class CheckpointView(RowView):
     """A published checkpoint."""
 
     id: str
@@ -77,12 +76,6 @@ class CheckpointView(BaseModel):
     files: list[CheckpointFileView]
     created_at: datetime
     expires_at: datetime | None = Field(description="Time at which the checkpoint is deleted. `null` means never.")
-
-    @classmethod
-    def of(cls, row: Checkpoint, files: list[CheckpointFileView]) -> Self:
-        """Return the view of a row. `files` are its files with download links."""
-        names = cls.model_fields.keys() - {"files"}
-        return cls.model_validate({name: getattr(row, name) for name in names} | {"files": files})
 
 
 class CheckpointList(BaseModel):
