@@ -1,6 +1,7 @@
 """Render templates to responses. Pages have an ETag, so a browser that polls an unchanged page gets a short 304."""
 
 import hashlib
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import core
 from api.dashboard import formatting
 from api.dashboard.visitors import Visitor
 from api.etags import tagged
+from core.errors import Code, ProblemError
 from core.states import Status
 from seft.config import format_of
 
@@ -69,6 +71,22 @@ def page(request: Request, visitor: Visitor | None, name: str, *, status: int = 
 def go(path: str) -> Response:
     """Redirect to another page of the dashboard."""
     return RedirectResponse(ROOT + path, 303)
+
+
+def go_after(action: str, known: Collection[str], path: str, run: Callable[[], object]) -> Response:
+    """Call `run` for an action, then redirect to a page, which says so if the current state forbids the action.
+
+    Raises NOT_FOUND if the action is not one of the known ones.
+    """
+    if action not in known:
+        raise ProblemError(Code.NOT_FOUND, f"There is no action {action!r}. Use one of: {', '.join(known)}.")
+    try:
+        run()
+    except ProblemError as error:
+        if error.code is not Code.CONFLICT:
+            raise
+        return go(f"{path}?refused={action}")
+    return go(path)
 
 
 @cache

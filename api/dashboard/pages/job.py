@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from api.dashboard import formatting, layers
 from api.dashboard.actions import ACTIONS, available_actions
 from api.dashboard.events import event_line
-from api.dashboard.render import go, page
+from api.dashboard.render import go, go_after, page
 from api.dashboard.snippets import request_snippets, run_commands
 from api.dashboard.stages import stage_progress
 from api.dashboard.visitors import Signed, Submitted, Visitor
@@ -203,15 +203,7 @@ def delete(services: CurrentServices, visitor: Signed, _: Submitted, job_id: Job
 @router.post("/{action}")
 def run_action(services: CurrentServices, visitor: Signed, _: Submitted, job_id: JobId, action: str) -> Response:
     """Run an action on the job, then show the job's page again."""
-    if action not in ACTIONS:
-        raise ProblemError(Code.NOT_FOUND, f"There is no action {action!r}. Use one of: {', '.join(ACTIONS)}.")
-    try:
-        usecases.act(services, visitor.caller, job_id, action)
-    except ProblemError as error:
-        if error.code is not Code.CONFLICT:
-            raise
-        return go(f"/jobs/{job_id}?refused={action}")
-    return go(f"/jobs/{job_id}")
+    return go_after(action, ACTIONS, f"/jobs/{job_id}", lambda: usecases.act(services, visitor.caller, job_id, action))
 
 
 def _seconds_to_change(pushed: list[PushView]) -> int | None:

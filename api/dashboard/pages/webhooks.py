@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import ValidationError
 
-from api.dashboard.render import go, page
+from api.dashboard.render import go, go_after, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.deps import CurrentServices, Services
 from api.flaws import flaws_of_model
@@ -14,7 +14,7 @@ from api.schemas.webhooks import EVENTS, DeliveryView, WebhookRequest, WebhookVi
 from api.usecases import webhooks as usecases
 from core import ids, webhooks
 from core.access.audit import Caller
-from core.errors import Code, ProblemError
+from core.errors import ProblemError
 
 LIMIT = 25
 EMPTY_FORM: Mapping[str, object] = {"url": "", "events": []}
@@ -86,15 +86,8 @@ def run_action(
     services: CurrentServices, visitor: Signed, _: Submitted, webhook_id: WebhookId, action: str
 ) -> Response:
     """Run one of `ACTIONS` on the webhook, then show its page again."""
-    if action not in ACTIONS:
-        raise ProblemError(Code.NOT_FOUND, f"There is no action {action!r}. Use one of: {', '.join(ACTIONS)}.")
-    try:
-        ACTIONS[action](services, visitor.caller, webhook_id)
-    except ProblemError as error:
-        if error.code is not Code.CONFLICT:
-            raise
-        return go(f"/webhooks/{webhook_id}?refused={action}")
-    return go(f"/webhooks/{webhook_id}")
+    path = f"/webhooks/{webhook_id}"
+    return go_after(action, ACTIONS, path, lambda: ACTIONS[action](services, visitor.caller, webhook_id))
 
 
 def _list(
