@@ -15,13 +15,19 @@ def read_stored(stored: dict[str, Any]) -> JobSpec:
     return JobSpec.model_validate({"dtype": Dtype.FLOAT32, **stored})
 
 
+def read_if_valid(stored: dict[str, Any]) -> JobSpec | None:
+    """Return a stored request, or None if it is invalid now. Another version of the software has accepted it."""
+    try:
+        return read_stored(stored)
+    except ValidationError:
+        return None
+
+
 def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
     """Return a stored request, with the defaults of fields that were added since it was stored.
 
     A request of another version that is invalid now is returned without changes. So a page must expect that a field
     that was added later is missing.
     """
-    try:
-        return read_stored(stored).model_dump(mode="json")
-    except ValidationError:
-        return stored
+    spec = read_if_valid(stored)
+    return spec.model_dump(mode="json") if spec else stored

@@ -3,16 +3,15 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
 import structlog
-from pydantic import BaseModel, NonNegativeInt, ValidationError
+from pydantic import BaseModel, NonNegativeInt
 
 from core.infra.storage import STORAGE_ERRORS, Storage
 from core.jobs.reports import CHANGES, Evolution
-from core.stored_specs import read_stored
+from core.stored_specs import read_if_valid
 from core.tables import Checkpoint, Json
 from seft.config import Allocation
 
@@ -28,9 +27,8 @@ log = structlog.get_logger(__name__)
 
 def equally_sparse(spec: Json) -> bool:
     """Return whether a stored request gives all layers the same sparsity. False if it is not valid any more."""
-    with suppress(ValidationError):
-        return read_stored(spec).prune_config().resolved_allocation is Allocation.UNIFORM
-    return False
+    valid = read_if_valid(spec)
+    return valid is not None and valid.prune_config().resolved_allocation is Allocation.UNIFORM
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,8 @@ import pprint
 import shlex
 from collections.abc import Iterator, Sequence
 
-from pydantic import ValidationError
-
 from api.schemas.jobs import JobView
-from core.specs import JobSpec
+from core.stored_specs import read_if_valid
 from core.tables import Json
 from seft.config import OutputFormat, format_of
 
@@ -51,10 +49,8 @@ def without_defaults(spec: Json) -> Json:
 
     Returns the whole spec if this version of the software does not accept it.
     """
-    try:
-        return JobSpec.model_validate(spec).model_dump(mode="json", exclude_defaults=True)
-    except ValidationError:
-        return spec
+    valid = read_if_valid(spec)
+    return valid.model_dump(mode="json", exclude_defaults=True) if valid else spec
 
 
 def _curl(spec: dict[str, object], base_url: str) -> str:

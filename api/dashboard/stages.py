@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from pydantic import ValidationError
-
 from api.schemas.jobs import JobView
 from api.schemas.reports import EventView
-from core.specs import JobSpec
 from core.stages import Stage, stages_of
 from core.states import Phase, Status
+from core.stored_specs import read_if_valid
 
 
 class StageState(StrEnum):
@@ -51,7 +49,8 @@ def stage_progress(job: JobView, phase_events: Sequence[EventView]) -> list[Stag
     `phase_events` are the job's `phase.began` events, oldest first. An attempt that resumes from a saved state does not
     repeat the stages before it. They are done, and their durations are those of earlier attempts.
     """
-    stages = _stages(job)
+    spec = read_if_valid(job.spec)
+    stages = stages_of(spec) if spec else tuple(Stage)
     runs = list(_runs(job, stages, phase_events))
     seconds = {run.stage: (run.end - run.start).total_seconds() for run in runs if run.end}
     newest = runs[-1] if runs and phase_events[-1].attempt == job.attempt else None
@@ -66,13 +65,6 @@ def stage_progress(job: JobView, phase_events: Sequence[EventView]) -> list[Stag
         ended = state in {StageState.DONE, StageState.FAILED}
         shown.append(StageProgress(name, state, seconds.get(stage) if ended else None, since))
     return shown
-
-
-def _stages(job: JobView) -> tuple[Stage, ...]:
-    try:
-        return stages_of(JobSpec.model_validate(job.spec))
-    except ValidationError:  # accepted by another version of the software
-        return tuple(Stage)
 
 
 def _runs(job: JobView, stages: Sequence[Stage], events: Sequence[EventView]) -> Iterator[_Run]:
