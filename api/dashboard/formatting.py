@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from api.schemas.jobs import JobDetail, JobView, ReasonView
 from core.jobs.jobs import MAX_POSITION
@@ -187,18 +186,6 @@ def waiting_reason(job: JobDetail) -> str:
 def _message(reason: ReasonView) -> str:
     """Return the message of a reason with its numbers of bytes in larger units."""
     return BYTES.sub(lambda number: size(int(number[1].replace(",", ""))), reason.message)
-
-
-def flatten(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Flatten nested settings to one level: dotted name -> value as text."""
-    flat: dict[str, str] = {}
-    for name, value in spec.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.") if value else {}
-        else:
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            flat[prefix + name] = "" if value is None else text.lower() if isinstance(value, bool) else text
-    return flat
 
 
 def _with_unit(count: float, units: Sequence[str]) -> str:

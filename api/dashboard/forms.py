@@ -1,7 +1,7 @@
 """The form of a new job, generated from the request model: its fields, defaults, ranges and help texts."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
@@ -142,17 +142,21 @@ def request_body(values: Mapping[str, str]) -> tuple[Json, list[Flaw]]:
     return body, flaws
 
 
-def values_of_spec(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def values_of_spec(spec: Mapping[str, Any]) -> dict[str, str]:
     """Return the form values for the settings of an existing job, by field name."""
-    values: dict[str, str] = {}
-    pairs = {field.name for field in form_fields({}) if field.kind is InputKind.PAIRS}
+    return flatten(spec, {field.name for field in form_fields({}) if field.kind is InputKind.PAIRS})
+
+
+def flatten(spec: Mapping[str, Any], whole: Collection[str] = (), prefix: str = "") -> dict[str, str]:
+    """Flatten nested settings to one level: dotted name -> value as text. The values of `whole` are not split."""
+    flat: dict[str, str] = {}
     for name, value in spec.items():
         path = prefix + name
-        if isinstance(value, dict) and path not in pairs:
-            values |= values_of_spec(value, f"{path}.")
+        if isinstance(value, dict) and path not in whole:
+            flat |= flatten(value, whole, f"{path}.")
         else:
-            values[path] = _text(value)
-    return values
+            flat[path] = _text(value)
+    return flat
 
 
 def _form_field(path: str, field: FieldInfo, value: str | None) -> FormField:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from api.dashboard import formatting
+from api.dashboard import formatting, forms
 from api.dashboard.render import ROOT, page
 from api.dashboard.visitors import Signed
 from api.deps import CurrentServices
@@ -40,7 +40,7 @@ def compare(
 
 def differing_settings(views: list[JobView]) -> dict[str, list[str]]:
     """Return the settings in which the jobs differ: name of the setting -> its value in each job."""
-    settings = [formatting.flatten(view.spec) for view in views]
+    settings = [forms.flatten(view.spec) for view in views]
     names = dict.fromkeys(name for setting in settings for name in setting)
     rows = {name: [setting.get(name, "") for setting in settings] for name in names}
     return {name: values for name, values in rows.items() if len(set(values)) > 1}

@@ -107,7 +107,7 @@ def estimate(request: Request, services: CurrentServices, visitor: Signed, form:
         nearest=nearest,
         devices=body.get("devices", 1),
         usable=USABLE_FRACTION,
-        change=formatting.flatten(nearest.change or {}) if nearest else {},
+        change=forms.flatten(nearest.change or {}) if nearest else {},
     )
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from api.dashboard.formatting import duration, flatten, perplexity, sentence, size, waiting_reason
+from api.dashboard.formatting import duration, perplexity, sentence, size, waiting_reason
+from api.dashboard.forms import flatten
 from api.schemas.jobs import JobDetail, ReasonView
 
 
