@@ -210,8 +210,7 @@ def deliveries(
 
     The second value is true if there are older deliveries.
     """
-    query = select(WebhookDelivery).where(WebhookDelivery.webhook_id == webhook_id)
-    return newest_first(session, query, WebhookDelivery.id, after=after, limit=limit)
+    return newest_first(session, WebhookDelivery, WebhookDelivery.webhook_id == webhook_id, after=after, limit=limit)
 
 
 def claim(

@@ -48,5 +48,4 @@ def page(session: Session, tenant: str, *, after: int | None, limit: int) -> tup
 
     The second value is true if there are older entries.
     """
-    query = select(AuditEntry).where(AuditEntry.tenant == tenant)
-    return newest_first(session, query, AuditEntry.id, after=after, limit=limit)
+    return newest_first(session, AuditEntry, AuditEntry.tenant == tenant, after=after, limit=limit)

@@ -92,8 +92,7 @@ def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tup
 
     The second value is true if there are older keys.
     """
-    query = select(ApiKey).where(ApiKey.tenant == tenant)
-    return newest_first(session, query, ApiKey.id, after=after, limit=limit)
+    return newest_first(session, ApiKey, ApiKey.tenant == tenant, after=after, limit=limit)
 
 
 def revoke(session: Session, tenant: str, key_id: str, *, by: str) -> ApiKey:

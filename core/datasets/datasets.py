@@ -121,8 +121,7 @@ def page(session: Session, tenant: str, *, after: str | None = None, limit: int)
 
     The second value is true if there are older datasets.
     """
-    query = select(Dataset).where(Dataset.tenant == tenant, NOT_DELETED)
-    return newest_first(session, query, Dataset.id, after=after, limit=limit)
+    return newest_first(session, Dataset, Dataset.tenant == tenant, NOT_DELETED, after=after, limit=limit)
 
 
 def delete(session: Session, tenant: str, dataset_id: str) -> Dataset:

@@ -93,8 +93,7 @@ def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tup
 
     The second value is true if there are older imports.
     """
-    query = select(Import).where(Import.tenant == tenant)
-    return newest_first(session, query, Import.id, after=after, limit=limit)
+    return newest_first(session, Import, Import.tenant == tenant, after=after, limit=limit)
 
 
 def claim(session: Session, *, busy: Collection[str] = ()) -> Import | None:

@@ -24,7 +24,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import InstrumentedAttribute, Session, sessionmaker
+from sqlalchemy.orm import Session, class_mapper, sessionmaker
 
 from core.settings import DatabaseSettings
 from seft.storable import printable
@@ -149,11 +149,12 @@ def page_of(session: Session, query: Select[Row], limit: int) -> tuple[Sequence[
 
 
 def newest_first(
-    session: Session, query: Select[Row], key: InstrumentedAttribute[Any], *, after: str | int | None, limit: int
+    session: Session, table: type[Row], *conditions: ColumnElement[bool], after: str | int | None, limit: int
 ) -> tuple[Sequence[Row], bool]:
-    """Return up to `limit` rows of a query with ids below `after`, newest first, and whether there are older ones.
+    """Return up to `limit` rows of a table with ids below `after`, newest first, and whether there are older ones.
 
-    `key` is the column of the ids, which increase with time.
+    The id is the primary key of the table, and increases with time.
     """
-    query = query.order_by(key.desc())
+    (key,) = class_mapper(table).primary_key
+    query = select(table).where(*conditions).order_by(key.desc())
     return page_of(session, query if after is None else query.where(key < after), limit)
