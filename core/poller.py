@@ -1,6 +1,7 @@
 """Base class of the background threads, which poll the database for due work as long as the process runs."""
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,6 @@ class Poller(threading.Thread, ABC):
 
     @override
     def run(self) -> None:
-        idle = threading.Event()
         while True:
             count = 0
             try:
@@ -33,7 +33,7 @@ class Poller(threading.Thread, ABC):
             except Exception as error:
                 log.warning(f"{self.name}.failed", error=str(error))
             if not count:
-                idle.wait(POLL_SECONDS)
+                time.sleep(POLL_SECONDS)
 
     @abstractmethod
     def poll(self) -> int:

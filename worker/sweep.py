@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -61,10 +62,9 @@ class Sweep(threading.Thread):
 
     def _repeat(self, steps: Sequence[Callable[[], None]]) -> None:
         structlog.contextvars.bind_contextvars(worker=self.worker)
-        pause = threading.Event()
         while True:
             self.run_once(steps)
-            pause.wait(self.settings.sweep_seconds)
+            time.sleep(self.settings.sweep_seconds)
 
     def send_heartbeat(self) -> None:
         """Record that this worker is alive. If it no longer receives notifications, end it so that it is restarted."""
