@@ -22,7 +22,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests.hub_uploads import GITATTRIBUTES, Uploads, batch, commit, entry, take_object, upload_mode
-from tests.serving import serving
+from tests.serving import Quiet, serving
 
 SPACES = b" " * (1 << 20)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -88,7 +88,7 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Quiet, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     repos: dict[str, Repo]
     owners: Mapping[str, str]
@@ -107,9 +107,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         self._take()
-
-    def log_message(self, *_: Any) -> None:
-        """Log nothing, to keep the tests' output clean."""
 
     def _answer(self) -> None:
         self.token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None

@@ -9,6 +9,13 @@ from typing import TypeVar
 Server = TypeVar("Server", bound=ThreadingHTTPServer)
 
 
+class Quiet:
+    """Makes a request handler log nothing, so that the output of the tests stays clean."""
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
 @contextmanager
 def serving(server: Server) -> Iterator[Server]:
     """Run the server in a thread until the context ends, with an error or without one."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tests.serving import serving
+from tests.serving import Quiet, serving
 
 DRIPS = {
     "a head": ("http", b"HTTP/1.1 200 OK\r\nX-Long: "),
@@ -30,7 +30,7 @@ class Receiver(ThreadingHTTPServer):
         return f"http://receiver.example:{self.server_address[1]}/hook?x=1"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Quiet, BaseHTTPRequestHandler):
     server: Receiver
 
     def do_POST(self) -> None:
@@ -43,9 +43,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(self.server.text)
 
     do_GET = do_POST  # noqa: N815
-
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from seft.models.source import find_on_hub
 from tests.api.conftest import Json, NewClient, problem
 from tests.hollow import CONFIG, safetensors, write_hollow
 from tests.hub import COMMIT, Repo, hub, use_hub
-from tests.serving import serving
+from tests.serving import Quiet, serving
 
 ONE = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 NUL, SURROGATE = "x\0ForCausalLM", "x\ud800ForCausalLM"
@@ -138,7 +138,7 @@ def test_no_answer_of_a_hub_is_read_without_limit(
 ) -> None:
     sent = list[int]()
 
-    class Endless(BaseHTTPRequestHandler):
+    class Endless(Quiet, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
             for name, value in {**headers, "Location": "/api/models/owner/name"}.items():
@@ -147,9 +147,6 @@ def test_no_answer_of_a_hub_is_read_without_limit(
             with suppress(OSError):
                 while sum(sent) < 256 << 20:
                     sent.append(self.wfile.write(bytes(1 << 20)))
-
-        def log_message(self, *_: object) -> None:
-            """Log nothing."""
 
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), Endless)) as server:
         use_hub(monkeypatch, f"http://127.0.0.1:{server.server_address[1]}", tmp_path / "cache")

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from benchmarks.load_generator import Connection, Request, quantile, send_at_rate
-from tests.serving import serving
+from tests.serving import Quiet, serving
 
 TOGETHER = 20
 REQUEST = Request("GET", "/", {})
@@ -23,7 +23,7 @@ class Stalled(ThreadingHTTPServer):
         self.remaining, self.enough = iter(range(TOGETHER - 1, -1, -1)), threading.Event()
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Quiet, BaseHTTPRequestHandler):
     server: Stalled
     protocol_version = "HTTP/1.1"
 
@@ -33,9 +33,6 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200 if self.server.enough.wait(20) else 503)
         self.send_header("Content-Length", "0")
         self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture

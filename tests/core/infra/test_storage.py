@@ -17,7 +17,7 @@ from core.infra import storage as storage_module
 from core.infra.clock import TOLERANCE
 from core.infra.storage import ABORT_INCOMPLETE_UPLOADS, Storage, is_outage
 from core.settings import Settings
-from tests.serving import serving
+from tests.serving import Quiet, serving
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import LifecycleRuleUnionTypeDef
@@ -139,7 +139,7 @@ def test_the_unfinished_uploads_of_a_prefix_are_aborted_and_others_stay(storage:
         assert storage.size(key) == 4
 
 
-class DeniesDeletion(BaseHTTPRequestHandler):
+class DeniesDeletion(Quiet, BaseHTTPRequestHandler):
     """Answers a deletion with 200 and lists the object that was not deleted, as S3 does."""
 
     def do_POST(self) -> None:
@@ -151,9 +151,6 @@ class DeniesDeletion(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Log nothing."""
 
 
 def test_an_object_that_could_not_be_deleted_is_an_error_after_the_others_are_deleted(

@@ -31,6 +31,7 @@ from seft.errors import ConfigError, ContainerError, SourceError
 from seft.models.load import require_floats
 from seft.models.source import find
 from tests.seft.architectures import ARCHITECTURES
+from tests.serving import Quiet
 from tests.tiny import sparse_tiny, tiny_tokenizer
 
 NAME = "model.layers.2.mlp.down_proj.weight"
@@ -73,7 +74,7 @@ class Web:
 
 @contextmanager
 def served(web: Web) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet, BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -95,9 +96,6 @@ def served(web: Web) -> Iterator[str]:
                 self.wfile.write(part[at : at + 1])
             self.wfile.write(b"" if web.pause else part)
             web.sent += len(part)
-
-        def log_message(self, *_: object) -> None:
-            pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=server.serve_forever, daemon=True).start()

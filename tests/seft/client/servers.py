@@ -8,7 +8,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.serving import serving
+from tests.serving import Quiet, serving
 
 __all__ = ["Script", "Store", "file_view", "serving"]
 
@@ -34,7 +34,7 @@ class Script(ThreadingHTTPServer):
         self.answers.append((status, {name.replace("_", "-"): value for name, value in headers.items()}, content))
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Quiet, BaseHTTPRequestHandler):
     server: Script
 
     def answer(self) -> None:
@@ -53,9 +53,6 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 class Store(ThreadingHTTPServer):
@@ -78,7 +75,7 @@ class Store(ThreadingHTTPServer):
         return file_view(name, self.content, url)
 
 
-class StoreHandler(BaseHTTPRequestHandler):
+class StoreHandler(Quiet, BaseHTTPRequestHandler):
     server: Store
 
     def do_GET(self) -> None:
@@ -110,9 +107,6 @@ class StoreHandler(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": "0"}.items():
             self.send_header(name, value)
         self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 def file_view(name: str, content: bytes, url: str = "http://nowhere") -> dict[str, Any]:

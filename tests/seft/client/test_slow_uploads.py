@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from seft.client import Client
 from tests.seft.client.servers import Script, serving
+from tests.serving import Quiet
 from tests.tls import self_signed
 
 PIECE = 1 << 20
@@ -38,7 +39,7 @@ class SlowStore(ThreadingHTTPServer):
         """Ignore clients that end their connection."""
 
 
-class SlowHandler(BaseHTTPRequestHandler):
+class SlowHandler(Quiet, BaseHTTPRequestHandler):
     server: SlowStore
 
     def do_PUT(self) -> None:
@@ -50,9 +51,6 @@ class SlowHandler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture(autouse=True)

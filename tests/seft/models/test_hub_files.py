@@ -5,7 +5,6 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import pytest
 
@@ -13,11 +12,12 @@ from seft.errors import SourceError
 from seft.models import hub_files
 from seft.models.hub_files import hub_errors, read_part
 from tests.hub import use_hub
+from tests.serving import Quiet
 
 SIGNATURE = "?X-Amz-Signature=secret"
 
 
-class _Redirecting(BaseHTTPRequestHandler):
+class _Redirecting(Quiet, BaseHTTPRequestHandler):
     """Redirects each request to a signed link. The link answers 503, or sends one byte after another."""
 
     trickles = False
@@ -37,9 +37,6 @@ class _Redirecting(BaseHTTPRequestHandler):
                 while True:
                     self.wfile.write(b" ")
                     time.sleep(0.05)
-
-    def log_message(self, *_: Any) -> None:
-        """Log nothing, to keep the tests' output clean."""
 
 
 class _Trickling(_Redirecting):
