@@ -32,13 +32,12 @@ from core.access import keys, sign_ins
 from core.access.keys import Scope
 from core.infra.database import make_engine, make_sessions, one_session
 from core.settings import Settings
-from local.folder import FolderLock
 from local.processes import children_of
 from local.servers import Servers, make_settings
-from local.stack import Api
 from migrations import upgrade
 from tests import claims
 from tests.hollow import TEXTS, write_hollow
+from tests.serving import running_api
 
 FEW = 100
 Json = dict[str, Any]
@@ -117,15 +116,12 @@ def _site(servers: Servers, name: str) -> Iterator[Site]:
     with one_session(settings) as session:
         _, key = keys.issue(session, "default", "benchmark", Scope.ADMIN)
         _, metrics_key = keys.issue(session, "default", "metrics", Scope.METRICS)
-    lock = FolderLock(servers.lock.folder / name)
-    lock.acquire()
-    models = _models(lock.folder)
+    folder = servers.lock.folder / name
+    models = _models(folder)
     # The limits are checked as usual, but never reached.
     limits = {"SEFT_RATE_LIMIT": "1000000", "SEFT_TENANT_WAITING": "1000000000"}
     overrides = {"SEFT_MODEL_ROOTS": json.dumps([str(models)]), **limits}
-    api = Api(lock, {**os.environ, **variables, **overrides})
-    try:
-        api.start()
+    with running_api(folder, {**variables, **overrides}) as api:
         data = httpx2.post(
             f"{api.url}/datasets",
             files={"file": ("texts.jsonl", TEXTS)},
@@ -139,9 +135,6 @@ def _site(servers: Servers, name: str) -> Iterator[Site]:
         }
         assert api.process is not None
         yield Site(api.port, api.process.pid, servers.postgres.url(name), key, metrics_key, settings, job)
-    finally:
-        api.stop()
-        lock.release()
 
 
 def _models(folder: Path) -> Path:

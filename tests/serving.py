@@ -1,10 +1,15 @@
-"""Runs HTTP servers in threads of the tests."""
+"""Runs HTTP servers in threads of the tests, and the API in a process of its own."""
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 from typing import TypeVar
+
+from local.folder import FolderLock
+from local.stack import Api
 
 Server = TypeVar("Server", bound=ThreadingHTTPServer)
 
@@ -27,3 +32,17 @@ def serving(server: Server) -> Iterator[Server]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def running_api(folder: Path, variables: Mapping[str, str]) -> Iterator[Api]:
+    """Run the API as the only program in the folder until the context ends, with more environment variables."""
+    lock = FolderLock(folder)
+    lock.acquire()
+    api = Api(lock, {**os.environ, **variables})
+    try:
+        api.start()
+        yield api
+    finally:
+        api.stop()
+        lock.release()

@@ -1,7 +1,6 @@
 """The service that is attacked: an API process with real servers, and a fake hub with hostile models."""
 
 import json
-import os
 import secrets
 import signal
 import threading
@@ -20,11 +19,11 @@ from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.settings import Settings
-from local.folder import LOOPBACK, FolderLock
+from local.folder import LOOPBACK
 from local.processes import children_of
-from local.stack import Api
 from tests.hollow import TEXTS, safetensors, write_hollow
 from tests.hub import Repo, hub
+from tests.serving import running_api
 from tests.worker.conftest import variables
 
 INBOX = "attack-inbox"
@@ -74,13 +73,9 @@ class Target:
                 inbox.put(key, LINES)
                 stack.callback(inbox.delete, [key])
             endpoint = stack.enter_context(hub(self._repos(), {"hf_example": "attacker"}))
-            lock = FolderLock(self.folder / "server")
-            lock.acquire()
-            stack.callback(lock.release)
             hub_variables = {"HF_ENDPOINT": endpoint, "HF_HUB_CACHE": str(self.cache), "NO_PROXY": LOOPBACK}
-            self.api = Api(lock, {**os.environ, **variables(self.settings), **hub_variables})
-            stack.callback(self.api.stop)
-            self.api.start()
+            running = running_api(self.folder / "server", {**variables(self.settings), **hub_variables})
+            self.api = stack.enter_context(running)
             self.stack = stack.pop_all()
         return self
 

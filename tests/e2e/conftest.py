@@ -1,9 +1,7 @@
 """The whole service in separate processes: the API, workers with real training, and a client that uses HTTP."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,9 @@ import pytest
 
 from core.access.keys import Scope, issue
 from core.settings import Settings
-from local.folder import FolderLock
-from local.stack import Api
 from seft.client import Client
 from tests.e2e.collector import Collector, collecting
+from tests.serving import running_api
 from tests.worker.conftest import Backend, Workers, open_backend, variables, workers
 
 __all__ = ["open_backend", "workers"]
@@ -70,12 +67,5 @@ def service(
         _, secret = issue(session, "default", "tests", Scope.ADMIN)
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_texts[:60]))
-    lock = FolderLock(tmp_path / "api")
-    lock.acquire()
-    api = Api(lock, {**os.environ, **variables(backend.settings)})
-    with ExitStack() as stack:
-        stack.callback(lock.release)
-        stack.callback(api.stop)
-        api.start()
-        client = stack.enter_context(Client(api.url, secret))
+    with running_api(tmp_path / "api", variables(backend.settings)) as api, Client(api.url, secret) as client:
         yield Service(backend, client, workers, client.upload_dataset(data)["id"], collector)

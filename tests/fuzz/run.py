@@ -13,11 +13,12 @@ from pathlib import Path
 from core.access.keys import Scope, issue
 from core.infra.database import one_session
 from core.settings import Settings
-from local.folder import LOOPBACK, FolderLock
+from local.folder import LOOPBACK
 from local.stack import Api
 from seft.client import Client
 from tests.hollow import TEXTS, write_hollow
 from tests.hub import hub
+from tests.serving import running_api
 from tests.worker.conftest import variables
 
 HERE = Path(__file__).parent
@@ -65,16 +66,10 @@ def _serving(settings: Settings, folder: Path) -> Iterator[tuple[Api, str]]:
     """Start an API, and yield it with an administrator's key. Its hub has no models."""
     with one_session(settings) as session:
         _, secret = issue(session, "default", "fuzz", Scope.ADMIN)
-    lock = FolderLock(folder)
-    lock.acquire()
     with hub({}) as endpoint:
-        api = Api(lock, {**os.environ, **variables(settings), "HF_ENDPOINT": endpoint, "NO_PROXY": LOOPBACK})
-        try:
-            api.start()
+        hub_variables = {"HF_ENDPOINT": endpoint, "NO_PROXY": LOOPBACK}
+        with running_api(folder, {**variables(settings), **hub_variables}) as api:
             yield api, secret
-        finally:
-            api.stop()
-            lock.release()
 
 
 def _create_objects(url: str, secret: str, folder: Path) -> dict[str, str]:

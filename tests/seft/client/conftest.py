@@ -1,7 +1,6 @@
 """Fixtures: a scripted server, a real service, and a client that is once blocking and once asynchronous."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.settings import Settings
-from local.folder import FolderLock
 from local.servers import Servers
 from local.stack import Api
 from seft.client import AsyncClient, Client
@@ -28,6 +26,7 @@ from tests.conftest import as_owner, own_settings
 from tests.hollow import write_hollow
 from tests.hub import hub
 from tests.seft.client.servers import Script, serving
+from tests.serving import running_api
 from tests.worker.conftest import variables
 
 PAUSES = (0.01, 0.01)
@@ -95,17 +94,10 @@ def running(servers: Servers, template: str, tmp_path_factory: pytest.TempPathFa
     """An API with one model, no worker, and a hub that knows one token."""
     folder = tmp_path_factory.mktemp("service")
     models = write_hollow(folder / "models" / "tiny").parent
-    lock = FolderLock(folder / "api")
     with own_settings(servers, template, folder) as settings, hub({}, {"hf_example": "acme"}) as endpoint:
         more = variables(settings.model_copy(update={"model_roots": [models]}))
-        lock.acquire()
-        api = Api(lock, {**os.environ, **more, "HF_ENDPOINT": endpoint})
-        try:
-            api.start()
+        with running_api(folder / "api", {**more, "HF_ENDPOINT": endpoint}) as api:
             yield Running(api, settings, as_owner(servers, settings), models)
-        finally:
-            api.stop()
-            lock.release()
 
 
 @pytest.fixture
