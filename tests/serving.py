@@ -6,10 +6,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import uvicorn
+from fastapi import FastAPI
 
 from local.folder import FolderLock
 from local.stack import Api
+from tests.waiting import wait_for
 
 Server = TypeVar("Server", bound=ThreadingHTTPServer)
 
@@ -32,6 +36,20 @@ def serving(server: Server) -> Iterator[Server]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def serving_app(app: FastAPI, **options: Any) -> Iterator[str]:
+    """Run the app in a thread until the context ends, and yield its URL. `options` are those of uvicorn."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, **options))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        wait_for(lambda: server.started or not thread.is_alive())
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @contextmanager

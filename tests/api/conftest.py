@@ -1,7 +1,6 @@
 """A server with one API key and one valid model, and helpers for requests to it."""
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,7 +9,6 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from httpx2 import Client
 from sqlalchemy import func, update
@@ -28,7 +26,7 @@ from core.tables import Import
 from tests import claims
 from tests.hollow import TEXTS, write_hollow
 from tests.hub import hub, use_hub
-from tests.waiting import wait_for
+from tests.serving import serving_app
 
 NewClient = Callable[..., TestClient]
 Json = dict[str, Any]
@@ -137,21 +135,11 @@ def result(attempt: Attempt, app: FastAPI, sessions: sessionmaker[Session], tmp_
 @contextmanager
 def serving(app: FastAPI, client: TestClient) -> Iterator[Client]:
     """Run a real server, for tests that need connections, and yield a client with the same key."""
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app, port=0, http=HeadTimeoutProtocol, log_config=None, lifespan="off", timeout_graceful_shutdown=1
-        )
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        wait_for(lambda: server.started or not thread.is_alive())
-        port = server.servers[0].sockets[0].getsockname()[1]
-        with Client(base_url=f"http://127.0.0.1:{port}", headers=dict(client.headers), timeout=20) as connected:
-            yield connected
-    finally:
-        server.should_exit = True
-        thread.join()
+    with (
+        serving_app(app, http=HeadTimeoutProtocol, lifespan="off", timeout_graceful_shutdown=1) as url,
+        Client(base_url=url, headers=dict(client.headers), timeout=20) as connected,
+    ):
+        yield connected
 
 
 def problem(answer: Any, status: int, code: str) -> Json:

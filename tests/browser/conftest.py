@@ -1,15 +1,11 @@
 """A running server, a browser and a user. `tests.browser.simulated_jobs` plays the worker."""
 
 import os
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import uvicorn
-from fastapi import FastAPI
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -25,7 +21,7 @@ from seft.data.records import Format
 from tests.browser import chromium
 from tests.browser.simulated_jobs import SimulatedJob
 from tests.hollow import write_hollow
-from tests.waiting import wait_for
+from tests.serving import serving_app
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 TENANT = "acme"
@@ -82,7 +78,7 @@ def site(settings: Settings, tmp_path: Path) -> Iterator[Site]:
     models = tmp_path / "models"
     app = make_app(settings.model_copy(update={"model_roots": [models]}))
     services = app.state.services
-    with serve(app) as url:
+    with serving_app(app, access_log=False) as url:
         with services.sessions.begin() as session:
             _, secret = keys.issue(session, TENANT, "laptop", Scope.ADMIN)
             content = datasets.Content(sha256="ab" * 32, bytes=1_048_576, records=812, format=Format.TEXT)
@@ -90,20 +86,6 @@ def site(settings: Settings, tmp_path: Path) -> Iterator[Site]:
         new_site = Site(url, secret, settings, services.sessions, services.storage, dataset, models)
         new_site.add_model("tiny")
         yield new_site
-
-
-@contextmanager
-def serve(app: FastAPI) -> Iterator[str]:
-    """Serve the app in a thread, and yield its URL."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        wait_for(lambda: server.started or not thread.is_alive())
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @dataclass
