@@ -174,6 +174,12 @@ def quick_verification() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not verify the written files in a process of its own, which takes longer than the run of a tiny model."""
+    monkeypatch.setattr("seft.stages.verify", lambda _: None)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory, quick_verification: None) -> Path:
     """A Hugging Face folder with the trained tiny Llama, alone in its parent. Read only: all processes share it."""

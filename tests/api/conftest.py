@@ -142,6 +142,13 @@ def serving(app: FastAPI, client: TestClient) -> Iterator[Client]:
         yield connected
 
 
+@pytest.fixture
+def live(app: FastAPI, client: TestClient) -> Iterator[Client]:
+    """A client of a real server, for tests that need connections."""
+    with serving(app, client) as connected:
+        yield connected
+
+
 def problem(answer: Any, status: int, code: str) -> Json:
     """Check what is true of every problem report, and return this one."""
     assert answer.status_code == status, answer.text
@@ -154,6 +161,12 @@ def problem(answer: Any, status: int, code: str) -> Json:
     assert report["param"] == (report["errors"][0]["param"] if report["errors"] else None)
     assert all(error["rule"] and error["value"] and error["way_out"] for error in report["errors"])
     return report
+
+
+def stored(app: FastAPI) -> list[str]:
+    """Return the keys of all objects in the storage."""
+    keys: list[str] = app.state.services.storage.keys("")
+    return keys
 
 
 def finish(sessions: sessionmaker[Session], attempt: Attempt) -> None:

@@ -20,18 +20,13 @@ from api.deps import TENANT_UPLOADS
 from core.datasets.datasets import Content
 from core.datasets.uploads import DatasetStore
 from core.infra.storage import Storage
-from tests.api.conftest import NewClient, problem
+from tests.api.conftest import NewClient, problem, stored
 
 RIGHT = b'{"text": "a"}\n{"text": "b"}\n'
 
 
 def upload(client: TestClient, content: bytes, name: str = "texts.jsonl") -> Any:
     return client.post("/datasets", files={"file": (name, content)})
-
-
-def stored(app: FastAPI) -> list[str]:
-    keys: list[str] = app.state.services.storage.keys("")
-    return keys
 
 
 def test_a_right_file_is_stored_under_its_hash(app: FastAPI, client: TestClient) -> None:

@@ -23,7 +23,7 @@ from core.infra import storage
 from core.infra.storage import Storage
 from core.tables import Import
 from local.servers import Servers
-from tests.api.conftest import Json, NewClient, let_leases_end, problem
+from tests.api.conftest import Json, NewClient, let_leases_end, problem, stored
 
 RIGHT = b'{"text": "a"}\n{"text": "b"}\n'
 Sessions = sessionmaker[Session]
@@ -77,11 +77,6 @@ def claimed(sessions: Sessions) -> Import:
 def lease(session: Session, row: Import) -> timedelta:
     """Return the time until another importer can claim the import."""
     return session.scalars(select(type_coerce(Import.due_at - func.now(), Interval)).where(Import.id == row.id)).one()
-
-
-def stored(app: FastAPI) -> list[str]:
-    keys: list[str] = app.state.services.storage.keys("")
-    return keys
 
 
 def test_parts_become_the_same_dataset_as_one_upload_and_can_be_resumed(

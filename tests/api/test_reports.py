@@ -22,13 +22,6 @@ STREAM = {"Accept": "text/event-stream"}
 
 
 @pytest.fixture
-def live(app: FastAPI, client: TestClient) -> Iterator[Client]:
-    """A client of a real server, because streams need an open connection."""
-    with serving(app, client) as connected:
-        yield connected
-
-
-@pytest.fixture
 def other_live(app: FastAPI, client: TestClient) -> Iterator[Client]:
     """A client of another server over the same database."""
     other = make_app(app.state.services.settings)

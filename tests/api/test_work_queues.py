@@ -5,7 +5,7 @@ import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -38,17 +38,11 @@ def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
     return lambda: [int(child.name) for child in folder.iterdir()]
 
 
-@pytest.fixture
-def server(app: FastAPI, client: TestClient) -> Iterator[Client]:
-    with serving(app, client) as connected:
-        yield connected
-
-
-def ask(server: Client, dataset: str) -> socket.socket:
+def ask(live: Client, dataset: str) -> socket.socket:
     """Ask for a preview, and return the connection. The client leaves when it is closed."""
-    connection = socket.create_connection((server.base_url.host, server.base_url.port or 80), timeout=20)
+    connection = socket.create_connection((live.base_url.host, live.base_url.port or 80), timeout=20)
     request = f"GET /datasets/{dataset}/preview?model=tiny HTTP/1.1\r\nHost: x\r\n"
-    connection.sendall(f"{request}Authorization: {server.headers['Authorization']}\r\n\r\n".encode())
+    connection.sendall(f"{request}Authorization: {live.headers['Authorization']}\r\n\r\n".encode())
     return connection
 
 
@@ -80,27 +74,27 @@ def test_no_tenant_takes_all_turns_or_fills_the_queue() -> None:
     anyio.run(run)
 
 
-def test_a_preview_ends_with_its_client(server: Client, dataset: str, children: Callable[[], list[int]]) -> None:
-    with ask(server, dataset):
+def test_a_preview_ends_with_its_client(live: Client, dataset: str, children: Callable[[], list[int]]) -> None:
+    with ask(live, dataset):
         wait_for(lambda: len(children()) == 1)
         assert all(map(alive, children()))
     wait_for(lambda: not any(map(alive, children())))
 
 
 def test_a_flood_of_previews_starts_few_processes_and_is_refused_by_the_api_and_the_dashboard(
-    app: FastAPI, server: Client, dataset: str, children: Callable[[], list[int]], new_browser: NewBrowser
+    app: FastAPI, live: Client, dataset: str, children: Callable[[], list[int]], new_browser: NewBrowser
 ) -> None:
     browser: Browser = new_browser()
     with ExitStack() as flood:
         for _ in range(6):
-            flood.enter_context(ask(server, dataset))
+            flood.enter_context(ask(live, dataset))
         wait_for(lambda: app.state.services.previews._open["ours"] == 6 and len(children()) == 1)
-        refused = server.get(f"/datasets/{dataset}/preview", params={"model": "tiny"})
+        refused = live.get(f"/datasets/{dataset}/preview", params={"model": "tiny"})
         problem(refused, 503, "busy")
         page = browser.get(f"/dashboard/datasets/{dataset}", params={"model": "tiny"})
         assert (page.status_code, "Too many previews are waiting" in page.text) == (503, True)
         assert [answer.headers["retry-after"] for answer in (refused, page)] == ["5", "5"]
-        assert server.get("/readyz").status_code == 200
+        assert live.get("/readyz").status_code == 200
         assert len(children()) == 1
     wait_for(lambda: not any(map(alive, children())) and not app.state.services.previews._open)
 

@@ -10,7 +10,6 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seft import stages
 from seft.checkpoint import sparsity
 from seft.checkpoint.facts import Record, sha256
 from seft.cli import main
@@ -334,12 +333,6 @@ def test_the_record_and_the_card_name_the_teacher(tiny_folder: Path, pruned: Pat
     assert facts.repair
     assert facts.repair.distill_weight == 0.5
     assert f"with `{facts.base.reference}` as the teacher" in (tmp_path / "out" / "README.md").read_text()
-
-
-@pytest.fixture
-def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not verify the written files in a process of its own, which takes longer than the training."""
-    monkeypatch.setattr(stages, "verify", lambda _: None)
 
 
 @pytest.mark.usefixtures("unverified")

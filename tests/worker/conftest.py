@@ -88,9 +88,7 @@ class Backend:
             action(session, TENANT, job_id)
 
     def events(self, job_id: str) -> list[str]:
-        with self.sessions.begin() as session:
-            query = select(JobEvent.type).where(JobEvent.job_id == job_id).order_by(JobEvent.id)
-            return list(session.scalars(query))
+        return [row.type for row in self.event_rows(job_id)]
 
     def event_rows(self, job_id: str) -> list[JobEvent]:
         with self.sessions.begin() as session:

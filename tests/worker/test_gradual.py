@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from seft import stages
 from seft.checkpoint.facts import Record
 from seft.config import PruneSchedule, Retain
 from seft.data.packing import pack
@@ -82,12 +81,6 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_texts: list[str]) -> Runs:
     return Runs(tmp_path_factory.mktemp("runs"), tiny_folder.parent, tiny_texts)
-
-
-@pytest.fixture
-def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not verify the written files in a process of its own, which takes longer than the run of a tiny model."""
-    monkeypatch.setattr(stages, "verify", lambda _: None)
 
 
 def result_of(run: Run) -> Finished:
