@@ -28,10 +28,6 @@ CHECK_SECONDS = 0.2
 """Seconds between two checks whether all programs of the stack are running."""
 
 
-def silent(_: str) -> None:
-    """Ignore a step."""
-
-
 @dataclass(frozen=True)
 class Running:
     """A stack that is running."""
@@ -75,13 +71,13 @@ def find(folder: Path) -> Running | None:
     return None
 
 
-def start(folder: Path, report: Report = silent) -> Running:
+def start(folder: Path, report: Report) -> Running:
     """Start a stack in the background and wait until it is ready. It runs until `stop` is called."""
     return _launch(folder, None, report)[1]
 
 
 @contextmanager
-def attached(folder: Path, report: Report = silent) -> Iterator[Running]:
+def attached(folder: Path, report: Report) -> Iterator[Running]:
     """Run a stack in the background while the `with` block runs.
 
     The stack also stops if this process ends, even if it is killed.
@@ -138,7 +134,7 @@ class _Steps:
         return ""
 
 
-def stop(folder: Path, report: Report = silent) -> bool:
+def stop(folder: Path, report: Report) -> bool:
     """Stop the stack of this folder and wait until its last process has ended. Returns False if none was running."""
     if not folder.exists():
         return False

@@ -41,7 +41,7 @@ def stack(folder: Path, stacks: ExitStack) -> Running:
     """A running stack, started again if a test has ended it. The environment names a proxy that does not exist."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-        return background.find(folder) or stacks.enter_context(background.attached(folder))
+        return background.find(folder) or stacks.enter_context(background.attached(folder, print))
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:

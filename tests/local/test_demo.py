@@ -115,7 +115,7 @@ def test_the_demo_runs_from_the_upload_to_the_generated_text(
         "evaluate": {"held_out": 0.1, "windows": 32, "tokens": 96},
     }
     monkeypatch.setattr(demo, "SPEC", {**demo.SPEC, **spec})
-    with background.attached(tmp_path / "stack") as running:
+    with background.attached(tmp_path / "stack", print) as running:
         demo.demonstrate(running.url, running.api_key)
     output = capsys.readouterr().out
     assert re.search(r"zeros in the pruned layers \(60% requested\) +(59\.99|60\.00)%", output)
