@@ -18,17 +18,17 @@ ANSWER_SECONDS = 0.25
 
 # The generic cell rate algorithm (GCRA). The one number stored per key is the theoretical arrival time: the time at
 # which the next request would arrive if all arrived at exactly the allowed rate. All processes use the server's clock.
-# The stored time is at most `burst` ahead of now. If it is further ahead, the clock was set back, and it counts as now.
+# The stored time is at most `burst` ahead of now. If it is further ahead, the clock was set back. Then it is corrected.
 TAKE = """
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
 local stored = tonumber(redis.call('GET', KEYS[1]) or now)
-if stored > now + burst then stored = now end
-local paid = math.max(stored, now) + interval
-if paid - now > burst then return string.format('%.6f', paid - now - burst) end
-redis.call('SET', KEYS[1], string.format('%.6f', paid), 'PX', math.ceil((paid - now) * 1000))
-return '0'
+local ahead = math.min(math.max(stored - now, 0), burst)
+local wait = ahead + interval - burst
+if wait <= 0 then ahead = ahead + interval end
+redis.call('SET', KEYS[1], string.format('%.6f', now + ahead), 'PX', math.max(math.ceil(ahead * 1000), 1))
+return wait > 0 and string.format('%.6f', wait) or '0'
 """
 
 log = structlog.get_logger(__name__)

@@ -14,10 +14,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from api.dashboard.visitors import COOKIE
-from core.access import sign_ins
+from core.access import rates, sign_ins
 from core.access.keys import Scope
-from core.access.rates import Limiter
-from core.settings import Settings
 from core.tables import ApiKey, SignIn
 from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser
 
@@ -232,29 +230,38 @@ def test_scopes_apply_to_pages(new_browser: NewBrowser, job_id: str) -> None:
     assert new_browser(scope=Scope.WRITE).get("/dashboard/keys").status_code == 403
 
 
+@pytest.fixture
+def use_up(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that uses up the rate limit of a key for 70 seconds."""
+
+    def use(key_id: str) -> None:
+        limiter = app.state.services.limiter
+        monkeypatch.setattr(limiter, "_rate", 0.01)  # so a request takes a hundred seconds
+        monkeypatch.setattr(rates, "BURST_SECONDS", 130.0)
+        assert limiter.take(key_id) == 0
+
+    return use
+
+
 def test_browser_requests_count_toward_the_rate_limit_of_the_key(
-    browser: Browser, settings: Settings, sessions: Sessions
+    browser: Browser, use_up: Callable[[str], None], sessions: Sessions
 ) -> None:
     with sessions.begin() as session:
         key = session.scalars(select(ApiKey).where(ApiKey.name == "a browser")).one()
-    slow = Limiter(settings.model_copy(update={"rate_limit": 0.01}))
-    slow.take(key.id)  # one request at this rate uses up a hundred seconds
-    slow.close()
+    use_up(key.id)
     response = browser.get("/dashboard/")
     assert response.status_code == 429
     assert int(response.headers["retry-after"]) > 60
 
 
 def test_sign_ins_count_toward_the_rate_limit_of_the_key(
-    browser: Browser, secret: Callable[..., str], settings: Settings, sessions: Sessions
+    browser: Browser, secret: Callable[..., str], use_up: Callable[[str], None], sessions: Sessions
 ) -> None:
     key = secret()
     with sessions.begin() as session:
         (newest,) = session.scalars(select(ApiKey.id).order_by(ApiKey.id.desc()).limit(1))
         before = session.scalar(select(func.count()).select_from(SignIn))
-    slow = Limiter(settings.model_copy(update={"rate_limit": 0.01}))
-    slow.take(newest)
-    slow.close()
+    use_up(newest)
     response = browser.post("/dashboard/sign-in", data={"key": key})
     assert response.status_code == 429
     with sessions.begin() as session:
