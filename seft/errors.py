@@ -10,8 +10,15 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of the errors of a disk without space, and of a user who may use no more of it."""
 NO_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 """Part of the message of torch if the machine has no memory for a tensor. torch has no class of its own for this."""
-_NO_DEVICE_MEMORY = ("CUDA error: out of memory", "Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Parts of the messages if the device has no memory for something else than a tensor, such as a kernel."""
+NO_DEVICE_MEMORY = (
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",  # NCCL
+)
+"""Parts of the messages if a device has no memory for something other than a tensor, such as a kernel."""
 
 
 def is_host_memory_full(error: BaseException) -> bool:
@@ -24,7 +31,7 @@ def is_device_memory_full(error: BaseException) -> bool:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_DEVICE_MEMORY)
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in NO_DEVICE_MEMORY)
 
 
 class SeftError(Exception):

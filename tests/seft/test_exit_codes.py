@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from seft import cli, errors
-from seft.errors import NO_HOST_MEMORY, ConfigError, SeftError, SourceError
+from seft.errors import NO_DEVICE_MEMORY, NO_HOST_MEMORY, ConfigError, SeftError, SourceError
 from seft.exit_codes import SIGNALS, Exit, exit_of, report_error, stoppable
 from seft.models.hub_files import NOT_FOUND, UNREACHABLE
 
@@ -53,8 +53,7 @@ def test_a_signal_has_the_exit_code_of_the_table() -> None:
     [
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore lines"),
-        RuntimeError("Triton Error [CUDA]: out of memory"),
-        RuntimeError("CUDA error: out of memory\nmore lines"),
+        *(RuntimeError(f"{part}\nmore lines") for part in NO_DEVICE_MEMORY),
         RuntimeError(f"[enforce fail at alloc_cpu.cpp:118] . {NO_HOST_MEMORY}: you tried to allocate 9 bytes."),
     ],
 )

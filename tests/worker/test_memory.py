@@ -13,6 +13,7 @@ import torch
 from core import ids
 from core.specs import JobSpec
 from core.states import Phase
+from seft.errors import NO_DEVICE_MEMORY
 from tests.worker.conftest import Backend, supervisor
 from tests.worker.test_child import write_job
 from tests.worker.test_pipeline import Run, _restore_torch_settings  # noqa: F401
@@ -130,7 +131,7 @@ def test_a_tensor_for_which_the_machine_has_no_memory_is_lack_of_memory_of_the_m
     assert "you tried to allocate" in failed.message
 
 
-@pytest.mark.parametrize("message", ["Triton Error [CUDA]: out of memory", "CUDA error: out of memory"])
+@pytest.mark.parametrize("message", NO_DEVICE_MEMORY)
 def test_a_kernel_for_which_the_device_has_no_memory_is_lack_of_memory_of_the_device(
     message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
