@@ -302,7 +302,8 @@ def thousand() -> Study:
 
     The experiments are the default, the default with one change (other rates, equally sparse linears, nothing
     retained), the other methods, and the ceiling. The first rate of each other method is the best one of the study
-    `rates` in 1,000 steps, or half of `auto` where the study has no such rows. The others are half and twice this rate.
+    `rates` in 1,000 steps, or half of `auto` where the study has no such rows. Its other rates are half and twice the
+    first one.
     """
     high = _default(steps=1000, rate=1e-3)
     peers = {"seft": 0.015, "fixed_mask": 0.015, "masked_lora": 0.005, "spp": 0.015, "masked_full": 5e-4}

@@ -16,7 +16,7 @@ def read_stored(stored: dict[str, Any]) -> JobSpec:
 
 
 def read_if_valid(stored: dict[str, Any]) -> JobSpec | None:
-    """Return a stored request, or None if it is invalid now. Another version of the software has accepted it."""
+    """Return a stored request, or None if it is invalid now, because another version of the software accepted it."""
     try:
         return read_stored(stored)
     except ValidationError:

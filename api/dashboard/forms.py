@@ -148,7 +148,7 @@ def values_of_spec(spec: Mapping[str, Any]) -> dict[str, str]:
 
 
 def flatten(spec: Mapping[str, Any], whole: Collection[str] = (), prefix: str = "") -> dict[str, str]:
-    """Flatten nested settings to one level: dotted name -> value as text. The values of `whole` are not split."""
+    """Flatten nested settings to one level: dotted name -> value as text. Settings named in `whole` are not split."""
     flat: dict[str, str] = {}
     for name, value in spec.items():
         path = prefix + name

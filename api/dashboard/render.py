@@ -74,7 +74,7 @@ def go(path: str) -> Response:
 
 
 def go_after(action: str, known: Collection[str], path: str, run: Callable[[], object]) -> Response:
-    """Call `run` for an action, then redirect to a page, which says so if the current state forbids the action.
+    """Call `run` for an action, then redirect to the page `path`. It says so if the present state forbids the action.
 
     Raises NOT_FOUND if the action is not one of the known ones.
     """

@@ -5,7 +5,7 @@ Torch and transformers take seconds to import, which is longer than reading most
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,14 @@ UNITS: dict[int, type[np.unsignedinteger[Any]]] = {8: np.uint8, 16: np.uint16, 3
 
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class _Pruned(NamedTuple):
+    """A pruned tensor: the number of its block, its name and the counts of its matrices."""
+
+    block: int
+    name: str
+    counts: list[Count]
 
 
 def inspect(folder: Path) -> tuple[Sparsity, Record | None]:
@@ -83,7 +91,7 @@ def count_zeros(folder: Path, config: Mapping[str, Any]) -> Sparsity:
     Raises SourceError if the files have no blocks with linear layers, or a dtype whose zeros cannot be counted.
     """
     values, experts = text_config(config), expert_count(config)
-    model, lists = Count(0, 0), dict[str, list[tuple[int, str, list[Count]]]]()
+    model, lists = Count(0, 0), dict[str, list[_Pruned]]()
     for content, name, tensor in tensors(folder):
         if name == HEAD and values.get(TIED) is True:
             continue
@@ -93,15 +101,15 @@ def count_zeros(folder: Path, config: Mapping[str, Any]) -> Sparsity:
         counts = [_zeros(name, part, tensor.dtype) for part in np.split(content[tensor.begin : tensor.end], parts)]
         model = sum(counts, model)
         if place and pruned:
-            lists.setdefault(place[0], []).append((place[1], name.removesuffix(".weight"), counts))
+            lists.setdefault(place[0], []).append(_Pruned(place[1], name.removesuffix(".weight"), counts))
     if not lists:
         message = f"a model must have blocks with linear layers; {str(folder)!r} has none. Give another folder."
         raise SourceError(REFUSED, message)
-    decoder = max(lists.values(), key=lambda found: sum(count.weights for *_, counts in found for count in counts))
+    decoder = max(lists.values(), key=lambda found: sum(count.weights for each in found for count in each.counts))
     layers: dict[str, Count] = {}
-    for _, name, counts in sorted(decoder, key=lambda each: each[0]):
-        stack = len(counts) > 1
-        layers |= {f"{name}.{number}" if stack else name: count for number, count in enumerate(counts)}
+    for each in sorted(decoder, key=lambda each: each.block):
+        stack = len(each.counts) > 1
+        layers |= {f"{each.name}.{number}" if stack else each.name: count for number, count in enumerate(each.counts)}
     return Sparsity(layers, sum(layers.values(), Count(0, 0)), model)
 
 

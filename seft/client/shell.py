@@ -134,7 +134,7 @@ def console(*, stderr: bool = False) -> "Console":
 
 @contextmanager
 def bytes_bar(words: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Yield the function that shows how many of all bytes are done on a bar, or None if stderr is not a terminal."""
+    """Yield a function that shows a number of bytes and their total on a bar, or None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

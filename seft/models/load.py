@@ -74,8 +74,8 @@ def load(
     """Load the model and the tokenizer of a source onto `device`, with the weights in `dtype`.
 
     Buffers keep their float32 values, so that a model has the same buffers now and when its checkpoint is verified.
-    Without `keep_buffers`, they are those that transformers gives it for weights in `dtype`, because some architectures
-    cannot compute with buffers of another dtype. The weights are copies, so a later change of a file does not change
+    Without `keep_buffers`, the model has the buffers that transformers creates for weights in `dtype`. Some
+    architectures cannot compute with other ones. The weights are copies, so a later change of a file does not change
     them. Raises SourceError if the files are not a complete model.
     """
     source = replace(source, path=fetch(source))
@@ -85,7 +85,7 @@ def load(
             model = _load_model(source, folder, options, dtype)
             if keep_buffers and not _restore_buffers(model):
                 del model
-                model = _load_model(source, folder, options)
+                model = _load_model(source, folder, options)  # in float32; the weights are converted below
     model.config.use_cache = False
     for weight in model.parameters():
         weight.data = weight.data.to(dtype, copy=True)

@@ -1,4 +1,4 @@
-"""Base class of the repair methods that replace the forward functions of the linears, with one trainer per linear."""
+"""Base classes of the repair methods that replace the forward functions of the linears, and of their trainers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol

@@ -262,7 +262,10 @@ def _split_checked(windows: Packed) -> tuple[Packed, Packed]:
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a forward function whose activations are computed again in the backward pass. The bits are the same."""
+    """Return a forward function whose activations are computed again in the backward pass. The bits are the same.
+
+    This is activation checkpointing (Chen et al. 2016, arXiv 1604.06174).
+    """
 
     def run(*args: Any, **options: Any) -> Any:
         if not torch.is_grad_enabled():

@@ -73,7 +73,7 @@ class Method(Protocol):
     def grown_zeros(self) -> int:
         """Number of weights that were zero when pruning ended and are nonzero now. Also valid after `finish`."""
 
-    def before_step(self, _: int, /) -> None:
+    def before_step(self, step: int, /) -> None:  # noqa: ARG002 (some methods use it)
         """Prepare a step, if needed. The loop calls it before the first micro-batch of the step."""
         return
 
@@ -90,7 +90,7 @@ class Method(Protocol):
     def update(self, gradients: Sequence[Tensor], rate: float, scale: float) -> None:
         """Take one optimizer step with these gradients. Clipping has already multiplied them by `scale`."""
 
-    def evolve(self, _: int, /) -> Evolved | None:
+    def evolve(self, step: int, /) -> Evolved | None:  # noqa: ARG002 (some methods use it)
         """Run the topology event that is due after a step. Returns None if none is due."""
         return None
 

@@ -56,7 +56,7 @@ def sum_each_over_processes(tensors: Sequence[Tensor]) -> None:
 
 
 def groups(sizes: Sequence[int], most: int) -> Iterator[slice]:
-    """Yield slices that together cover the sizes. A slice with several sizes above 0 has a sum of at most `most`."""
+    """Yield slices that together cover the sizes. The sum of a slice is at most `most`, unless one size is larger."""
     first = total = 0
     for place, size in enumerate(sizes):
         if total and total + size > most:
