@@ -34,9 +34,11 @@ SHA256 = "ab" * 32
 
 
 @pytest.fixture
-def app(settings: Settings, tmp_path: Path) -> FastAPI:
+def app(settings: Settings, tmp_path: Path) -> Iterator[FastAPI]:
     folder = write_hollow(tmp_path / "models" / "tiny")
-    return make_app(settings.model_copy(update={"model_roots": [folder.parent]}))
+    made = make_app(settings.model_copy(update={"model_roots": [folder.parent]}))
+    yield made
+    made.state.services.engine.dispose()  # a test may connect without starting or after ending the application
 
 
 @pytest.fixture
