@@ -1,6 +1,7 @@
 """`python -m api` runs the server.
 
-Its commands create API keys, encrypt hub tokens with a new key, back up the bucket, and print the OpenAPI document.
+Its commands create API keys, encrypt hub tokens with a new key, copy the bucket, make the service the owner of the
+bucket, and print the OpenAPI document.
 """
 
 import json
@@ -11,6 +12,7 @@ import typer
 import uvicorn
 
 from api.protocol import HeadTimeoutProtocol
+from core import bucket_owner
 from core.access import hub_tokens, keys
 from core.access.encryption import Encryption
 from core.access.keys import Scope
@@ -27,7 +29,7 @@ HEALTHCHECK_SECONDS = 15
 cli = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 keys_cli = typer.Typer(help="Manage API keys.")
 cli.add_typer(keys_cli, name="keys")
-bucket_cli = typer.Typer(help="Copy the bucket to and from a folder.")
+bucket_cli = typer.Typer(help="Copy the bucket to and from a folder, or make this service its owner.")
 cli.add_typer(bucket_cli, name="bucket")
 hub_tokens_cli = typer.Typer(help="Encrypt tenants' tokens for the model hub.")
 cli.add_typer(hub_tokens_cli, name="hub-tokens")
@@ -98,6 +100,16 @@ def save_bucket(folder: Folder) -> None:
 def load_bucket(folder: Folder) -> None:
     """Upload all files of the folder to the bucket."""
     typer.echo(f"{bucket_backup.load(Storage(read(Settings)), folder)} objects uploaded")
+
+
+@bucket_cli.command("claim")
+def claim_bucket() -> None:
+    """Make this service the owner of the bucket. Use it only if the former owner does not exist any more."""
+    settings = read(Settings)
+    with one_session(settings) as session:
+        service = bucket_owner.service_id(session)
+    bucket_owner.claim(Storage(settings), service)
+    typer.echo(f"{settings.s3_bucket} belongs to this service now")
 
 
 @cli.command()

@@ -12,7 +12,7 @@ import core
 from api import errors, reference
 from api.dashboard.app import make_dashboard
 from api.dashboard.render import ROOT
-from api.deps import make_services
+from api.deps import Services, make_services
 from api.middleware import RequestMiddleware
 from api.query import require_known_parameters
 from api.routes import (
@@ -29,6 +29,7 @@ from api.routes import (
     webhooks,
     workers,
 )
+from core import bucket_owner
 from core.errors import Code
 from core.settings import Settings
 
@@ -88,7 +89,10 @@ def _home() -> Response:
 
 
 def make_app(settings: Settings) -> FastAPI:
-    """Make the application with these settings. Startup fails if the object storage does not answer."""
+    """Make the application with these settings.
+
+    Startup fails if the database or the object storage does not answer, or if another service owns the bucket.
+    """
     app = routes()
     app.state.services = make_services(settings)
     app.mount(ROOT, make_dashboard(app.state.services))
@@ -96,10 +100,17 @@ def make_app(settings: Settings) -> FastAPI:
     return app
 
 
+def _prepare_bucket(services: Services) -> None:
+    services.storage.ensure_bucket()
+    with services.sessions.begin() as session:
+        service = bucket_owner.service_id(session)
+    bucket_owner.require_own_bucket(services.storage, service)
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services = app.state.services
-    await run_sync(services.storage.ensure_bucket)
+    await run_sync(_prepare_bucket, services)
     yield
     services.engine.dispose()
     services.broker.close()

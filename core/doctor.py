@@ -20,9 +20,9 @@ import redis
 from pydantic import ValidationError
 from sqlalchemy import Connection, func, inspect, select
 
-from core import ids
+from core import bucket_owner, ids
 from core.infra import devices, sandbox
-from core.infra.database import make_engine
+from core.infra.database import make_engine, one_session
 from core.infra.storage import Storage
 from core.settings import Settings, flaws
 from core.tables import Base
@@ -194,6 +194,15 @@ def _check_link(settings: Settings, link: str) -> str:
     raise CheckFailed(f"stores objects and signs download links correctly; {found}", fix, State.NOTE)
 
 
+def owner(settings: Settings) -> str:
+    """Check that the bucket does not belong to another service."""
+    with one_session(settings) as session:
+        service = bucket_owner.service_id(session)
+    if foreign := bucket_owner.foreign_owner(Storage(settings), service):
+        raise CheckFailed(foreign, bucket_owner.FIX)
+    return f"{settings.s3_bucket} belongs to no other service"
+
+
 def disk(settings: Settings) -> str:
     """Check that the scratch folder is writable and has enough disk space."""
     settings.scratch.mkdir(parents=True, exist_ok=True)
@@ -293,6 +302,7 @@ CHECKS: dict[str, tuple[Callable[[Settings], str], str]] = {
         bucket,
         "Check that the storage runs and that SEFT_S3_ENDPOINT, _ACCESS_KEY, _SECRET_KEY and _BUCKET are correct.",
     ),
+    "owner": (owner, "Fix the database and the bucket first."),
     "disk": (disk, "Set SEFT_SCRATCH to a folder that the worker's user can write."),
     "models": (models, "Set SEFT_MODEL_ROOTS to existing folders that the service's user can read."),
     "sandbox": (training_sandbox, "Run the worker on Linux on x86-64 or aarch64."),

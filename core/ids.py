@@ -12,7 +12,7 @@ from typing import Literal
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
-Prefix = Literal["job", "file", "ckpt", "key", "req", "hook", "msg", "imp", "hub", "push"]
+Prefix = Literal["job", "file", "ckpt", "key", "req", "hook", "msg", "imp", "hub", "push", "svc"]
 
 
 def new(prefix: Prefix) -> str:

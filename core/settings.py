@@ -120,8 +120,8 @@ class Settings(DatabaseSettings):
     s3_bucket: str = Field(
         default="seft",
         description="Bucket for datasets and checkpoints. Created if it does not exist. Two services must not"
-        " share it: each deletes the objects of the other. With `deploy/Caddyfile`, it must not have the name"
-        " of a path of the API, such as `jobs`.",
+        " share it: each would delete the objects of the other. So the API does not start if another service owns"
+        " the bucket. With `deploy/Caddyfile`, it must not have the name of a path of the API, such as `jobs`.",
     )
     s3_access_key: SecretStr = Field(description="Access key of the object storage.")
     s3_secret_key: SecretStr = Field(description="Secret key of the object storage.")

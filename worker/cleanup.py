@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import doctor
+from core import bucket_owner, doctor
 from core.datasets import datasets, imports
 from core.infra.folders import entries
 from core.infra.storage import Storage, StoredObject
@@ -105,8 +105,14 @@ def clear_scratch(sessions: sessionmaker[Session], scratch: Path) -> None:
 def delete_unreferenced(sessions: sessionmaker[Session], storage: Storage) -> int:
     """Delete all objects without a database row. Return their number, without the objects of pages with an error.
 
-    An object that cannot be deleted does not prevent the deletion of objects of other pages.
+    An object that cannot be deleted does not prevent the deletion of objects of other pages. Nothing is deleted if the
+    bucket belongs to another service.
     """
+    with sessions.begin() as session:
+        service = bucket_owner.service_id(session)
+    if foreign := bucket_owner.foreign_owner(storage, service):
+        log.error("storage.belongs_to_another_service", error=foreign, fix=bucket_owner.FIX)
+        return 0
     deletions = {
         "jobs/": _delete_of_jobs,
         "datasets/": _delete_of_datasets,

@@ -1,7 +1,7 @@
 """Object storage on any server with an S3 API. This software chooses all keys, so no key needs escaping.
 
 Datasets have keys `datasets/<sha256>.jsonl`. A multipart upload is at `imports/<import id>` until it is checked.
-Files of an attempt have keys that start with `jobs/<job id>/<attempt>/`.
+Files of an attempt have keys that start with `jobs/<job id>/<attempt>/`. `core.bucket_owner` describes one more.
 """
 
 import io
@@ -163,7 +163,7 @@ class Storage:
         return self._s3.create_multipart_upload(Bucket=self._bucket, Key=key)["UploadId"]
 
     def upload_part(self, key: str, upload: str, number: int, content: bytes) -> Part:
-        """Store one part of a multipart upload. Part numbers start at 1. A part that is sent again is replaced."""
+        """Store one part of a multipart upload. Part numbers start at 1."""
         reply = self._s3.upload_part(Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=number, Body=content)
         return Part(len(content), reply["ETag"])
 

@@ -8,7 +8,7 @@ from core.tables.base import Base, Json
 from core.tables.datasets import Dataset, Import, StoredDataset
 from core.tables.jobs import Checkpoint, Holding, IdempotencyKey, Job, JobEvent, JobLabel, JobMetric
 from core.tables.pushes import Push
-from core.tables.service import Chore, Total, Turn, Worker
+from core.tables.service import Chore, Service, Total, Turn, Worker
 from core.tables.webhooks import Webhook, WebhookDelivery
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "JobMetric",
     "Json",
     "Push",
+    "Service",
     "SignIn",
     "StoredDataset",
     "Total",

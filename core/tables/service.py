@@ -1,11 +1,21 @@
-"""The tables of the service itself: workers, periodic tasks, turns in shared queues, and sums."""
+"""The tables of the service itself: its id, workers, periodic tasks, turns in shared queues, and sums."""
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Double, func, text
+from sqlalchemy import BigInteger, CheckConstraint, Double, func, text, true
 from sqlalchemy.orm import Mapped, mapped_column
 
 from core.tables.base import Base, Json
+
+
+class Service(Base):
+    """The only row of this table has the id of the service. See `core.bucket_owner`."""
+
+    __tablename__ = "service"
+    __table_args__ = (CheckConstraint("single", name="service_has_one_row"),)
+
+    single: Mapped[bool] = mapped_column(primary_key=True, server_default=true())
+    id: Mapped[str]
 
 
 class Worker(Base):

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 
 from api.app import make_app
 from api.protocol import HeadTimeoutProtocol
+from core import bucket_owner
 from core.access import keys
 from core.access.keys import Scope
 from core.jobs import attempts
@@ -166,9 +167,8 @@ def problem(answer: Any, status: int, code: str) -> Json:
 
 
 def stored(app: FastAPI) -> list[str]:
-    """Return the keys of all objects in the storage."""
-    keys: list[str] = app.state.services.storage.keys("")
-    return keys
+    """Return the keys of all objects in the storage, except for the id of the service."""
+    return [key for key in app.state.services.storage.keys("") if key != bucket_owner.KEY]
 
 
 def finish(sessions: sessionmaker[Session], attempt: Attempt) -> None:

@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 from sqlalchemy import text
 
-from core import ids
+from core import bucket_owner, ids
 from core.access import keys
 from core.access.keys import Scope
 from core.datasets import datasets, imports
@@ -96,8 +96,12 @@ def test_an_unknown_object_is_kept_for_a_day_and_if_older_than_the_database(
     aged.age = timedelta(days=4)
     assert cleanup.delete_unreferenced(backend.sessions, aged) == 0, "they are older than the first key"
     aged.age = timedelta(days=2)
+    bucket_owner.claim(aged, "svc_other")
+    assert cleanup.delete_unreferenced(backend.sessions, aged) == 0, "the bucket belongs to another service"
+    with backend.sessions.begin() as session:
+        bucket_owner.claim(aged, bucket_owner.service_id(session))
     assert cleanup.delete_unreferenced(backend.sessions, aged) == len(unknown)
-    assert backend.storage.keys("") == referenced
+    assert backend.storage.keys("") == [*referenced, bucket_owner.KEY]
 
 
 def test_the_sweep_deletes_expired_rows_and_their_objects(backend: Backend, job_id: str, aged: Aged) -> None:
