@@ -5,8 +5,7 @@ from fastapi import APIRouter
 from api.deps import Admin, Auth, CurrentServices, JsonRoute
 from api.errors import BODY, responses
 from api.schemas.models import HubTokenRequest, HubTokenView
-from api.usecases.audited import audited
-from core.access import hub_tokens
+from api.usecases import hub_token as usecases
 from core.errors import Code
 
 router = APIRouter(prefix="/hub-token", tags=["models"], route_class=JsonRoute)
@@ -19,20 +18,16 @@ def put_hub_token(services: CurrentServices, caller: Admin, body: HubTokenReques
     The token is stored encrypted. The service sends it only to the hub. It asks the hub immediately who owns the token.
     Later it uses the token for pushes, and to read what the hub refuses without it.
     """
-    token = body.token.get_secret_value()
-    encrypted = services.encryption.encrypt(token, caller.tenant)
-    name = services.models.token_owner(caller.tenant, token)
-    return audited(services, caller, "put_hub_token", HubTokenView.of, hub_tokens.put, encrypted, name)
+    return usecases.put(services, caller, body)
 
 
 @router.get("", responses=responses(Code.NOT_FOUND))
 def get_hub_token(services: CurrentServices, caller: Auth) -> HubTokenView:
     """Get the name of the hub account that owns your tenant's token, and the time when the token was stored."""
-    with services.sessions.begin() as session:
-        return HubTokenView.of(hub_tokens.get(session, caller.tenant))
+    return usecases.get(services, caller)
 
 
 @router.delete("", responses=responses(Code.NOT_FOUND))
 def delete_hub_token(services: CurrentServices, caller: Admin) -> HubTokenView:
     """Delete your tenant's hub token. Files that running jobs downloaded with it are deleted when those jobs end."""
-    return audited(services, caller, "delete_hub_token", HubTokenView.of, hub_tokens.remove)
+    return usecases.delete(services, caller)

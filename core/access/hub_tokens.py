@@ -17,8 +17,8 @@ from core.errors import Code, Flaw, ProblemError
 from core.tables import HubToken, Json
 from seft.models.hub_files import DENIED_STATUSES, HUB_SECONDS
 
-HOW_TO_SET = "PUT /hub-token (`seft hub-token set`)"
-"""How a tenant stores its token, by the API and by the command line."""
+HOW_TO_SET = "PUT /hub-token (`seft hub-token set`, or the page Keys in the dashboard)"
+"""How a tenant stores its token: by the API, the command line or the dashboard."""
 
 
 def account(token: str) -> Json:

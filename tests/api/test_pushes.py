@@ -143,7 +143,7 @@ def test_the_page_of_a_job_pushes_its_result(
 ) -> None:
     browser, path = new_browser(), f"/jobs/{result}"
     refused = browser.submit(f"{path}/push", {"repository": "acme/sparse"})
-    assert (refused.status_code, "(`seft hub-token set`)" in visible(refused.text)) == (422, True)
+    assert (refused.status_code, "(`seft hub-token set`, or the page Keys in" in visible(refused.text)) == (422, True)
     give(client, WRITER)
     assert browser.submit(f"{path}/push", {"repository": "sparse"}).status_code == 422
     assert browser.submit(f"{path}/push", {"repository": " acme/sparse "}).headers["location"] == ROOT + path

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from core import webhooks, workers
-from core.access import keys
+from core.access import hub_tokens, keys
 from core.access.keys import Scope
 from core.jobs import attempts, pushes
 from core.jobs.reports import CHANGES
@@ -48,6 +48,7 @@ def pages(site: Site) -> list[str]:
         workers.record_heartbeat(session, "gpu-1", GPU)
         revoked, _ = keys.issue(session, TENANT, "revoked", Scope.READ)
         keys.revoke(session, TENANT, revoked.id, by="")
+        hub_tokens.put(session, TENANT, "encrypted", "acme-" * 20)
         hook = webhooks.create(session, TENANT, "https://example.com/" + "seft/" * 60, ["job.failed"]).id
         webhooks.send_test(session, TENANT, hook)
         webhooks.record_result(session, webhooks.claim(session, 1)[0], DeliveryResult(503, "busy"))

@@ -297,10 +297,8 @@ def test_a_token_that_is_refused_fails_with_the_way_out_and_leaks_nowhere(
     refused = row(backend, job_id)
     assert refused.error
     assert (refused.state, refused.error["code"]) == ("failed", "hub_refused")
-    assert (
-        f"PUT /hub-token (`seft hub-token set`), and push again with POST /jobs/{job_id}/push"
-        in refused.error["message"]
-    )
+    store = "PUT /hub-token (`seft hub-token set`, or the page Keys in the dashboard)"
+    assert f"{store}, and push again with POST /jobs/{job_id}/push" in refused.error["message"]
     assert (backend.job(job_id).status, result(backend, job_id) != {}) == ("succeeded", True)
     assert backend.event_rows(job_id)[-1].data["error"] == refused.error
     with backend.sessions.begin() as session:

@@ -1,9 +1,9 @@
-"""The page of API keys and the audit log, for administrators: create, revoke and list keys."""
+"""The page of API keys, the hub token and the audit log, for administrators."""
 
 from typing import get_args
 
 from fastapi import APIRouter, Request, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Administrator, Submitted, Visitor
@@ -11,6 +11,8 @@ from api.deps import CurrentServices, Services
 from api.errors import TABLE
 from api.flaws import flaws_of_model
 from api.schemas.keys import AuditView, KeyRequest, KeyView, TenantScope
+from api.schemas.models import HubTokenRequest
+from api.usecases import hub_token
 from api.usecases import keys as usecases
 from core import ids
 from core.access import audit, keys
@@ -34,17 +36,38 @@ def create_key(request: Request, services: CurrentServices, visitor: Administrat
     try:
         body = KeyRequest.model_validate({"name": form.get("name"), "scope": form.get("scope")})
     except ValidationError as error:
-        flaw = flaws_of_model(KeyRequest, error)[0]
-        return _page(request, services, visitor, problem=f"{flaw.param}: {flaw.rule}. {flaw.way_out}", status=422)
+        return _page(request, services, visitor, problem=_text(KeyRequest, error), status=422)
     key = usecases.create(services, visitor.caller, body)
     answer = _page(request, services, visitor, secret=key.secret)
     answer.headers["Cache-Control"] = "no-store"
     return answer
 
 
+@router.post("/hub-token")
+def store_hub_token(request: Request, services: CurrentServices, visitor: Administrator, form: Submitted) -> Response:
+    """Store the tenant's token for the model hub."""
+    try:
+        hub_token.put(services, visitor.caller, HubTokenRequest.model_validate({"token": form.get("token")}))
+    except ValidationError as error:
+        return _page(request, services, visitor, problem=_text(HubTokenRequest, error), status=422)
+    except ProblemError as error:
+        return _problem_page(request, services, visitor, error)
+    return go("/keys")
+
+
+@router.post("/hub-token/delete")
+def delete_hub_token(request: Request, services: CurrentServices, visitor: Administrator, _: Submitted) -> Response:
+    """Delete the tenant's token for the model hub."""
+    try:
+        hub_token.delete(services, visitor.caller)
+    except ProblemError as error:
+        return _problem_page(request, services, visitor, error)
+    return go("/keys")
+
+
 @router.get("/{key_id}")
 def show_key(_: Administrator) -> Response:
-    """Show the list, because a key has no page of its own."""
+    """Show the list, because neither a key nor the hub token has a page of its own."""
     return go("/keys")
 
 
@@ -56,8 +79,17 @@ def revoke_key(
     try:
         usecases.revoke(services, visitor.caller, key_id)
     except ProblemError as error:
-        return _page(request, services, visitor, problem=error.message, status=int(TABLE[error.code][0]))
+        return _problem_page(request, services, visitor, error)
     return go("/keys")
+
+
+def _text(model: type[BaseModel], error: ValidationError) -> str:
+    flaw = flaws_of_model(model, error)[0]
+    return f"{flaw.param}: {flaw.rule}. {flaw.way_out}"
+
+
+def _problem_page(request: Request, services: Services, visitor: Visitor, error: ProblemError) -> Response:
+    return _page(request, services, visitor, problem=error.message, status=int(TABLE[error.code][0]))
 
 
 def _page(
@@ -75,6 +107,10 @@ def _page(
             session, visitor.caller.tenant, after=after if ids.is_id("key", after) else None, limit=LIMIT
         )
         changes, older_changes = audit.page(session, visitor.caller.tenant, after=None, limit=AUDIT_LIMIT)
+    try:
+        stored = hub_token.get(services, visitor.caller)
+    except ProblemError:
+        stored = None
     return page(
         request,
         visitor,
@@ -85,6 +121,7 @@ def _page(
         changes=[AuditView.of(row) for row in changes],
         older_changes=older_changes,
         scopes=get_args(TenantScope),
+        hub_token=stored,
         secret=secret,
         problem=problem,
     )

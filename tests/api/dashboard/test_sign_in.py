@@ -157,6 +157,8 @@ FORMS = [
     "/datasets/file_1/delete",
     "/keys",
     "/keys/key_1/revoke",
+    "/keys/hub-token",
+    "/keys/hub-token/delete",
     "/jobs/job_1/cancel",
     "/webhooks",
     "/webhooks/hook_1/rotate",
