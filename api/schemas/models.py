@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, Field, SecretStr
 
 from api.schemas.shared import TIME, RowView, example
+from core.access.keys import KEY_PREFIX
 from core.models.catalogue import CatalogueEntry
 from core.models.results import is_result
 from core.request_fields import Spec
@@ -86,6 +87,8 @@ def _sendable(token: SecretStr) -> SecretStr:
     """Reject a token that an HTTP header cannot carry, such as one that was copied with a line break."""
     if not all("!" <= character <= "~" for character in token.get_secret_value()):
         raise ValueError("must have only printable ASCII characters, without spaces and line breaks")
+    if token.get_secret_value().startswith(KEY_PREFIX):
+        raise ValueError("must be a token of the hub, and not an API key of this service")
     return token
 
 

@@ -18,6 +18,8 @@ from core.errors import Code, ProblemError
 from core.infra.database import newest_first
 from core.tables import ApiKey
 
+KEY_PREFIX = "seft_"
+"""Start of every API key."""
 USE_SECONDS = 60
 """Minimum seconds between two updates of a key's `last_used_at`."""
 
@@ -44,7 +46,7 @@ class Scope(StrEnum):
 
 def issue(session: Session, tenant: str, name: str, scope: Scope) -> tuple[ApiKey, str]:
     """Create a key. Return its row and its secret. The secret is not stored anywhere."""
-    secret = f"seft_{secrets.token_urlsafe(32)}"
+    secret = f"{KEY_PREFIX}{secrets.token_urlsafe(32)}"
     key = ApiKey(id=ids.new("key"), tenant=tenant, name=name, scope=scope, sha256=digest(secret))
     session.add(key)
     session.flush()

@@ -11,12 +11,13 @@ from api.deps import CurrentServices, Services
 from api.errors import TABLE
 from api.flaws import flaws_of_model
 from api.schemas.keys import AuditView, KeyRequest, KeyView, TenantScope
-from api.schemas.models import HubTokenRequest
+from api.schemas.models import HubTokenRequest, HubTokenView
 from api.usecases import hub_token
 from api.usecases import keys as usecases
 from core import ids
 from core.access import audit, keys
 from core.errors import ProblemError
+from core.tables import HubToken
 
 LIMIT = 100
 AUDIT_LIMIT = 20
@@ -47,7 +48,8 @@ def create_key(request: Request, services: CurrentServices, visitor: Administrat
 def store_hub_token(request: Request, services: CurrentServices, visitor: Administrator, form: Submitted) -> Response:
     """Store the tenant's token for the model hub."""
     try:
-        hub_token.put(services, visitor.caller, HubTokenRequest.model_validate({"token": form.get("token")}))
+        body = HubTokenRequest.model_validate({"token": str(form.get("token", "")).strip()})
+        hub_token.put(services, visitor.caller, body)
     except ValidationError as error:
         return _page(request, services, visitor, problem=_text(HubTokenRequest, error), status=422)
     except ProblemError as error:
@@ -103,14 +105,12 @@ def _page(
     status: int = 200,
 ) -> Response:
     with services.sessions.begin() as session:
+        stored = session.get(HubToken, visitor.caller.tenant)
         rows, more = keys.page(
             session, visitor.caller.tenant, after=after if ids.is_id("key", after) else None, limit=LIMIT
         )
         changes, older_changes = audit.page(session, visitor.caller.tenant, after=None, limit=AUDIT_LIMIT)
-    try:
-        stored = hub_token.get(services, visitor.caller)
-    except ProblemError:
-        stored = None
+        token = HubTokenView.of(stored) if stored else None
     return page(
         request,
         visitor,
@@ -121,7 +121,7 @@ def _page(
         changes=[AuditView.of(row) for row in changes],
         older_changes=older_changes,
         scopes=get_args(TenantScope),
-        hub_token=stored,
+        hub_token=token,
         secret=secret,
         problem=problem,
     )

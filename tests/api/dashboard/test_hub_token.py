@@ -22,7 +22,7 @@ def accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("accounts")
 def test_a_token_is_stored_replaced_and_deleted(browser: Browser) -> None:
     for token, owner in ((FIRST, "acme"), (SECOND, "acme-research")):
-        assert browser.submit("/keys/hub-token", {"token": token}).headers["location"].endswith("/keys")
+        assert browser.submit("/keys/hub-token", {"token": f"{token} "}).headers["location"].endswith("/keys")
         page = browser.show("/keys")
         assert f"Token of <b>{owner}</b>" in page
         assert token not in page
@@ -41,6 +41,7 @@ def test_a_token_is_stored_replaced_and_deleted(browser: Browser) -> None:
         ("", "at least 1 character"),
         ("hf_a b", "printable ASCII"),
         ("hf_unknown", "The hub rejected this token"),
+        ("seft_key", "not an API key of this service"),
     ],
 )
 def test_a_token_that_cannot_be_used_is_refused_and_not_shown(browser: Browser, token: str, reason: str) -> None:
