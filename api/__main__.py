@@ -106,10 +106,13 @@ def load_bucket(folder: Folder) -> None:
 def claim_bucket() -> None:
     """Make this service the owner of the bucket. Use it only if the former owner does not exist any more."""
     settings = read(Settings)
+    storage = Storage(settings)
+    storage.ping()
     with one_session(settings) as session:
         service = bucket_owner.service_id(session)
-    bucket_owner.claim(Storage(settings), service)
-    typer.echo(f"{settings.s3_bucket} belongs to this service now")
+    former = bucket_owner.owner(storage)
+    bucket_owner.claim(storage, service)
+    typer.echo(f"{settings.s3_bucket} belongs to this service now ({service}). Its former owner: {former or 'none'}.")
 
 
 @cli.command()

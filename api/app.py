@@ -4,9 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import structlog
 from anyio.to_thread import run_sync
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
+from sqlalchemy.exc import OperationalError
 
 import core
 from api import errors, reference
@@ -39,6 +41,9 @@ Upload a dataset, create a job with `POST /jobs`, follow it, and download a chec
 Unknown fields and unknown query parameters are rejected. Every error response is a problem report (RFC 9457,
 `application/problem+json`).
 """
+
+
+log = structlog.get_logger(__name__)
 
 
 class Api(FastAPI):
@@ -91,7 +96,7 @@ def _home() -> Response:
 def make_app(settings: Settings) -> FastAPI:
     """Make the application with these settings.
 
-    Startup fails if the database or the object storage does not answer, or if another service owns the bucket.
+    Startup fails if the object storage does not answer, or if another service owns the bucket.
     """
     app = routes()
     app.state.services = make_services(settings)
@@ -102,8 +107,12 @@ def make_app(settings: Settings) -> FastAPI:
 
 def _prepare_bucket(services: Services) -> None:
     services.storage.ensure_bucket()
-    with services.sessions.begin() as session:
-        service = bucket_owner.service_id(session)
+    try:
+        with services.sessions.begin() as session:
+            service = bucket_owner.service_id(session)
+    except OperationalError as error:  # the supervisor would stop all processes if this one did not start
+        log.warning("bucket.owner_not_checked", error=str(error.orig))
+        return
     bucket_owner.require_own_bucket(services.storage, service)
 
 

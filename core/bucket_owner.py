@@ -1,7 +1,7 @@
 """The owner of a bucket. A service deletes objects without a row in its database, so services must not share a bucket.
 
-The database has an id. When the API starts, it writes the id to the object `service` of the bucket. If the bucket has
-the id of another database, the API does not start, and workers do not delete objects without a row.
+The database has an id. When the API starts, it writes the id to the object `OWNER` of the bucket, if there is none. If
+the bucket has the id of another database, the API does not start, and workers do not delete objects without a row.
 """
 
 from botocore.exceptions import ClientError
@@ -10,13 +10,13 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from core import ids
-from core.infra.storage import Storage, is_missing
+from core.infra.storage import OWNER, Storage, is_missing
 from core.tables import Service
 
-KEY = "service"
-"""Key of the object with the id of the service that owns the bucket."""
+ID_BYTES = 100
+"""Maximum number of bytes that are read of an id."""
 FIX = (
-    "Set SEFT_S3_BUCKET to a bucket of its own. If the other service does not exist any more, run"
+    "Set SEFT_S3_BUCKET to a bucket that no other service uses. If the other service does not exist any more, run"
     " `python -m api bucket claim`."
 )
 
@@ -27,6 +27,8 @@ class ForeignBucketError(Exception):
 
 def service_id(session: Session) -> str:
     """Return the id of the service of this database. The first call makes it."""
+    if found := session.scalars(select(Service.id)).one_or_none():
+        return found
     session.execute(insert(Service).values(id=ids.new("svc")).on_conflict_do_nothing())
     return session.scalars(select(Service.id)).one()
 
@@ -41,7 +43,7 @@ def require_own_bucket(storage: Storage, service: str) -> None:
 
 def claim(storage: Storage, service: str) -> None:
     """Make the service the owner of the bucket, whoever owned it before. Its id must be committed before."""
-    storage.put(KEY, service.encode())
+    storage.put(OWNER, service.encode())
 
 
 def foreign_owner(storage: Storage, service: str) -> str:
@@ -55,7 +57,7 @@ def foreign_owner(storage: Storage, service: str) -> str:
 def owner(storage: Storage) -> str | None:
     """Return the id of the service that owns the bucket. None if it has no owner."""
     try:
-        return storage.read(KEY).decode()
+        return storage.read(OWNER, ID_BYTES).decode(errors="replace").strip()
     except ClientError as error:
         if not is_missing(error):
             raise

@@ -5,7 +5,7 @@ from. Everything else of a job can be deleted. `delete_unreferenced` deletes obj
 lost attempts, interrupted uploads, and expired or deleted rows. It lists a page of objects first and reads the rows
 afterwards, so it sees rows that were created in between. Only the running attempt of a job creates rows for objects of
 the job. A recent object without a row may belong to an upload in progress, so it is kept for a day. An object that is
-older than the database belongs to another service and is kept.
+older than the database may be of a lost database and is kept.
 """
 
 import time

@@ -4,6 +4,8 @@ An object never changes after it was stored, so a file that is already in the fo
 `save` once before and once after the dump of the database. The folder then contains every object that the dump refers
 to, except objects that were created and deleted between the two runs. This is usually the saved state of a running job.
 After a restore, such a job starts again from the beginning.
+
+The id of the owner of the bucket (`OWNER`) is not copied: it is in the database.
 """
 
 import re
@@ -11,7 +13,7 @@ from pathlib import Path
 
 from botocore.exceptions import ClientError
 
-from core.infra.storage import Storage, is_missing
+from core.infra.storage import OWNER, Storage, is_missing
 
 PART = ".part"
 REMAINS = re.compile(rf"\{PART}(\.[0-9a-fA-F]{{8}})?$")
@@ -29,7 +31,7 @@ def save(storage: Storage, folder: Path) -> int:
     fetched = 0
     for key in storage.keys(""):
         path = folder / key
-        if path.exists():
+        if key == OWNER or path.exists():
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + PART)
@@ -47,7 +49,12 @@ def save(storage: Storage, folder: Path) -> int:
 def load(storage: Storage, folder: Path) -> int:
     """Upload all files of the folder to the bucket, and return their number. Creates the bucket if it is missing."""
     storage.ensure_bucket()
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not REMAINS.search(path.name)]
-    for path in files:
-        storage.upload(path, path.relative_to(folder).as_posix())
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not REMAINS.search(path.name)
+    }
+    files.pop(OWNER, None)
+    for key, path in files.items():
+        storage.upload(path, key)
     return len(files)

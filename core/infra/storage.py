@@ -1,7 +1,7 @@
 """Object storage on any server with an S3 API. This software chooses all keys, so no key needs escaping.
 
 Datasets have keys `datasets/<sha256>.jsonl`. A multipart upload is at `imports/<import id>` until it is checked.
-Files of an attempt have keys that start with `jobs/<job id>/<attempt>/`. `core.bucket_owner` describes one more.
+Files of an attempt have keys that start with `jobs/<job id>/<attempt>/`.
 """
 
 import io
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
         PartTypeDef,
     )
 
+OWNER = "service"
+"""Key of the object with the id of the service that owns the bucket. See `core.bucket_owner`."""
 DELETE_BATCH = 1000
 """Maximum number of objects that S3 deletes in one request."""
 PART_BYTES, MOST_PART_BYTES, PARTS = 16 << 20, 128 << 20, 10_000
@@ -163,7 +165,7 @@ class Storage:
         return self._s3.create_multipart_upload(Bucket=self._bucket, Key=key)["UploadId"]
 
     def upload_part(self, key: str, upload: str, number: int, content: bytes) -> Part:
-        """Store one part of a multipart upload. Part numbers start at 1."""
+        """Store one part of a multipart upload. Part numbers start at 1. S3 replaces a part that is sent again."""
         reply = self._s3.upload_part(Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=number, Body=content)
         return Part(len(content), reply["ETag"])
 

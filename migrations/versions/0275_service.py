@@ -1,4 +1,8 @@
-"""The id of the service, by which it recognizes its bucket."""
+"""The id of the service, by which it recognizes its bucket.
+
+A downgrade keeps the table: with another id, the next version would not recognize the bucket. Older software does not
+use it.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,8 +17,9 @@ def upgrade() -> None:
         sa.Column("single", sa.Boolean, server_default=sa.true(), primary_key=True),
         sa.Column("id", sa.Text, nullable=False),
         sa.CheckConstraint("single", name="service_has_one_row"),
+        if_not_exists=True,
     )
 
 
 def downgrade() -> None:
-    op.drop_table("service")
+    """Keep the table."""

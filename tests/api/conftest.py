@@ -17,9 +17,9 @@ from starlette.testclient import TestClient
 
 from api.app import make_app
 from api.protocol import HeadTimeoutProtocol
-from core import bucket_owner
 from core.access import keys
 from core.access.keys import Scope
+from core.infra.storage import OWNER
 from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.settings import Settings
@@ -168,7 +168,7 @@ def problem(answer: Any, status: int, code: str) -> Json:
 
 def stored(app: FastAPI) -> list[str]:
     """Return the keys of all objects in the storage, except for the id of the service."""
-    return [key for key in app.state.services.storage.keys("") if key != bucket_owner.KEY]
+    return [key for key in app.state.services.storage.keys("") if key != OWNER]
 
 
 def finish(sessions: sessionmaker[Session], attempt: Attempt) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import PostgresDsn
 from typer.testing import CliRunner
 
 from api.__main__ import cli
@@ -13,8 +14,9 @@ from core import bucket_owner
 from core.bucket_owner import ForeignBucketError
 from core.doctor import State, run_check
 from core.infra.database import one_session
-from core.infra.storage import Storage
+from core.infra.storage import OWNER, Storage
 from core.settings import Settings
+from local.folder import LOOPBACK, port_of, reserve_any
 from local.servers import Servers
 from tests.conftest import own_settings
 from tests.core.conftest import Sessions, accepted
@@ -49,9 +51,28 @@ def test_a_service_does_not_start_with_the_bucket_of_another_service(settings: S
     start(settings)
 
 
+def test_an_api_without_database_starts_and_does_not_own_the_bucket(settings: Settings) -> None:
+    with reserve_any() as silent:
+        url = PostgresDsn(f"postgresql://seft@{LOOPBACK}:{port_of(silent)}/seft")
+        start(settings.model_copy(update={"database_url": url}))
+    assert bucket_owner.owner(Storage(settings)) is None
+
+
+def test_a_bucket_with_another_content_of_the_object_has_another_owner(settings: Settings) -> None:
+    start(settings)
+    Storage(settings).put(OWNER, b"\xff" * 1000)
+    with pytest.raises(ForeignBucketError):
+        start(settings)
+
+
 def test_a_claimed_bucket_belongs_to_the_service_that_claimed_it(settings: Settings, other: Settings) -> None:
     start(settings)
-    assert run_claim(other) == f"{settings.s3_bucket} belongs to this service now\n"
+    with one_session(settings) as session:
+        former = bucket_owner.service_id(session)
+    with one_session(other) as session:
+        new = bucket_owner.service_id(session)
+    told = f"{settings.s3_bucket} belongs to this service now ({new}). Its former owner: {former}.\n"
+    assert run_claim(other) == told
     start(other)
     with pytest.raises(ForeignBucketError):
         start(settings)

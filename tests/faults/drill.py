@@ -16,10 +16,9 @@ from typing import Any, Self
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import bucket_owner
 from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
-from core.infra.storage import Storage
+from core.infra.storage import OWNER, Storage
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric
 from local import processes
 from local.folder import LOOPBACK
@@ -209,7 +208,7 @@ class Drill:
 def unreferenced(sessions: sessionmaker[Session], storage: Storage) -> list[str]:
     """Return the keys of objects without a row of a checkpoint or a dataset, except for the id of the service."""
     with sessions.begin() as session:
-        referenced = {bucket_owner.KEY, *session.scalars(select(Dataset.object_key))}
+        referenced = {OWNER, *session.scalars(select(Dataset.object_key))}
         for row in session.scalars(select(Checkpoint)):
             referenced |= {row.prefix + file["name"] for file in row.files}
     return [key for key in storage.keys("") if key not in referenced]

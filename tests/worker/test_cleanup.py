@@ -16,7 +16,7 @@ from core.access import keys
 from core.access.keys import Scope
 from core.datasets import datasets, imports
 from core.errors import ProblemError
-from core.infra.storage import Storage, StoredObject
+from core.infra.storage import OWNER, Storage, StoredObject
 from core.jobs import actions, attempts, retention
 from core.states import ImportState
 from core.tables import Import
@@ -101,7 +101,7 @@ def test_an_unknown_object_is_kept_for_a_day_and_if_older_than_the_database(
     with backend.sessions.begin() as session:
         bucket_owner.claim(aged, bucket_owner.service_id(session))
     assert cleanup.delete_unreferenced(backend.sessions, aged) == len(unknown)
-    assert backend.storage.keys("") == [*referenced, bucket_owner.KEY]
+    assert backend.storage.keys("") == [*referenced, OWNER]
 
 
 def test_the_sweep_deletes_expired_rows_and_their_objects(backend: Backend, job_id: str, aged: Aged) -> None:

@@ -5,11 +5,21 @@ from pathlib import Path
 from s3transfer.utils import OSUtils
 
 from core.infra import bucket_backup
-from core.infra.storage import Storage
+from core.infra.storage import OWNER, Storage
 
 
 def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_owner_of_a_bucket_is_not_copied(storage: Storage, tmp_path: Path) -> None:
+    storage.put("datasets/a.jsonl", b"1")
+    storage.put(OWNER, b"svc_1")
+    assert bucket_backup.save(storage, tmp_path) == 1
+    assert files(tmp_path) == ["datasets/a.jsonl"]
+    (tmp_path / OWNER).write_text("svc_2")
+    assert bucket_backup.load(storage, tmp_path) == 1
+    assert storage.read(OWNER) == b"svc_1"
 
 
 def test_the_remains_of_a_killed_backup_are_not_restored_and_the_next_backup_deletes_them(
