@@ -10,7 +10,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from core import ids
-from core.infra.storage import OWNER, Storage, is_missing
+from core.infra.bucket_backup import OWNER
+from core.infra.storage import Storage, is_missing
 from core.tables import Service
 
 ID_BYTES = 100

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from botocore.exceptions import ClientError
 
-from core.infra.storage import OWNER, Storage, is_missing
+from core.infra.storage import Storage, is_missing
 
+OWNER = "service"
+"""Key of the object with the id of the service that owns the bucket. See `core.bucket_owner`."""
 PART = ".part"
 REMAINS = re.compile(rf"\{PART}(\.[0-9a-fA-F]{{8}})?$")
 """End of the name of an incomplete file. boto3 adds eight digits to the name while it writes the file."""

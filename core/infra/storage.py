@@ -35,8 +35,6 @@ if TYPE_CHECKING:
         PartTypeDef,
     )
 
-OWNER = "service"
-"""Key of the object with the id of the service that owns the bucket. See `core.bucket_owner`."""
 DELETE_BATCH = 1000
 """Maximum number of objects that S3 deletes in one request."""
 PART_BYTES, MOST_PART_BYTES, PARTS = 16 << 20, 128 << 20, 10_000

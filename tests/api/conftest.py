@@ -19,7 +19,7 @@ from api.app import make_app
 from api.protocol import HeadTimeoutProtocol
 from core.access import keys
 from core.access.keys import Scope
-from core.infra.storage import OWNER
+from core.infra.bucket_backup import OWNER
 from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.settings import Settings

@@ -13,8 +13,9 @@ from api.app import make_app
 from core import bucket_owner
 from core.bucket_owner import ForeignBucketError
 from core.doctor import State, run_check
+from core.infra.bucket_backup import OWNER
 from core.infra.database import one_session
-from core.infra.storage import OWNER, Storage
+from core.infra.storage import Storage
 from core.settings import Settings
 from local.folder import LOOPBACK, port_of, reserve_any
 from local.servers import Servers

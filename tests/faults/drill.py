@@ -17,8 +17,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from core.access.keys import Scope, issue
+from core.infra.bucket_backup import OWNER
 from core.infra.database import make_engine, make_sessions
-from core.infra.storage import OWNER, Storage
+from core.infra.storage import Storage
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric
 from local import processes
 from local.folder import LOOPBACK

@@ -16,7 +16,8 @@ from core.access import keys
 from core.access.keys import Scope
 from core.datasets import datasets, imports
 from core.errors import ProblemError
-from core.infra.storage import OWNER, Storage, StoredObject
+from core.infra.bucket_backup import OWNER
+from core.infra.storage import Storage, StoredObject
 from core.jobs import actions, attempts, retention
 from core.states import ImportState
 from core.tables import Import

@@ -5,7 +5,8 @@ from pathlib import Path
 from s3transfer.utils import OSUtils
 
 from core.infra import bucket_backup
-from core.infra.storage import OWNER, Storage
+from core.infra.bucket_backup import OWNER
+from core.infra.storage import Storage
 
 
 def files(folder: Path) -> list[str]:
