@@ -8,7 +8,6 @@ import structlog
 from anyio.to_thread import run_sync
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
-from sqlalchemy.exc import OperationalError
 
 import core
 from api import errors, reference
@@ -110,8 +109,8 @@ def _prepare_bucket(services: Services) -> None:
     try:
         with services.sessions.begin() as session:
             service = bucket_owner.service_id(session)
-    except OperationalError as error:  # the supervisor would stop all processes if this one did not start
-        log.warning("bucket.owner_not_checked", error=str(error.orig))
+    except errors.SERVERS_DOWN as error:  # the supervisor would stop all processes if this one did not start
+        log.warning("bucket.owner_not_checked", error=str(error))
         return
     bucket_owner.require_own_bucket(services.storage, service)
 

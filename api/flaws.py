@@ -47,6 +47,12 @@ def flaws_of_model(model: type[BaseModel], error: ValidationError) -> list[Flaw]
     return _merged(_body_flaw(model, entry["loc"], entry, _rule(entry)) for entry in entries)
 
 
+def first_flaw(model: type[BaseModel], error: ValidationError) -> str:
+    """Return the first flaw of a form with few fields: the field, the rule and the way out."""
+    flaw = flaws_of_model(model, error)[0]
+    return f"{flaw.param}: {flaw.rule}. {flaw.way_out}"
+
+
 def _rule(entry: Mapping[str, Any]) -> str:
     wanted = JSON_TYPES.get(entry["type"].removesuffix("_type"))
     return f"Input should be {wanted}" if wanted else broken_rule(entry)

@@ -6,6 +6,7 @@ from api.deps import Admin, Auth, CurrentServices, JsonRoute
 from api.errors import BODY, responses
 from api.schemas.models import HubTokenRequest, HubTokenView
 from api.usecases import hub_token as usecases
+from core.access import hub_tokens
 from core.errors import Code
 
 router = APIRouter(prefix="/hub-token", tags=["models"], route_class=JsonRoute)
@@ -24,7 +25,8 @@ def put_hub_token(services: CurrentServices, caller: Admin, body: HubTokenReques
 @router.get("", responses=responses(Code.NOT_FOUND))
 def get_hub_token(services: CurrentServices, caller: Auth) -> HubTokenView:
     """Get the name of the hub account that owns your tenant's token, and the time when the token was stored."""
-    return usecases.get(services, caller)
+    with services.sessions.begin() as session:
+        return HubTokenView.of(hub_tokens.get(session, caller.tenant))
 
 
 @router.delete("", responses=responses(Code.NOT_FOUND))

@@ -1,4 +1,4 @@
-"""Use cases of the tenant's token for the model hub: store, get and delete. No result contains the token."""
+"""Use cases of the tenant's token for the model hub: store and delete. No result contains the token."""
 
 from api.deps import Services
 from api.schemas.models import HubTokenRequest, HubTokenView
@@ -17,12 +17,6 @@ def put(services: Services, caller: Caller, body: HubTokenRequest) -> HubTokenVi
     encrypted = services.encryption.encrypt(token, caller.tenant)
     name = services.models.token_owner(caller.tenant, token)
     return audited(services, caller, "put_hub_token", HubTokenView.of, hub_tokens.put, encrypted, name)
-
-
-def get(services: Services, caller: Caller) -> HubTokenView:
-    """Return the owner of the token, and when it was stored. Raises NOT_FOUND if the tenant has none."""
-    with services.sessions.begin() as session:
-        return HubTokenView.of(hub_tokens.get(session, caller.tenant))
 
 
 def delete(services: Services, caller: Caller) -> HubTokenView:

@@ -3,13 +3,13 @@
 from typing import get_args
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Administrator, Submitted, Visitor
 from api.deps import CurrentServices, Services
 from api.errors import TABLE
-from api.flaws import flaws_of_model
+from api.flaws import first_flaw
 from api.schemas.keys import AuditView, KeyRequest, KeyView, TenantScope
 from api.schemas.models import HubTokenRequest, HubTokenView
 from api.usecases import hub_token
@@ -37,7 +37,7 @@ def create_key(request: Request, services: CurrentServices, visitor: Administrat
     try:
         body = KeyRequest.model_validate({"name": form.get("name"), "scope": form.get("scope")})
     except ValidationError as error:
-        return _page(request, services, visitor, problem=_text(KeyRequest, error), status=422)
+        return _page(request, services, visitor, problem=first_flaw(KeyRequest, error), status=422)
     key = usecases.create(services, visitor.caller, body)
     answer = _page(request, services, visitor, secret=key.secret)
     answer.headers["Cache-Control"] = "no-store"
@@ -51,7 +51,7 @@ def store_hub_token(request: Request, services: CurrentServices, visitor: Admini
         body = HubTokenRequest.model_validate({"token": str(form.get("token", "")).strip()})
         hub_token.put(services, visitor.caller, body)
     except ValidationError as error:
-        return _page(request, services, visitor, problem=_text(HubTokenRequest, error), status=422)
+        return _page(request, services, visitor, problem=first_flaw(HubTokenRequest, error), status=422)
     except ProblemError as error:
         return _problem_page(request, services, visitor, error)
     return go("/keys")
@@ -83,11 +83,6 @@ def revoke_key(
     except ProblemError as error:
         return _problem_page(request, services, visitor, error)
     return go("/keys")
-
-
-def _text(model: type[BaseModel], error: ValidationError) -> str:
-    flaw = flaws_of_model(model, error)[0]
-    return f"{flaw.param}: {flaw.rule}. {flaw.way_out}"
 
 
 def _problem_page(request: Request, services: Services, visitor: Visitor, error: ProblemError) -> Response:

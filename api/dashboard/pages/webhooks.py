@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from api.dashboard.render import go, go_after, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.deps import CurrentServices, Services
-from api.flaws import flaws_of_model
+from api.flaws import first_flaw
 from api.schemas.webhooks import EVENTS, DeliveryView, WebhookRequest, WebhookView
 from api.usecases import webhooks as usecases
 from core import ids, webhooks
@@ -43,8 +43,7 @@ def create(request: Request, services: CurrentServices, visitor: Signed, form: S
     try:
         webhook = usecases.create(services, visitor.caller, WebhookRequest.model_validate(values))
     except ValidationError as error:
-        flaw = flaws_of_model(WebhookRequest, error)[0]
-        return _list(request, services, visitor, values=values, problem=f"{flaw.param}: {flaw.rule}. {flaw.way_out}")
+        return _list(request, services, visitor, values=values, problem=first_flaw(WebhookRequest, error))
     except ProblemError as error:
         fixes = " ".join(flaw.way_out for flaw in error.flaws)
         return _list(request, services, visitor, values=values, problem=f"{error.message} {fixes}".strip())
